@@ -34,7 +34,7 @@ from mtr_tf.runs import workers as workers_lib
 
 __all__ = ["Job", "attack", "default_name", "resolve"]
 
-_AGAIN = (
+_CONTINUE = (
     "Finished attacks are kept; run the same command on all workers to continue with "
     "the others."
 )
@@ -43,7 +43,7 @@ _AGAIN = (
 def attack(config: AttackConfig) -> str:
     """Runs what is not finished yet, writes the folder, and returns the text to print.
 
-    Of several workers the chief alone writes and returns it; the others return none.
+    Of several workers only the chief writes and returns it; the others return "".
 
     Raises:
       InputError: The settings, the checkpoint and the data do not fit together; raised
@@ -54,8 +54,8 @@ def attack(config: AttackConfig) -> str:
     workers = workers_lib.join(config.strategy, config.replicas)
     with contextlib.ExitStack() as stack:
         stack.enter_context(remote.copies())
-        stack.enter_context(workers.explaining_loss(_AGAIN))
-        tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
+        stack.enter_context(workers.explaining_loss(_CONTINUE))
+        tf.random.set_seed(config.seed)  # For a model's own draws without a seed.
         job = resolve(config, workers=workers)
         if workers.several:  # They stop together.
             stack.enter_context(stopping.later())
@@ -64,5 +64,5 @@ def attack(config: AttackConfig) -> str:
             return f"part {config.part} is finished; its results are in {job.folder}"
         if config.executor != NO_EXECUTOR:
             job.spread()
-            job = job.after_parts()  # Which leave it their GPUs.
+            job = job.after_parts()  # The parts have freed their GPUs.
         return remote.named(job.run().text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attack command, all settings resolved: it is run, and its results are written."""
+"""An attack command with all settings resolved: runs it and writes its results."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Attacked:
     Attributes:
       clean: The result of the clean images.
       results: Those of the attacks, in the order of the cells.
-      records: All of it as `results.json` has it.
-      consistency: How well outputs agree that determine each other, likewise.
+      records: All results as `results.json` has them.
+      consistency: How well outputs that determine each other agree, likewise.
     """
 
     clean: Result
@@ -87,8 +87,8 @@ class Job:
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
-      images: Which images those of the subject are, in words.
-      trained: The settings of the run that is attacked; None for a model of one's own.
+      images: The images of the subject, in words.
+      trained: The settings of the attacked run; None for a model of the user's own.
     """
 
     config: AttackConfig
@@ -104,9 +104,9 @@ class Job:
     trained: TrainConfig | None = None
 
     def run(self, write: bool = True) -> Outcome:
-        """Runs what is not finished; finished cells are kept in the folder.
+        """Runs what is not finished, and keeps finished cells in the folder.
 
-        `write`: also what people look at, and the text to print.
+        `write`: whether to write what people look at, too, and return text to print.
         """
         settings = {
             "attack": self.config.to_dict(),
@@ -122,7 +122,7 @@ class Job:
             with workers.agreeing({}):
                 if workers.chief:
                     stack.enter_context(remote.held(self.folder))
-                    stack.enter_context(self._held())
+                    stack.enter_context(self._lock())
                     self._check_out()
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)
@@ -132,18 +132,18 @@ class Job:
                     origin = settings | directory.environment()
                     files.write_json(self.folder / "settings.json", origin)
             if self.cells:
-                attacked = self._attacked()
-                texts += [self._write(attacked)] if write and attacked else []
+                attacked = self._run_attacks()
+                texts += [self._write_attacks(attacked)] if write and attacked else []
             if self.measures:
-                measures = self._measured(self.measures)
+                measures = self._run_measures(self.measures)
                 if write:
                     texts.append(self._write_measures(self.measures, measures))
-            workers.any(False)  # None ends before all is written.
+            workers.any(False)  # No worker ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(filter(None, texts)))
 
     def run_part(self, part: tuple[int, int]) -> None:
-        """Runs what is not finished of a part, and writes finished cells only."""
-        with self._held(shared=True):
+        """Runs what is not finished of a part, and writes only the finished cells."""
+        with self._lock(shared=True):
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)
 
     def spread(self) -> None:
@@ -154,14 +154,14 @@ class Job:
                 "and so do several workers; start it in one process, or leave out "
                 "--executor."
             )
-        with self._held(shared=True):
-            pass  # Complains now if nothing can be written there.
+        with self._lock(shared=True):
+            pass  # Raises early if nothing can be written there.
         if self.cells:
             gpus = len(tf.config.list_physical_devices("GPU"))
             spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
 
     def after_parts(self) -> Job:
-        """The same without an executor, with the batches of this process."""
+        """Returns the job without an executor, with the batches of this process."""
         config = dataclasses.replace(self.config, executor=NO_EXECUTOR)
         size = batch_size(config, self.subject)
         return dataclasses.replace(
@@ -170,58 +170,58 @@ class Job:
 
     def _check_out(self) -> None:
         """Raises `InputError` where --out holds the results of another model."""
-        before = files.read_object(self.folder / "settings.json")
-        same = before.get("model_fingerprint") == self.provenance.model
-        if self.config.out and before and not same:
+        settings = files.read_object(self.folder / "settings.json")
+        same_model = settings.get("model_fingerprint") == self.provenance.model
+        if self.config.out and settings and not same_model:
             raise InputError(
                 "--out must be a new folder, or one of results on the same model, but "
                 f"{self.config.out} holds those of another model, or of other weights; "
                 "give another folder."
             )
 
-    def _held(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Holds the folder of results; see `files.locked`."""
-        beside = self.folder.parent.name == "attacks" and not self.config.out
-        with_out = "Let results go to a folder of yours with --out=DIR"
-        instead = with_out if beside else files.ANOTHER_PLACE
-        return files.locked(self.folder, shared, instead)
+    def _lock(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Locks the folder of results; see `files.locked`."""
+        is_default = self.folder.parent.name == "attacks" and not self.config.out
+        hint = "Let results go to a folder of yours with --out=DIR"
+        advice = hint if is_default else files.ANOTHER_PLACE
+        return files.locked(self.folder, shared, advice)
 
     @property
     def _store(self) -> cell_store.Store:
-        """Where finished cells are."""
+        """The store of finished cells."""
         facts, tasks = self.provenance.to_dict(), self.subject.tasks
         return cell_store.Store(self.folder, facts, self.config.save_examples, tasks)
 
-    def _attacked(self) -> Attacked | None:
+    def _run_attacks(self) -> Attacked | None:
         """Runs what is not finished of the cells, and keeps it in the folder.
 
-        None on workers that only take part in it.
+        Returns None on workers that only take part.
         """
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
         store = self._store
         noise = subject.say_if_random(config.eot)
-        found = sweep.run(subject, self.cells, store, self.predictions)
+        sweep_results = sweep.run(subject, self.cells, store, self.predictions)
         doubts = []
         if config.checks:
             doubts = sanity_checks.check_once(
                 subject,
                 self.cells,
-                found[1] if found else (),
+                sweep_results[1] if sweep_results else (),
                 facts,
                 folder / "checks.json",
                 examples=config.check_examples,
                 transfer=self.provenance.source is not None,
             )
-        if found is None:
+        if sweep_results is None:
             return None
-        clean, results = found
-        broken = results_lib.without_targets(clean)
-        for sentence in broken:
+        clean, results = sweep_results
+        problems = results_lib.without_targets(clean)
+        for sentence in problems:
             logging.warning("%s", sentence)
-        broken += results_lib.not_finite(clean, results)
-        broken += results_lib.negative_losses(clean, self.cells)
-        warnings = [*self.warnings, *noise, *broken, *doubts]
+        problems += results_lib.not_finite(clean, results)
+        problems += results_lib.negative_losses(clean, self.cells)
+        warnings = [*self.warnings, *noise, *problems, *doubts]
         records = results_lib.make_records(
             clean,
             results,
@@ -235,11 +235,11 @@ class Job:
             targets = consistency.of_targets(
                 subject.relations, subject.columns, subject.num_examples
             )
-        agree = consistency.records(subject.relations, clean, results, targets)
-        return Attacked(clean, results, records, agree)
+        agreement = consistency.records(subject.relations, clean, results, targets)
+        return Attacked(clean, results, records, agreement)
 
-    def _write(self, attacked: Attacked) -> str:
-        """Writes what shows of the attacks; returns the text to print."""
+    def _write_attacks(self, attacked: Attacked) -> str:
+        """Writes what people look at of the attacks; returns the text to print."""
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
@@ -248,22 +248,22 @@ class Job:
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"], self.details)
         colors = gallery.class_colors(subject.tasks.values(), subject.info)
-        shown = (clean, results, folder / "gallery.png", colors, self.details)
-        gallery.save_run(*shown)
-        given, units = config.to_dict(), subject.info.units
+        arguments = (clean, results, folder / "gallery.png", colors, self.details)
+        gallery.save_run(*arguments)
+        settings, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(
-            given, clean, results, folder, units, plots, subject.tasks, self.details
+            settings, clean, results, folder, units, plots, subject.tasks, self.details
         )
-        told = tables.printed(
+        text = tables.printed(
             config.format, self.title, records, folder, config.metrics
         )
         if attacked.consistency and config.format == "text":
-            told += "\n\n" + tables.consistency(attacked.consistency)
-        return told
+            text += "\n\n" + tables.consistency(attacked.consistency)
+        return text
 
     @property
     def title(self) -> str:
-        """What stands above tables."""
+        """The heading of tables."""
         config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         details = f", {self.details}" if self.details else ""
@@ -274,46 +274,48 @@ class Job:
 
     @property
     def details(self) -> str:
-        """What is said wherever the attacks are shown, beside their names.
+        """Remarks that accompany the attacks wherever they are shown.
 
-        Whether outputs are compared with the model's own, where images are made on
-        another model, and which part of the output is attacked; empty if all is usual.
+        They name own outputs as targets, another model that images are made on, and the
+        part of the output that is attacked; empty if all is usual.
         """
         config, parts = self.config, []
         if config.targets == OWN_TARGETS:
-            own = "agreement with the model's own clean outputs (--targets=own)"
-            parts.append(own)
+            agreement = "agreement with the model's own clean outputs (--targets=own)"
+            parts.append(agreement)
         if config.source_ckpt:
             parts.append(f"attacked images made on {config.source_ckpt}")
         if config.attack_pixels:
             parts.append(
-                f"{config.attack_pixels} output pixels attacked{self._of_maps}"
+                f"{config.attack_pixels} output pixels attacked{self._map_note}"
             )
         if config.attack_block:
-            parts.append(f"output pixels {config.attack_block} attacked{self._of_maps}")
+            parts.append(
+                f"output pixels {config.attack_block} attacked{self._map_note}"
+            )
         if config.attack_classes:
             names = ", ".join(config.attack_classes)
-            which = self._restricted(lambda task: task.discrete)
-            parts.append(f"only pixels of {names} attacked{which}")
+            note = self._restriction(lambda task: task.discrete)
+            parts.append(f"only pixels of {names} attacked{note}")
         if config.attack_pixels or config.attack_block or config.attack_classes:
             parts.append("metrics over all pixels")
         return "; ".join(parts)
 
     @property
-    def _of_maps(self) -> str:
-        return self._restricted(lambda task: task.is_map)
+    def _map_note(self) -> str:
+        return self._restriction(lambda task: task.is_map)
 
-    def _restricted(self, restricts: Callable[[Task], bool]) -> str:
-        """Which attacked tasks a choice of pixels is of; empty where it is of all."""
+    def _restriction(self, restricts: Callable[[Task], bool]) -> str:
+        """Names the attacked tasks that a choice of pixels restricts; empty if all."""
         tasks = {t: cell.known[t] for cell in self.cells for t in cell.tasks}
-        chosen = [name for name, task in tasks.items() if restricts(task)]
-        others = [name for name in tasks if name not in chosen]
-        if not others:
+        names = [name for name, task in tasks.items() if restricts(task)]
+        free = [name for name in tasks if name not in names]
+        if not free:
             return ""
-        named = ", ".join(others) if len(others) < 4 else "the others"
-        return f" (of {', '.join(chosen)}; {named} everywhere)"
+        free_text = ", ".join(free) if len(free) < 4 else "the others"
+        return f" (of {', '.join(names)}; {free_text} everywhere)"
 
-    def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
+    def _run_measures(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
         """Measures what is not finished, and keeps it in the folder."""
         subject = self.subject
         folding.check(subject.model, tuple(subject.tasks), subject.first_images)
@@ -326,17 +328,19 @@ class Job:
     def _write_measures(
         self, settings: measure.MeasureSettings, records: list[dict[str, Any]]
     ) -> str:
-        """Writes what shows of the measures; returns the text to print.
+        """Writes what people look at of the measures; returns the text to print.
 
-        As json and csv, the records of attacks are printed alone where there are any.
+        In the formats json and csv, only the attacks' records are printed, if any.
         """
         subject = self.subject
         facts = self.provenance.to_dict() | settings.of_channels
         table = measure_files.write(records, self.folder, settings.measures, facts)
         if self.config.format in tables.RECORDS:
             return "" if self.cells else tables.as_records(self.config.format, records)
-        exist = any(end is not None for r in records for end in r.get("interval") or ())
-        note = resampling.note(subject.units.over, subject.num_examples, exist)
+        has_intervals = any(
+            end is not None for r in records for end in r.get("interval") or ()
+        )
+        note = resampling.note(subject.units.over, subject.num_examples, has_intervals)
         images = f"{self.images} of {subject.info.name}"
         if self.config.attack_channels:
             names = "+".join(map(str, self.config.attack_channels))
@@ -345,20 +349,20 @@ class Job:
 
 
 def batch_size(config: AttackConfig, subject: sweep.Subject) -> int:
-    """How many images a step takes over all replicas.
+    """The number of images in a step, over all replicas.
 
-    No more than there are: a batch would be filled up with nothing.
+    At most the number of images there are, rounded up to a multiple of the replicas.
     """
     replicas = subject.workers.replicas
     most = -(-subject.num_examples // replicas) * replicas
     if config.batch_size != "auto":
         return min(config.batch_size, most)
-    # Memory that is tried out stays with this process, and the parts need it.
-    spread = config.executor != NO_EXECUTOR
-    if not compiling.on_gpu() or subject.random or spread:
+    # Memory that is tried out stays with this process, but the parts need it.
+    in_parts = config.executor != NO_EXECUTOR
+    if not compiling.on_gpu() or subject.random or in_parts:
         return min(-(-DEFAULT_BATCH // replicas) * replicas, most)
-    each = largest_batch.fitting(
+    size = largest_batch.fitting(
         subject.models, subject.columns, most // replicas, subject.workers.local
     )
-    logging.info("--batch_size=auto: %d images at a time", each * replicas)
-    return each * replicas
+    logging.info("--batch_size=auto: %d images at a time", size * replicas)
+    return size * replicas

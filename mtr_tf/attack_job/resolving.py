@@ -57,10 +57,10 @@ from mtr_tf.tasks import groups
 from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks import own_code
 
-# What a folder of results has once anything was kept in it.
-_MADE = ("settings.json", "cells", "parts", "predictions", "measures")
-# Settings that older folders were not named with, where they say nothing.
-_LATER = {"attack_channels": [], "targets": "data", "spare": []}
+# A folder of results has at least one of these.
+_RESULT_NAMES = ("settings.json", "cells", "parts", "predictions", "measures")
+# Defaults of later settings, which name a folder only where they differ from these.
+_DEFAULTS = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def resolve(
@@ -85,7 +85,7 @@ def resolve(
       InputError: Settings, checkpoint and data do not go together, or are not the same
         on all workers.
     """
-    workers = workers or _alone(config)
+    workers = workers or _single_worker(config)
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
         job = _resolve(config, workers, source, file, folder)
@@ -98,8 +98,8 @@ def resolve(
     return job
 
 
-def _alone(config: AttackConfig) -> Workers:
-    """This process alone; `InputError` where the environment names several."""
+def _single_worker(config: AttackConfig) -> Workers:
+    """This process alone; `InputError` where the environment names several workers."""
     if strategy_lib.takes_workers(config.strategy):
         cluster.refuse("this function of mtr_tf")
     return Workers(strategy_lib.create(config.strategy, config.replicas))
@@ -109,13 +109,13 @@ def _facts(job: Job) -> dict[str, Any]:
     """What must be the same on all workers: settings, code, models and data."""
     config, provenance = job.config, job.provenance
     settings = config.that_change(RESULTS, EXTRAS)
-    auto = config.batch_size == "auto"  # Then they take the least of them all.
-    size = "auto" if auto else job.subject.batch_size
+    is_auto = config.batch_size == "auto"  # Then they take the smallest of their sizes.
+    size = "auto" if is_auto else job.subject.batch_size
     settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
-    facts["--fast"] = provenance.fast  # On another card it may be something else.
-    if config.targets != OWN_TARGETS:  # Each makes those of its share.
+    facts["--fast"] = provenance.fast  # It may differ on another card.
+    if config.targets != OWN_TARGETS:  # Each worker makes those of its share.
         facts["the data"] = provenance.data
     return facts
 
@@ -127,24 +127,24 @@ def _resolve(
     file: File | None,
     folder: pathlib.Path | None,
 ) -> Job:
-    """See `resolve`; this worker's part of it."""
+    """Does what each worker does by itself of `resolve`."""
     strategy = workers.local
     if folder is None and config.out:
-        folder = _out(config.out)  # Complains now.
+        folder = _out_folder(config.out)  # Raises early.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
-    small = [*_small_radii(config), *_small_steps(config)]
+    unit_warnings = [*_small_radii(config), *_small_steps(config)]
     own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
     source, names = loading.open_data(config, run, own_data)
     columns = source.columns(config.split)
-    changed = loading.data_changes(config, run, source)
+    data_warnings = loading.data_changes(config, run, source)
     with strategy.scope():
         run, source_run = loading.with_inputs(run, source_run, columns.layout)
     columns = columns if run.packed else columns.without_inputs()
-    taken = source.info.with_layout(columns.layout)
-    run = model_fit.fitted(run, taken, names)
+    input_info = source.info.with_layout(columns.layout)
+    run = model_fit.fitted(run, input_info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
     tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
@@ -152,16 +152,18 @@ def _resolve(
     measures = measure.settings_of(config, tasks) if config.measure else None
     if measures and config.targets == OWN_TARGETS:
         measure.check_own_targets(measures, tasks)
-    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
+    attacked_names = tuple(
+        t for t in tasks if any(t in cell.looked_at for cell in cells)
+    )
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)
     if source_run:
-        groups.check_has(attacked, source_run.tasks, "--source_ckpt")
+        groups.check_has(attacked_names, source_run.tasks, "--source_ckpt")
         source_run = model_fit.fitted(
             source_run,
-            taken,
-            attacked,
+            input_info,
+            attacked_names,
             "the model of --source_ckpt",
             "--source_heads",
         )
@@ -170,7 +172,7 @@ def _resolve(
             "--targeted draws outputs to the targets of other images, but "
             f"{config.split} has one image; give more, or leave out --targeted."
         )
-    for cell in cells:  # Complains now.
+    for cell in cells:  # Raises early.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
@@ -180,7 +182,7 @@ def _resolve(
             source.info,
             columns,
             names,
-            attacked,
+            attacked_names,
             workers.replicas,
         )
         surrogate = source_run.model if source_run else None
@@ -207,20 +209,20 @@ def _resolve(
         subject, batch_size=job_lib.batch_size(config, subject)
     )
     if config.targets == OWN_TARGETS:
-        # The targets that others are drawn to may be anywhere in the split.
-        looked_at = len(columns) if config.targeted else count
+        # A targeted attack may take targets from anywhere in the split.
+        target_count = len(columns) if config.targeted else count
         columns = largest_batch.halving(
             lambda size: own_targets.of_model(
-                run.model, columns, tasks, looked_at, size
+                run.model, columns, tasks, target_count, size
             ),
             own_targets.AT_ONCE,
         )
         info = _with_ranges(subject.info, columns, tasks)
         subject = dataclasses.replace(subject, columns=columns, info=info)
-    named = config
+    name_config = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
-        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
-    name = config.name or default_name(named, run.fingerprint)
+        name_config = dataclasses.replace(config, dataset="")  # As if not given.
+    name = config.name or default_name(name_config, run.fingerprint)
     folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -237,7 +239,7 @@ def _resolve(
         cells=cells,
         measures=measures,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=(*small, *changed, *warnings),
+        warnings=(*unit_warnings, *data_warnings, *warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
@@ -246,12 +248,12 @@ def _resolve(
     )
 
 
-def _out(path: str) -> pathlib.Path:
+def _out_folder(path: str) -> pathlib.Path:
     """The folder of `--out`; `InputError` where it holds other things."""
     folder = remote.local(path, "--out")
-    held = remote.names(path, "--out")
-    others = {name for name in held if not files.is_systems(name)}
-    if folder.is_file() or (others and held.isdisjoint(_MADE)):
+    names = remote.names(path, "--out")
+    other_names = {name for name in names if not files.is_systems(name)}
+    if folder.is_file() or (other_names and names.isdisjoint(_RESULT_NAMES)):
         raise InputError(
             "--out must be a new folder, or one of results of mtr_tf.attack, but "
             f"{path} {'is a file' if folder.is_file() else 'holds other things'}; give "
@@ -261,19 +263,19 @@ def _out(path: str) -> pathlib.Path:
 
 
 def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
-    """With what numbers are painted between where nobody says: as of the targets.
+    """Returns the info, with the range of their targets for numbers that have none.
 
-    So clean and attacked outputs are painted on one scale.
+    Clean and attacked outputs are thus painted on one scale.
     """
-    found = custom_facts.ranges_of(columns, tasks)
-    found = {
-        name: ends for name, ends in found.items() if tasks[name].kind == "numbers"
+    ranges = custom_facts.ranges_of(columns, tasks)
+    ranges = {
+        name: ends for name, ends in ranges.items() if tasks[name].kind == "numbers"
     }
-    return dataclasses.replace(info, ranges={**found, **info.ranges})
+    return dataclasses.replace(info, ranges={**ranges, **info.ranges})
 
 
 def _task(run: Run, info: DatasetInfo, name: str) -> Task:
-    """The task of a name; one that data have no targets of is as its output is."""
+    """The task of a name; without targets in the data, it is as its output."""
     task = model_fit.task_of(run, info, name)
     if name in info.tasks:
         return task
@@ -284,13 +286,13 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
 def _load(
     config: AttackConfig, own_data: Source | None, file: File | None
 ) -> tuple[Run, Run | None]:
-    """What is attacked, and what adversarial images are made on if not on that."""
+    """The attacked run, and another one if adversarial images are made on that."""
     data = (config.data_dir, config.dataset)
-    own = loading.Own.of(config, own_data)
+    own_model = loading.Own.of(config, own_data)
     if file:
-        run = loading.own_run(file, config.tasks, own)
+        run = loading.own_run(file, config.tasks, own_model)
     else:
-        run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
+        run = loading.load_run(config.ckpt, config.tasks, *data, own=own_model)
     if not config.source_ckpt:
         loading.check_heads(config, run, None)
         return run, None
@@ -311,90 +313,90 @@ def _cells(
     """The attacks; gradients are taken of `run`. `packed`: see `Subject`."""
     if config.attack == NO_ATTACK:
         return ()
-    unbound = [name for name in config.attack if not KINDS[name].bounded]
-    ours = [name for name in unbound if KINDS[name].ours]
-    # A user's may do without, where the model does not tell.
-    needed = ours or (unbound if run.config else [])
-    scale = run.normalization(needed[0]) if needed else ()
+    unbounded = [name for name in config.attack if not KINDS[name].bounded]
+    our_names = [name for name in unbounded if KINDS[name].ours]
+    # A user's attack may do without a scale, where the model has none.
+    names = our_names or (unbounded if run.config else [])
+    scale = run.normalization(names[0]) if names else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
 
 
 def _images(count: int, total: int, is_cut: bool) -> str:
-    """So many images of all, in words; `is_cut`: there are more than the total."""
+    """The number of images in words; `is_cut`: the data have more than `total`."""
     if total > count:
         return f"the first {count} of {total} images"
     return f"the first {count} images" if is_cut else f"{count} images"
 
 
 def _small_radii(config: AttackConfig) -> list[str]:
-    """Says what radii mean where they look as if meant for images in [0, 1].
+    """Logs what radii mean where they look as if meant for images in [0, 1].
 
     Returns:
-      That, as a warning for the results, of radii that hardly change a picture.
+      The warning, for the results, if the radii hardly change a picture.
     """
     radius = max(config.eps)
     unused = config.attack == NO_ATTACK and "first_order" not in config.measure
     if config.norm != "linf" or not 0 < radius <= 1 or unused:
         return []
-    said = _said_of_levels("eps", radius)
-    return [said] if radius < LEAST_LEVELS else []
+    warning = _log_levels("eps", radius)
+    return [warning] if radius < LEAST_LEVELS else []
 
 
 def _small_steps(config: AttackConfig) -> list[str]:
-    """Says the same of steps that look so and do not reach the radius.
+    """Logs the same for steps that look so and do not reach the radius.
 
     Returns:
-      That, as a warning for the results.
+      The warning, for the results.
     """
-    named = [name for name in config.attack if name in KINDS]
-    if any("ensemble" in KINDS[name].uses for name in named):
-        named = [n for n in named if "ensemble" not in KINDS[n].uses]
-        named += [name for name in config.ensemble if name in KINDS]
-    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in named)
+    names = [name for name in config.attack if name in KINDS]
+    if any("ensemble" in KINDS[name].uses for name in names):
+        names = [n for n in names if "ensemble" not in KINDS[n].uses]
+        names += [name for name in config.ensemble if name in KINDS]
+    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in names)
     if used and is_step_of_one(config.step_size, config.steps, max(config.eps)):
-        return [_said_of_levels("step_size", config.step_size)]
+        return [_log_levels("step_size", config.step_size)]
     return []
 
 
-def _said_of_levels(name: str, length: float) -> str:
+def _log_levels(name: str, length: float) -> str:
     """Logs what a length in levels means, and returns it."""
-    said = (
+    warning = (
         f"--{name} is in levels of 0-255 under --norm=linf, so {length:g} means "
         f"{length / 255:.3g} in an image in [0, 1]; if you meant {length:g}, give "
         f"--{name}={length * 255:g}"
     )
-    logging.warning("%s", said)
-    return said
+    logging.warning("%s", warning)
+    return warning
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
-    # Folders have been named with these; data that is moved is the same data.
+    # Names of folders depend on these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
-    facts = {n: v for n, v in facts.items() if n not in _LATER or v != _LATER[n]}
-    unique = files.digest(facts)[:6]
+    facts = {n: v for n, v in facts.items() if n not in _DEFAULTS or v != _DEFAULTS[n]}
+    digest = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
-    said = f"{kind}_{config.norm}_{radii}_{config.split}"
-    return f"{files.cut(said, files.LONGEST_NAME - len(unique) - 1)}_{unique}"
+    name = f"{kind}_{config.norm}_{radii}_{config.split}"
+    return f"{files.cut(name, files.LONGEST_NAME - len(digest) - 1)}_{digest}"
 
 
-def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
-    """What results depend on of tasks that are none of the eleven, or unlike them."""
-    found = []
+def _own_tasks(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
+    """Records of the tasks that differ from the eleven, for what results depend on."""
+    records = []
     for task in tasks.values():
         code = own_code.digest(task)
         if code or not own_code.is_standard(task):
-            found.append(task.to_dict() | ({"code": code} if code else {}))
-    return tuple(found)
+            records.append(task.to_dict() | ({"code": code} if code else {}))
+    return tuple(records)
 
 
 def _provenance(
     config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
 ) -> Provenance:
-    """All that results depend on beside the attack."""
-    saved = run.config.precision if run.config else "own"
+    """All that results depend on besides the attack."""
+    run_precision = run.config.precision if run.config else "own"
     in_float16 = config.fast and folding.half_type() == "float16"
     return Provenance(
         mtr_tf=mtr_tf.__version__,
@@ -403,7 +405,7 @@ def _provenance(
         model=run.fingerprint,
         source=source_run.fingerprint if source_run else None,
         fast="float16" if in_float16 else config.fast,
-        precision=saved if config.precision == "own" else config.precision,
+        precision=run_precision if config.precision == "own" else config.precision,
         input=config.input_affine,
         dataset=subject.info.name,
         split=config.split,
@@ -412,9 +414,9 @@ def _provenance(
             subject.columns, subject.num_examples, config.targeted
         ),
         tasks=tuple(subject.tasks),
-        own_tasks=_own(subject.tasks),
+        own_tasks=_own_tasks(subject.tasks),
         seed=config.seed,
-        # What the noise of a replica goes by.
+        # The noise of a replica depends on it.
         batch_size=subject.batch_size // subject.workers.replicas
         if subject.random
         else None,

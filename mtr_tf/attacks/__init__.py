@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mtr_tf.attacks.threat import NORMS as NORMS
     from mtr_tf.attacks.threat import fold_in as fold_in
 
-# Where each public name is: the records of the table, and what goes with them.
+# The module of each public name: the records of the table, and what goes with them.
 _MODULES = {
     "ATTACK_LOSSES": "attack_losses",
     "Attack": "base",
@@ -68,7 +68,7 @@ __all__ = ["KINDS", "make", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    """What is asked for, from its module."""
+    """Returns a public name, imported from its module."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"mtr_tf.attacks.{_MODULES[name]}")

@@ -41,7 +41,7 @@ class APGD(base.Attack):
 
     Checkpoints are the steps ceil(p_j N) of N with p_0 = 0, p_1 = 0.22 and
     p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06); the check is made when the point
-    after so many steps has been scored, before the next step.
+    after that many steps has been scored, before the next step.
 
     This is the paper's text. AutoAttack's code differs in details: it also halves at
     exactly 75 %, rounds the distances of checkpoints (0.22 N, less 0.03 N each time, at
@@ -111,71 +111,75 @@ class APGD(base.Attack):
         def run(restart, best):
             start = centre
             if self.random_start:
-                first = stage_ball(0)
-                start = threat.random_point(first, x, keys, restart)
-                start = first.projection(x)(start)
-            raised = base.begin(objective, start, centre)
+                first_ball = stage_ball(0)
+                start = threat.random_point(first_ball, x, keys, restart)
+                start = first_ball.projection(x)(start)
+            run_objective = base.begin(objective, start, centre)
 
-            def stage(number, found):
+            def stage(number, run_best):
                 span = tf.gather(ends, number), tf.gather(ends, number + 1)
                 ball = stage_ball(number)
-                return self._stage(raised, ball, x, found.points, span)
+                return self._stage(run_objective, ball, x, run_best.points, span)
 
-            found = base.repeat(len(self.radii), stage, Best.none(start))
-            return best.offer(*found)
+            run_best = base.repeat(len(self.radii), stage, Best.none(start))
+            return best.offer(*run_best)
 
         best = base.repeat(self.restarts, run, Best.clean(centre, objective))
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
-        """The number of steps before each stage, and of all: one more than stages."""
+        """The numbers of steps before each stage and after the last one."""
         shares = [0.0] + [share for _, share in self.radii]
         return [round(end * self.steps) for end in np.cumsum(shares)]
 
-    def _needed(self) -> np.ndarray:
-        """How many rises each step's check asks for, [steps]; -1: no checkpoint."""
-        needed = np.full(self.steps, -1.0)
+    def _rises_needed(self) -> np.ndarray:
+        """The rises that each step's check needs, [steps]; -1 where there is none."""
+        rises = np.full(self.steps, -1.0)
         ends = self._ends()
         for first, last in itertools.pairwise(ends):
             marks = checkpoints(last - first)
-            needed[first] = 0
-            for before, mark in itertools.pairwise(marks):
-                needed[first + mark] = _RISES * (mark - before)
-        return needed
+            rises[first] = 0
+            for previous, mark in itertools.pairwise(marks):
+                rises[first + mark] = _RISES * (mark - previous)
+        return rises
 
     def _stage(self, objective, ball, x, start, span) -> Best:
         """Runs the steps numbered span[0] to span[1] - 1; returns their best points."""
         first, last = span
         project = ball.projection(x)
         start = project(start)
-        needed = tf.constant(self._needed(), start.dtype)
+        rises_needed = tf.constant(self._rises_needed(), start.dtype)
 
         def step(number, state):
-            done = tf.cast(number - first, tf.float32)
-            progress = done / tf.cast(last - first, tf.float32)
+            index = tf.cast(number - first, tf.float32)
+            progress = index / tf.cast(last - first, tf.float32)
             share = tf.where(number > first, _MOMENTUM, 1.0)
 
             def move(slope):
-                moved = state._replace(slope=slope).moved(ball, project, share)
-                return moved.point - state.point
+                next_state = state._replace(slope=slope).moved(ball, project, share)
+                return next_state.point - state.point
 
             slope, scores = base.gradient(objective, state.point, progress, move)
-            seen = state.seen(slope, scores)
-            rises = needed[number]
-            seen = tf.cond(rises >= 0, lambda: seen.checked(rises), lambda: seen)
-            return seen.moved(ball, project, share)
+            scored_state = state.seen(slope, scores)
+            least_rises = rises_needed[number]
+            scored_state = tf.cond(
+                least_rises >= 0,
+                lambda: scored_state.checked(least_rises),
+                lambda: scored_state,
+            )
+            return scored_state.moved(ball, project, share)
 
         state = _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))
         state = base.loop(first, last, step, state)
         centre = tf.cast(x, start.dtype)
         axes = list(range(1, start.shape.rank))
-        still = tf.equal(state.point, start) & tf.equal(state.slope, 0)
-        still = tf.reduce_all(still, axes)
-        return state.best.offer_last(state.point, still, centre, objective)
+        unmoved = tf.equal(state.point, start) & tf.equal(state.slope, 0)
+        unmoved = tf.reduce_all(unmoved, axes)
+        return state.best.offer_last(state.point, unmoved, centre, objective)
 
 
 class _State(NamedTuple):
-    """Where each image's run is: numbers are [batch], all else [batch, ...]."""
+    """The state of each image's run: numbers are [batch], all else [batch, ...]."""
 
     point: tf.Tensor
     previous: tf.Tensor  # The point before.
@@ -192,22 +196,22 @@ class _State(NamedTuple):
     def at(cls, start: tf.Tensor, step_size: tf.Tensor) -> _State:
         """A run that has not scored its start yet."""
         best = Best.none(start)
-        zeros, none = tf.zeros_like(start), tf.zeros_like(best.scores)
+        zero_images, zeros = tf.zeros_like(start), tf.zeros_like(best.scores)
         return cls(
             point=start,
             previous=start,
-            slope=zeros,
-            score=none + np.inf,  # Above all: the start is no rise.
+            slope=zero_images,
+            score=zeros + np.inf,  # Above all: the start is no rise.
             best=best,
-            best_slope=zeros,
-            step_size=none + step_size,
-            rises=none,
-            halved=tf.zeros_like(none, tf.bool),
-            record=none + np.nan,  # Equal to none: the start is no stand-still.
+            best_slope=zero_images,
+            step_size=zeros + step_size,
+            rises=zeros,
+            halved=tf.zeros_like(zeros, tf.bool),
+            record=zeros + np.nan,  # NaN equals nothing: the start is no standstill.
         )
 
     def seen(self, slope: tf.Tensor, score: tf.Tensor) -> _State:
-        """With the gradients and the scores of the points."""
+        """Returns the state with the gradients and the scores of the points."""
         better = score > self.best.scores
         return self._replace(
             slope=slope,
@@ -217,10 +221,10 @@ class _State(NamedTuple):
             rises=self.rises + tf.cast(score > self.score, self.rises.dtype),
         )
 
-    def checked(self, needed: tf.Tensor) -> _State:
-        """After a checkpoint that asks for so many rises."""
+    def checked(self, least_rises: tf.Tensor) -> _State:
+        """Returns the state after a checkpoint that needs `least_rises`."""
         idle = ~self.halved & tf.equal(self.best.scores, self.record)
-        halved = (self.rises < needed) | idle
+        halved = (self.rises < least_rises) | idle
         return self._replace(
             point=threat.choose(halved, self.best.points, self.point),
             slope=threat.choose(halved, self.best_slope, self.slope),
@@ -232,13 +236,13 @@ class _State(NamedTuple):
         )
 
     def moved(self, ball, project: Callable, share: tf.Tensor) -> _State:
-        """After a step: `share` of it the new move, the rest the last one again."""
+        """Returns the state after a step: `share` new move, the rest the last move."""
         ones = [1] * (self.point.shape.rank - 1)
         step_size = tf.reshape(self.step_size, [-1, *ones])
         share = tf.cast(share, self.point.dtype)
         aim = project(self.point + step_size * ball.steepest(self.slope))
-        new, last = aim - self.point, self.point - self.previous
-        point = project(self.point + share * new + (1 - share) * last)
+        new_move, last_move = aim - self.point, self.point - self.previous
+        point = project(self.point + share * new_move + (1 - share) * last_move)
         return self._replace(point=point, previous=self.point)
 
 

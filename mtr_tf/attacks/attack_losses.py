@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses that an attacker may raise in place of a task's own loss.
 
-All are means over an image's N valid pixels, float32, one number per image; whatever
-stands under a mask of zero (labels of 255, NaN) enters neither them nor a gradient. A
+All are means over an image's N valid pixels, float32, one number per image. Values
+where the mask is zero (labels of 255, NaN) affect neither a loss nor its gradient. A
 targeted attack raises minus the loss towards the wanted target.
 
-Weights of pixels are always held fixed (stop_gradient). Where they ask whether a pixel
-still needs work, a targeted attack turns the question round: no longer "is it still
-right?" but "is it not yet as wanted?".
+Weights of pixels are always held fixed (stop_gradient). Where they depend on whether a
+pixel is still right, those of a targeted attack depend instead on whether it is not yet
+as wanted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Case(NamedTuple):
     """One task's batch, as an attack loss sees it.
 
     Attributes:
-      target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
-      output: Of the model: logits, or values.
+      target: The true one, or the wanted one if `targeted`; shapes as in `losses`.
+      output: The model's logits or values.
       mask: [batch, *places], zero where there is no target.
       own: The task's own loss, `(target, output, mask)` -> [batch].
       progress: Share of the attack's steps done, in [0, 1].
@@ -63,14 +63,14 @@ class Case(NamedTuple):
 
     @property
     def per_pixel(self) -> tf.Tensor:
-        """Each place's own loss, float32 [batch, *places]: as of an image of one."""
+        """Each place's own loss, float32 [batch, *places], as of a one-place image."""
         axes = len(self.mask.shape) - 1
 
         def pixels(values):
             return tf.reshape(values, (-1, *[1] * axes, *values.shape[1 + axes :]))
 
-        of_each = self.own(*map(pixels, (self.target, self.output, self.mask)))
-        return tf.reshape(of_each, tf.shape(self.mask))
+        pixel_losses = self.own(*map(pixels, (self.target, self.output, self.mask)))
+        return tf.reshape(pixel_losses, tf.shape(self.mask))
 
     @property
     def cross_entropy(self) -> tf.Tensor:
@@ -79,7 +79,7 @@ class Case(NamedTuple):
 
     @property
     def unfinished(self) -> tf.Tensor:
-        """1 where the predicted class still is the target (targeted: is not yet)."""
+        """1 where the predicted class is still the target (targeted: is not yet)."""
         predicted = tf.argmax(self.prediction, axis=-1, output_type=tf.int32)
         right = tf.equal(predicted, self.labels)
         return tf.cast(right != self.targeted, tf.float32)
@@ -116,8 +116,8 @@ def segpgd(case: Case) -> tf.Tensor:
 
     Gu et al. 2022. Targeted: 1 - a on pixels not yet as wanted, a on the others.
     """
-    late = tf.cast(case.progress, tf.float32) / 2
-    weights = tf.where(case.unfinished > 0, 1 - late, late)
+    a = tf.cast(case.progress, tf.float32) / 2
+    weights = tf.where(case.unfinished > 0, 1 - a, a)
     return case.mean(weights * case.cross_entropy)
 
 
@@ -136,16 +136,16 @@ def masked_ce_balanced(case: Case) -> tf.Tensor:
     A pixel of class c weighs N / (K n_c): n_c of the image's N valid pixels have this
     target class, K classes occur. So it is the mean over the image's classes of the
     class's mean, as the mIoU is a mean over classes. SEA's weights are fixed numbers
-    per class, of the frequencies in a whole data set; these need no data set.
+    per class, from the frequencies in a whole data set; these need no data set.
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
     sizes = tf.cast(counts[1], tf.float32)
-    occurring = tf.reduce_sum(tf.cast(sizes > 0, tf.float32), axis=1, keepdims=True)
+    class_count = tf.reduce_sum(tf.cast(sizes > 0, tf.float32), axis=1, keepdims=True)
     valid = losses.count_valid(case.mask)[:, tf.newaxis]
-    weights = tf.math.divide_no_nan(valid, occurring * sizes)  # [batch, classes]
-    of_pixels = tf.gather(weights, case.labels, batch_dims=1)
-    return case.mean(of_pixels * case.unfinished * case.cross_entropy)
+    weights = tf.math.divide_no_nan(valid, class_count * sizes)  # [batch, classes]
+    pixel_weights = tf.gather(weights, case.labels, batch_dims=1)
+    return case.mean(pixel_weights * case.unfinished * case.cross_entropy)
 
 
 def js(case: Case) -> tf.Tensor:
@@ -192,7 +192,7 @@ def houdini(case: Case) -> tf.Tensor:
     image without a wrong pixel has a task loss and a gradient of 0.
     """
     chance = _chance(_gap(tf.nn.log_softmax(case.prediction), case.labels))
-    return (1 - _mean_iou(case, of_all=False)) * case.mean(chance)
+    return (1 - _mean_iou(case, all_classes=False)) * case.mean(chance)
 
 
 def houdini_released(case: Case) -> tf.Tensor:
@@ -210,7 +210,7 @@ def houdini_released(case: Case) -> tf.Tensor:
     Void pixels count in neither mIoU nor N.
     """
     chance = _released_chance(tf.nn.log_softmax(case.prediction), case.labels)
-    return 100 * _mean_iou(case, of_all=True) * case.mean(chance)
+    return 100 * _mean_iou(case, all_classes=True) * case.mean(chance)
 
 
 def _released_chance(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -235,9 +235,9 @@ def _released_chance(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 def _gap(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Returns s_y - s_max of each pixel, [batch, *places]."""
-    chosen = _one_hot(labels, scores.shape[-1])
-    own = tf.reduce_sum(tf.where(chosen, scores, 0.0), axis=-1)
-    return own - tf.reduce_max(scores, axis=-1)
+    is_target = _one_hot(labels, scores.shape[-1])
+    target_scores = tf.reduce_sum(tf.where(is_target, scores, 0.0), axis=-1)
+    return target_scores - tf.reduce_max(scores, axis=-1)
 
 
 def _chance(gap: tf.Tensor) -> tf.Tensor:
@@ -245,19 +245,19 @@ def _chance(gap: tf.Tensor) -> tf.Tensor:
     return tf.math.erfc(gap / math.sqrt(2)) / 2
 
 
-def _mean_iou(case: Case, of_all: bool) -> tf.Tensor:
+def _mean_iou(case: Case, all_classes: bool) -> tf.Tensor:
     """Returns each image's mIoU in [0, 1], [batch], without a gradient.
 
-    The mean is over the classes in target or prediction, or else over all; 0 where
-    there is no valid pixel.
+    With `all_classes` the mean is over all classes, otherwise over those in target or
+    prediction; 0 where there is no valid pixel.
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
-    hits, of_target, predicted = (tf.cast(count, tf.float32) for count in counts)
-    union = of_target + predicted - hits
-    occurring = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
+    hits, targets, predictions = (tf.cast(count, tf.float32) for count in counts)
+    union = targets + predictions - hits
+    class_count = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
     total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
-    return total / classes if of_all else tf.math.divide_no_nan(total, occurring)
+    return total / classes if all_classes else tf.math.divide_no_nan(total, class_count)
 
 
 # For labels.
@@ -271,8 +271,8 @@ def masked_bce(case: Case) -> tf.Tensor:
     """
     right = tf.equal(case.prediction > 0, case.values > 0.5)
     unfinished = tf.cast(right != case.targeted, tf.float32)
-    each = tf.nn.sigmoid_cross_entropy_with_logits(case.values, case.prediction)
-    return case.mean(unfinished * each)
+    label_losses = tf.nn.sigmoid_cross_entropy_with_logits(case.values, case.prediction)
+    return case.mean(unfinished * label_losses)
 
 
 # For classes and values.
@@ -281,17 +281,17 @@ def masked_bce(case: Case) -> tf.Tensor:
 def cospgd(case: Case) -> tf.Tensor:
     """CosPGD: own losses weighted by the cosine of prediction and target, per pixel.
 
-    Agnihotri et al. 2024. Of softmax and one-hot target for classes, of the softmax
-    over channels of both for values, of sigmoid
-    and target for labels, each beside 1 minus itself. Targeted: weighted by 1 minus the
+    Agnihotri et al. 2024. The cosine is that of softmax and one-hot target for classes,
+    of the softmax over channels of both for values, and of (s, 1 - s) and (y, 1 - y)
+    for labels, with the sigmoid s and the target y. Targeted: weighted by 1 minus the
     cosine.
 
     A softmax over one channel is 1, and so is the cosine: for tasks of one channel this
-    is plain PGD on the own loss (and kept so if targeted, where the weight would be 0).
+    is plain PGD on the own loss (also if targeted, where the weight would be 0).
     """
     if case.kind == "labels":
         predicted, wanted = map(
-            _with_rest, (tf.nn.sigmoid(case.prediction), case.values)
+            _with_complement, (tf.nn.sigmoid(case.prediction), case.values)
         )
     elif case.output.shape[-1] == 1:
         return own(case)
@@ -305,7 +305,7 @@ def cospgd(case: Case) -> tf.Tensor:
     return case.mean((1 - cosine if case.targeted else cosine) * case.per_pixel)
 
 
-def _with_rest(shares: tf.Tensor) -> tf.Tensor:
+def _with_complement(shares: tf.Tensor) -> tf.Tensor:
     return tf.concat([shares, 1 - shares], axis=-1)
 
 
@@ -337,8 +337,8 @@ def angular(case: Case) -> tf.Tensor:
 # The table.
 
 
-def _plain(loss: Loss) -> Callable[[Case], tf.Tensor]:
-    """Returns a task's loss as one of a case."""
+def _case_loss(loss: Loss) -> Callable[[Case], tf.Tensor]:
+    """Returns a task's loss as a function of a case."""
     return lambda case: loss(case.target, case.output, case.mask)
 
 
@@ -386,7 +386,7 @@ class AttackLoss:
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(
-        _plain(losses.cross_entropy),
+        _case_loss(losses.cross_entropy),
         _is_discrete,
         "`-log p_y`",
         "own loss of classes",
@@ -449,7 +449,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "bce": AttackLoss(
-        _plain(losses.binary_cross_entropy),
+        _case_loss(losses.binary_cross_entropy),
         _is_of_labels,
         "`-y log s - (1 - y) log(1 - s)`, `s` the sigmoid, mean over labels",
         "own loss of labels",
@@ -462,13 +462,13 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "l1": AttackLoss(
-        _plain(losses.l1),
+        _case_loss(losses.l1),
         _is_continuous,
         "`|output - target|`",
         "own loss of most maps",
     ),
     "l2": AttackLoss(
-        _plain(losses.l2),
+        _case_loss(losses.l2),
         _is_continuous,
         "`(output - target)^2`",
         "own loss of the autoencoder",

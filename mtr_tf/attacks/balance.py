@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the losses of several tasks become one number per image.
 
-A balance says two things: what is climbed, and what points are judged by where they are
+A balance defines two things: what is climbed, and the score of points where they are
 judged by losses (`judging`). All act per image: no image's loss scales another's.
 Below, L_t is the loss of attacked task t out of M, L_t(start) that of the point the run
 began from, L_t(clean) that of the clean image, g_t the gradient of L_t, and what stands
 in [brackets] is held fixed (stop_gradient). Where losses divide or have their logarithm
-taken, one of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits are
-over 17 apart, and such a task must count, too. So does a negative one that divides: it
-is rounding, or else refused (`objectives`). The logarithm goes on below 0 as a line.
+taken, a loss of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits
+are over 17 apart, and such a task must count, too. A negative loss that divides also
+counts as 1e-12: it is due to rounding, or else refused (`objectives`). Below 0 the
+logarithm continues as a straight line.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from mtr_tf.attacks import threat
 
 Losses = Mapping[str, tf.Tensor]
 
-_LEAST = 1e-12  # Of a loss that divides others, or has its logarithm taken.
-_over_norm = threat.L2(0.0).steepest
+_LEAST = 1e-12  # The least loss that divides others or has its logarithm taken.
+_normalize = threat.L2(0.0).steepest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +64,12 @@ class Balance:
     @property
     def judges_by_largest(self) -> bool:
         """Whether the score is that of the task whose loss grew most."""
-        return self.judge is _largest
+        return self.judge is _largest_growth
 
     @property
     def normalizes(self) -> bool:
-        """Whether gradients are divided by their norms, of what may change alone."""
-        return self.steepest is _over_norm
+        """Whether gradients are divided by their norms over what may change."""
+        return self.steepest is _normalize
 
     def __call__(
         self,
@@ -78,23 +79,23 @@ class Balance:
     ) -> tf.Tensor:
         """Returns what is climbed, [batch].
 
-        `before` are the losses that `compared` names; without, this point's own.
+        `before` are the losses that `compared` names; None: those of this point.
         """
         before = losses if before is None else before
-        fixed = _not_zero(tf.stop_gradient(_stacked(before, losses)))
-        return self.combine(_stacked(losses, losses), fixed, progress)
+        divisors = _divisors(tf.stop_gradient(_stack(before, losses)))
+        return self.combine(_stack(losses, losses), divisors, progress)
 
     def score(self, losses: Losses, clean: Losses | None = None) -> tf.Tensor:
         """Returns what points are judged by, [batch]; the same at any progress."""
-        fixed = None if clean is None else _not_zero(_stacked(clean, losses))
-        return self.judge(_stacked(losses, losses), fixed)
+        divisors = None if clean is None else _divisors(_stack(clean, losses))
+        return self.judge(_stack(losses, losses), divisors)
 
 
-def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
+def _stack(losses: Losses, order: Losses) -> tf.Tensor:
     return tf.stack([losses[name] for name in order])
 
 
-def _not_zero(losses: tf.Tensor) -> tf.Tensor:
+def _divisors(losses: tf.Tensor) -> tf.Tensor:
     """Returns losses that others can be divided by."""
     return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
@@ -102,32 +103,32 @@ def _not_zero(losses: tf.Tensor) -> tf.Tensor:
 # What is climbed.
 
 
-def _sum(losses, before=None, progress=0.0) -> tf.Tensor:
-    del before, progress
+def _sum(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_sum(losses, axis=0)
 
 
-def _mean(losses, before=None, progress=0.0) -> tf.Tensor:
-    del before, progress
+def _mean(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_mean(losses, axis=0)
 
 
-def _dgba(losses, before, progress) -> tf.Tensor:
-    del before, progress
-    return _sum(losses / _not_zero(tf.stop_gradient(losses)))
+def _dgba(losses, reference, progress) -> tf.Tensor:
+    del reference, progress
+    return _sum(losses / _divisors(tf.stop_gradient(losses)))
 
 
-def _grown(losses, before, progress=0.0) -> tf.Tensor:
+def _total_growth(losses, reference, progress=0.0) -> tf.Tensor:
     del progress
-    return _sum(losses / before)
+    return _sum(losses / reference)
 
 
 def _wgd(losses, start, progress) -> tf.Tensor:
     del progress
-    now = tf.stop_gradient(losses)
-    mean = tf.reduce_mean(now / start, axis=0)
-    # Of 0, which may be that of a task without a target, only the weight is floored.
-    return _sum(_not_zero(now) / start / _not_zero(mean) * losses)
+    current = tf.stop_gradient(losses)
+    mean = tf.reduce_mean(current / start, axis=0)
+    # A loss of 0 (perhaps of a task without a target) stays; its weight is above 0.
+    return _sum(_divisors(current) / start / _divisors(mean) * losses)
 
 
 def _wgd_released(losses, start, progress) -> tf.Tensor:
@@ -136,8 +137,8 @@ def _wgd_released(losses, start, progress) -> tf.Tensor:
 
 def _worst(losses, clean, progress) -> tf.Tensor:
     growth = losses / clean
-    first, later = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
-    return tf.where(tf.equal(progress, 0), first, later)
+    mean, largest = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
+    return tf.where(tf.equal(progress, 0), mean, largest)
 
 
 # What points are judged by.
@@ -150,26 +151,26 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
-def _geometric(losses, clean) -> tf.Tensor:
-    """The mean of log L_t: so many e-folds have the losses grown, but for a constant.
+def _geometric_mean(losses, clean) -> tf.Tensor:
+    """The mean of log L_t: the e-folds by which losses have grown, up to a constant.
 
-    Dividing each loss by that of the clean image would change the score by a number
-    that is the same at all points. So it is left out.
+    Dividing each loss by that of the clean image would change the score by the same
+    number at all points. So it is left out.
     """
     del clean
     return tf.reduce_mean(_log(losses), axis=0)
 
 
-def _relative(losses, clean) -> tf.Tensor:
+def _relative_sum(losses, clean) -> tf.Tensor:
     """The sum of L_t / L_t(clean); of L_t where the clean losses are not known."""
-    return _sum(losses) if clean is None else _grown(losses, clean)
+    return _sum(losses) if clean is None else _total_growth(losses, clean)
 
 
-def _largest(losses, clean) -> tf.Tensor:
+def _largest_growth(losses, clean) -> tf.Tensor:
     """The largest log(L_t / L_t(clean)); of log L_t where these are not known.
 
-    Of the tasks whose losses are not both 0, as are those of a task without a target: a
-    targeted attack, which lowers the others, would always find that one the largest.
+    A task whose two losses are both 0, such as one without a target, does not count: in
+    a targeted attack, which lowers the others, it would always be the largest.
     """
     if clean is None:
         return tf.reduce_max(_log(losses), axis=0)
@@ -197,14 +198,14 @@ BALANCES: dict[str, Balance] = {
     ),
     "dgba": Balance(
         _dgba,
-        _geometric,
+        _geometric_mean,
         "`sum_t L_t / [L_t]`, gradient `sum_t g_t / L_t`",
         "Zhang et al. 2023, arXiv 2305.12066 (DGBA, GB-MTA), its code",
         relative=True,
     ),
     "dgba_paper": Balance(
-        _grown,
-        _relative,
+        _total_growth,
+        _relative_sum,
         "`sum_t L_t / L_t(clean)`",
         "Zhang et al. 2023, arXiv 2305.12066, its text",
         relative=True,
@@ -212,7 +213,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd": Balance(
         _wgd,
-        _geometric,
+        _geometric_mean,
         "`sum_t [r_t] L_t`, where `r_t` is the task's loss relative to its start, "
         "`L_t / L_t(start)`, divided by the mean of these over the tasks",
         "Ghamizi et al. 2022, arXiv 2110.15053, its text",
@@ -221,7 +222,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd_released": Balance(
         _wgd_released,
-        _geometric,
+        _geometric_mean,
         "`sum_t L_t / L_t(start)`; at the first step `sum_t L_t`",
         "Ghamizi et al. 2022, its code",
         relative=True,
@@ -229,21 +230,21 @@ BALANCES: dict[str, Balance] = {
     ),
     "normalized": Balance(
         _sum,
-        _geometric,
+        _geometric_mean,
         "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
         "normalised gradients",
-        steepest=_over_norm,
+        steepest=_normalize,
     ),
     "sign_sum": Balance(
         _sum,
-        _geometric,
+        _geometric_mean,
         "gradient `sum_t sign(g_t)`; one backward pass per task",
         "baseline of Zhang et al. 2023, arXiv 2305.12066",
         steepest=threat.Linf(0.0).steepest,
     ),
     "worst": Balance(
         _worst,
-        _largest,
+        _largest_growth,
         "`max_t L_t / L_t(clean)`; at the first step their mean",
         "the task that has suffered most so far is pushed further",
         relative=True,
@@ -261,23 +262,25 @@ def sum_of_steepest(
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
-    That takes one backward pass per task, through heads and trunk alike, but only once
-    a gradient is asked for: a score costs one forward pass as ever. Entries of a g_t
-    that are not finite count as 0, so that one broken task does not hide the others.
-    There is no gradient towards anything else, nor a second derivative.
+    That takes one backward pass per task, through heads and trunk alike, but only if a
+    gradient is taken: a score still costs one forward pass. Entries of a g_t that are
+    not finite count as 0, so that one broken task does not hide the others. There is no
+    gradient towards anything else, nor a second derivative.
 
     Args:
-      tape: A persistent tape that watched `x` while the losses were made, and is over.
+      tape: A persistent tape that watched `x` while the losses were computed, and has
+        ended.
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
-      movable: Returns what is left of a gradient where the attack can move; None: all.
+      movable: Returns a gradient with 0 where the attack cannot move; None: it can
+        move everywhere.
     """
     total = tf.stop_gradient(tf.add_n(list(losses)))
     half = base.computes_in_float16(base.graph_operations())
 
     @tf.custom_gradient
-    def joined(_):
+    def with_gradient(_):
         def backward(upstream):
             slopes = [slope_of(tape, x, loss, half) for loss in losses]
             moves = [steepest(movable(s) if movable else s) for s in slopes]
@@ -287,12 +290,12 @@ def sum_of_steepest(
 
         return total, backward
 
-    return joined(x)
+    return with_gradient(x)
 
 
 def slope_of(
     tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
 ) -> tf.Tensor:
-    """Returns `base.image_gradient`; what of it is not finite counts as 0."""
+    """Returns `base.image_gradient` with 0 for entries that are not finite."""
     slope = base.image_gradient(tape, loss, x, half)
     return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))

@@ -2,9 +2,10 @@
 """What all attacks share: how they are called, and how they call their objective.
 
 `Attack` checks the images, makes each image's seed and runs the search as one graph.
-`score` and `gradient` evaluate an objective at images, checked to be one number each: a
-mean over the draws of a random one, scaled where it computes in float16. `require` and
-`input_errors` say in our sentences what is wrong with values, in graphs too.
+`score` and `gradient` evaluate an objective at images and check that it returns one
+number for each; they take means over the draws of a random one, and scale gradients
+that are computed in float16. `require` and `input_errors` report values that are wrong
+in sentences of ours, in graphs too.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Attack(abc.ABC):
 
     Your own attack defines `search` and `passes`, and is called in the same way. Its
     lengths are its fields `epsilon` and `step_size`, if it has them. They are checked
-    when the attack is made; as tensors, which `search` also takes, they are not.
+    when the attack is made, unless they are tensors, which `search` also takes.
     """
 
     @final
@@ -81,10 +82,10 @@ class Attack(abc.ABC):
         """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
 
         Within a tf.function it becomes part of that graph. Called eagerly it is
-        compiled here: once and for all for objectives that keep their batch apart from
-        what they do with it (`attacks.objective` on a Keras model), but anew in each
-        call for any other callable, for a graph cannot see what its closure has come to
-        hold since.
+        compiled here: once for objectives that keep their batch apart from their
+        computation (`attacks.objective` on a Keras model), but again in each call for
+        any other callable, because a graph does not see later changes to the values in
+        its closure.
 
         Args:
           objective: What to raise; see `attacks.PGD`.
@@ -100,30 +101,30 @@ class Attack(abc.ABC):
         Raises:
           InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
             Values that are wrong in a graph of the caller's own end it with
-            TensorFlow's error, which has our sentence in it (`input_errors` makes it
-            ours). XLA does not check them.
+            TensorFlow's error, which has our sentence in it (`input_errors` turns it
+            into `InputError`). XLA does not check them.
         """
         x = _images(x)
         keys = threat.image_keys(seed, _indices(x))
         if x.shape[0] == 0:
             return x
         if not tf.executing_eagerly():
-            return tf.stop_gradient(_searched(self, objective, x, keys))
+            return tf.stop_gradient(_search(self, objective, x, keys))
         passes = float(self.passes) * getattr(objective, "draws", 1)
-        on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+        use_xla = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
         unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
         with input_errors(), unchanged():
             if hasattr(objective, "checked"):
                 objective = objective.checked(x, self.raises_own_losses)
-            look = getattr(objective, "look_at_losses", None)
-            looks = look if on and self.raises_own_losses else None
-            if looks:  # XLA drops the check that is in the graph.
-                looks(x)
-            found = tf.stop_gradient(_run(self, objective, x, keys, on))
-            if looks:
-                looks(found)
-        _say_unmoved(self, found, x)
-        return found
+            check = getattr(objective, "look_at_losses", None)
+            check_losses = check if use_xla and self.raises_own_losses else None
+            if check_losses:  # XLA drops the check that is in the graph.
+                check_losses(x)
+            x_adv = tf.stop_gradient(_run(self, objective, x, keys, use_xla))
+            if check_losses:
+                check_losses(x_adv)
+        _warn_unmoved(self, x_adv, x)
+        return x_adv
 
     @final
     def with_lengths(
@@ -132,14 +133,14 @@ class Attack(abc.ABC):
         """Returns the attack with other lengths, which are not checked again.
 
         With tensors one graph of an attack serves all radii. All else stays as it is,
-        also what was worked out of the lengths when the attack was made, and a length
-        that the attack does not have is left out.
+        including what was computed from the lengths when the attack was made. A length
+        that the attack does not have is ignored.
         """
-        bound = copy.copy(self)
+        attack = copy.copy(self)
         for name, length in (("epsilon", epsilon), ("step_size", step_size)):
             if hasattr(self, name):  # Frozen: set as dataclasses do.
-                object.__setattr__(bound, name, length)
-        return bound
+                object.__setattr__(attack, name, length)
+        return attack
 
     @final
     def at_lengths(
@@ -150,7 +151,7 @@ class Attack(abc.ABC):
         epsilon: float | tf.Tensor,
         step_size: float | tf.Tensor,
     ) -> tf.Tensor:
-        """Returns what the attack of these lengths does; see `with_lengths`."""
+        """Returns the images of the attack with these lengths; see `with_lengths`."""
         return self.with_lengths(epsilon, step_size)(objective, x, seed)
 
     @property
@@ -174,12 +175,12 @@ class Attack(abc.ABC):
         """
 
 
-def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
-    """Warns of images that come back as they were, which may look like robustness."""
+def _warn_unmoved(attack: Attack, x_adv: tf.Tensor, x: tf.Tensor) -> None:
+    """Warns of images that come back unchanged, which may look like robustness."""
     if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
         return
-    same = tf.reduce_all(tf.equal(found, x), axis=list(range(1, x.shape.rank)))
-    count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
+    unmoved = tf.reduce_all(tf.equal(x_adv, x), axis=list(range(1, x.shape.rank)))
+    count = int(tf.reduce_sum(tf.cast(unmoved, tf.int32)))
     if count:
         logging.warning(
             "%d of %d images are unchanged, because the attack found no point with a "
@@ -187,7 +188,7 @@ def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
             "be zero, or the model's outputs or the targets NaN. Look at "
             "objective(images).",
             count,
-            len(same),
+            len(unmoved),
         )
 
 
@@ -195,28 +196,28 @@ def _run(
     attack: Attack, objective: Any, x: tf.Tensor, keys: tf.Tensor, jit: bool
 ) -> tf.Tensor:
     """Compiles the attack, unless that was done before, and returns its images."""
-    if getattr(objective, "reusable", False) and _hashable(attack):
+    if getattr(objective, "reusable", False) and _is_hashable(attack):
         return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
-    search = functools.partial(_searched, attack, objective)
+    search = functools.partial(_search, attack, objective)
     return _Graph(search, jit)(x, keys)
 
 
-def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+def _search(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """Returns the attack's images in the graph that is being built.
 
-    The objective's random numbers, if it has any, are made of the attack's keys. A
-    batch that may turn out to be empty is then left alone: convolutions fail on it.
+    The objective's random numbers, if it has any, are made from the attack's keys. A
+    batch that turns out to be empty is returned as it is: convolutions fail on it.
     """
     objective = objective.seeded(keys) if hasattr(objective, "seeded") else objective
     if x.shape[0] is not None:
         return attack.search(objective, x, keys)
-    found = tf.cond(
+    x_adv = tf.cond(
         tf.shape(x)[0] > 0, lambda: attack.search(objective, x, keys), lambda: x
     )
-    return tf.ensure_shape(found, x.shape)
+    return tf.ensure_shape(x_adv, x.shape)
 
 
-def _hashable(attack: Attack) -> bool:
+def _is_hashable(attack: Attack) -> bool:
     """Whether it is a record of numbers, without tensors."""
     try:
         hash(attack)
@@ -229,7 +230,7 @@ class _Graph:
     """A function as a graph, compiled by XLA or not.
 
     Attributes:
-      bytes: About what its graphs take, without weights.
+      bytes: The approximate size of its graphs, without weights.
     """
 
     def __init__(self, run: Callable[..., tf.Tensor], jit: bool):
@@ -244,14 +245,14 @@ class _Graph:
     def _build(self, jit: bool) -> Callable[..., tf.Tensor]:
         # AutoGraph would rewrite our error messages, and there is nothing to convert.
         function = tf.function(self._run, autograph=False)
-        made = compiling.compiled(self._run) if jit else function
-        return functools.partial(self._traced, made)
+        compiled = compiling.compiled(self._run) if jit else function
+        return functools.partial(self._call_concrete, compiled)
 
-    def _traced(self, made: Any, *arguments: Any) -> tf.Tensor:
+    def _call_concrete(self, function: Any, *arguments: Any) -> tf.Tensor:
         # By hand: plain calls warn of retracing where there are many attacks.
-        with compiling.own_gradients() as owned_by:
-            concrete = made.get_concrete_function(*arguments)
-            owned_by(made)
+        with compiling.own_gradients() as set_owner:
+            concrete = function.get_concrete_function(*arguments)
+            set_owner(function)
         if id(concrete) not in self._sized:
             self._sized.add(id(concrete))
             self.bytes += compiling.graph_bytes(concrete)
@@ -259,13 +260,13 @@ class _Graph:
 
 
 class _Compiled:
-    """Compiled attacks by (attack, recipe, jit): those last used, as many as fit.
+    """Compiled attacks by (attack, recipe, jit): the last used ones that fit.
 
     Weights of a model that several attacks share are held, and count, once.
     """
 
     def __init__(self, most: int):
-        """Takes how many bytes they may hold; the last one is kept whatever it does."""
+        """Takes the bytes that they may hold; the last one stays whatever its size."""
         self._most = most
         self._made: collections.OrderedDict[tuple, _Graph] = collections.OrderedDict()
 
@@ -274,7 +275,7 @@ class _Compiled:
         key = attack, recipe, jit
         if key not in self._made:
             self._made[key] = _Graph(
-                lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys),
+                lambda batch, x, keys: _search(attack, recipe.bind(batch), x, keys),
                 jit,
             )
         self._made.move_to_end(key)
@@ -287,7 +288,7 @@ class _Compiled:
 
     @property
     def bytes(self) -> int:
-        """About what all of them hold."""
+        """The approximate size of all of them."""
         models = {id(recipe.model): recipe.model for _, recipe, _ in self._made}
         weights = sum(map(compiling.weight_bytes, models.values()))
         return weights + sum(graph.bytes for graph in self._made.values())
@@ -299,9 +300,9 @@ _compiled = _Compiled(256 * 2**20)
 def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective:
     """Returns the objective for one run from `start` around `clean`, both [batch, ...].
 
-    An objective with a method `begin(start, clean)` returns there one that has computed
-    what stays the same during a run: losses that others are compared with, say, or
-    folded weights.
+    If it has a method `begin(start, clean)`, that returns an objective which has
+    computed what stays the same during a run: losses that others are compared with,
+    say, or folded weights.
     """
     return objective.begin(start, clean) if hasattr(objective, "begin") else objective
 
@@ -311,8 +312,8 @@ def loop(
 ) -> Any:
     """Returns the state after state = body(number, state) for first <= number < end.
 
-    One pass at a time: ten may overlap otherwise, and the features of several be held
-    at once.
+    Passes do not overlap. Otherwise up to ten would, and the features of several would
+    be in memory at once.
     """
     _, state = tf.while_loop(
         lambda number, _: number < end,
@@ -324,13 +325,13 @@ def loop(
 
 
 def repeat(count: int | tf.Tensor, body: Callable[..., Any], state: Any) -> Any:
-    """Returns the same for the numbers below `count`; a single pass is no loop."""
+    """Returns `loop` over the numbers below `count`; a single pass needs no loop."""
     return body(0, state) if count == 1 else loop(0, count, body, state)
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
-    """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
-    return mean_over_draws(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
+    """Returns each image's score, [batch] in x's dtype; a mean over draws."""
+    return mean_over_draws(objective, lambda draw: _evaluate(draw, x, progress)[1])
 
 
 def gradient(
@@ -343,26 +344,26 @@ def gradient(
 
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
     NaN come back as 0, infinite ones as the largest number: the gradient is finite.
-    Both are means over the draws of an objective that has some. An objective that
-    computes in float16 is scaled by image before (`scaled_gradient`).
+    Both results are means over the draws of an objective that has some. An objective
+    that computes in float16 is first scaled, per image (`scaled_gradient`).
 
-    `move` is how far the attack goes from `x` along a gradient, like `x`. It may be
-    told to an objective with a method `moving(move)`, whose gradient depends on it.
+    `move` maps a gradient to how far the attack goes from `x` along it, like `x`. It is
+    passed to an objective with a method `moving(move)`, whose gradient depends on it.
     """
     if move is not None and hasattr(objective, "moving"):
         objective = objective.moving(move)
-    return mean_over_draws(objective, lambda drawn: _gradient(drawn, x, progress))
+    return mean_over_draws(objective, lambda draw: _gradient(draw, x, progress))
 
 
 def _gradient(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `gradient` does, of one draw."""
-    before = len(graph_operations())
+    """Returns what `gradient` does, for one draw."""
+    count = len(graph_operations())
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
-    made = graph_operations()[before:]
+    operations = graph_operations()[count:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
     if slope is None:
         raise InputError(
@@ -371,17 +372,17 @@ def _gradient(
             "out what casts or rounds images (such as a cast to uint8), and compute an "
             "objective of yours from its argument."
         )
-    if computes_in_float16(made):
+    if computes_in_float16(operations):
         slope = scaled_gradient(tape, ascend, x)
-    # One reading pass for all that is well; cleaning takes many times as long.
-    well = tf.math.is_finite(tf.reduce_sum(slope))
-    slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
+    # One reading pass where all is finite; cleaning takes many times as long.
+    finite = tf.math.is_finite(tf.reduce_sum(slope))
+    slope = tf.cond(finite, lambda: slope, lambda: _make_finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
 
 
-def _finite(slope: tf.Tensor) -> tf.Tensor:
-    known = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
-    return tf.clip_by_value(known, -slope.dtype.max, slope.dtype.max)
+def _make_finite(slope: tf.Tensor) -> tf.Tensor:
+    numbers = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
+    return tf.clip_by_value(numbers, -slope.dtype.max, slope.dtype.max)
 
 
 def _evaluate(
@@ -389,8 +390,8 @@ def _evaluate(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (ascend, score), each [batch]."""
     check_arity(objective)
-    returned = objective(x, progress)
-    pair = returned if isinstance(returned, tuple) else (returned, returned)
+    result = objective(x, progress)
+    pair = result if isinstance(result, tuple) else (result, result)
     if len(pair) != 2:
         raise InputError(
             "The objective must return [batch] or (ascend [batch], score [batch]); "
@@ -412,18 +413,18 @@ def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
 def check_arity(objective: Objective) -> None:
     """Raises InputError unless it takes the images and the progress of the attack.
 
-    A second argument with a default, as in `lambda x, y=labels: ...`, is not for the
-    progress unless it is called so.
+    A second argument with a default, as in `lambda x, y=labels: ...`, counts only if
+    its name is `progress`.
     """
     try:
         signature = inspect.signature(objective)
     except (TypeError, ValueError):  # Some built-ins have no signature.
         return
     try:
-        taken = list(signature.bind(None, None).arguments)
+        names = list(signature.bind(None, None).arguments)
     except TypeError:
-        taken = []
-    second = signature.parameters[taken[-1]] if taken else None
+        names = []
+    second = signature.parameters[names[-1]] if names else None
     if second and (second.default is second.empty or second.name == "progress"):
         return
     raise InputError(
@@ -434,7 +435,7 @@ def check_arity(objective: Objective) -> None:
 
 
 def _images(x: Any) -> tf.Tensor:
-    """Returns `x` as a tensor, checked, and rid of rounding outside [0, 1]."""
+    """Returns `x` as a checked tensor, with rounding outside [0, 1] clipped."""
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating or not x.shape.rank:
         raise InputError(
@@ -447,14 +448,14 @@ def _images(x: Any) -> tf.Tensor:
     return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
 def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
-    """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
+    """Raises InputError unless `x` is in [0, 1]; in a graph, returns the checks."""
     wide = tf.cast(x, threat.compute_dtype(x))
-    known = ~tf.math.is_nan(wide)
+    valid = ~tf.math.is_nan(wide)
     inside = (wide >= -_TOLERANCE) & (wide <= 1 + _TOLERANCE)
 
-    def out_of_range():
+    def range_words():
         return [
             "Images must be in [0, 1]; got values from",
             tf.reduce_min(wide),
@@ -463,8 +464,8 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
             "; put the normalisation into the model.",
         ]
 
-    def unknown():
-        count = tf.math.count_nonzero(~known)
+    def nan_words():
+        count = tf.math.count_nonzero(~valid)
         return [
             "Images must be in [0, 1]; got",
             count,
@@ -472,14 +473,14 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
         ]
 
     checks = [
-        require(tf.reduce_all(known), unknown),
-        require(tf.reduce_all(inside | ~known), out_of_range),
+        require(tf.reduce_all(valid), nan_words),
+        require(tf.reduce_all(inside | ~valid), range_words),
     ]
     return [] if tf.executing_eagerly() else checks
 
 
 def _indices(x: tf.Tensor) -> tf.Tensor:
-    """Returns each image's number in the global batch, replica after replica, [batch].
+    """Returns each image's number in the global batch, replica by replica, [batch].
 
     With batches of one size on all replicas, one int seed thus gives every image the
     noise that it has in the same batch on one device, and no two images the same.
@@ -497,7 +498,7 @@ def _indices(x: tf.Tensor) -> tf.Tensor:
 
 
 def mean_over_draws(objective: Any, function: Callable[[Any], Any]) -> Any:
-    """Returns the mean over an objective's draws of what the function makes of each.
+    """Returns the mean of `function` over the draws of an objective.
 
     Args:
       objective: Any; without draws the function is called on itself.
@@ -512,7 +513,7 @@ def mean_over_draws(objective: Any, function: Callable[[Any], Any]) -> Any:
 def mean(function: Callable[[Any], Any], count: int) -> Any:
     """Returns the mean of function(0) to function(count - 1), tensors of any structure.
 
-    One after the other, so that the features of one draw at most are held.
+    Calls run one after the other, so that only one draw's features are in memory.
     """
     total = function(0)
     if count == 1:
@@ -528,32 +529,32 @@ def mean(function: Callable[[Any], Any], count: int) -> Any:
 # Gradients of objectives that compute in float16, without losing them on the way.
 #
 # A loss is a mean over the pixels of an image: each has a share of 1e-6 in it at
-# 1024 px, and nothing below 6e-8 is a number in float16. So the gradient is taken of a
-# multiple of what is climbed, a power of two, and divided by it in the images' type.
+# 1024 px, and no positive float16 is below 6e-8. So what is climbed is multiplied by a
+# power of two, and its gradient is divided by that in the images' type.
 
-_LEAST = 2.0**-10  # With smaller entries in a scaled gradient, others may be lost.
-_STEP = 8  # A scale that is wrong is changed by 2^8,
-_TRIES = 4  # so often at most.
+_LEAST = 2.0**-10  # If all entries of a scaled gradient are smaller, some may be lost.
+_STEP = 8  # A wrong scale is changed by a factor of 2^8,
+_TRIES = 4  # at most this often.
 _HIGHEST = 100  # Exponents beyond these would leave float32.
 
 
 def graph_operations() -> list[tf.Operation]:
-    """Returns those of the graph that is being built; none where there is none."""
+    """Returns those of the graph that is being built; none outside of graphs."""
     if tf.executing_eagerly():
         return []
     return tf.compat.v1.get_default_graph().get_operations()
 
 
 def computes_in_float16(operations: Iterable[tf.Operation]) -> bool:
-    """Whether any of a graph's operations, or of the functions they call, does."""
+    """Whether any of a graph's operations, or of functions they call, is float16."""
     for operation in operations:
         if any(output.dtype == tf.float16 for output in operation.outputs):
             return True
         if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
             # TensorFlow has no public way to a called function's graph.
             name = operation.get_attr("f").name
-            called = operation.graph._get_function(name)
-            if called and computes_in_float16(called.graph.get_operations()):
+            function = operation.graph._get_function(name)
+            if function and computes_in_float16(function.graph.get_operations()):
                 return True
     return False
 
@@ -578,11 +579,11 @@ def image_gradient(
 def scaled_gradient(
     tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the gradient of `ascend` by `x`, scaled on its way by image.
+    """Returns the gradient of `ascend` by `x`, computed with a scale for each image.
 
-    The first scale is about the number of entries of an image: then what the pixels'
-    losses add up to is differentiated, not their mean. Where the result is not finite,
-    a smaller scale is tried, where it is zero or small a larger one, each by another
+    The first scale is about the number of entries of an image, so the sum of the
+    pixels' losses is differentiated, not their mean. Where the result is not finite, a
+    smaller scale is tried; where it is zero or small, a larger one. Each try is another
     backward pass, and the last finite result stays.
 
     Args:
@@ -596,38 +597,38 @@ def scaled_gradient(
     axes = list(range(1, x.shape.rank))
     ones = [1] * len(axes)
     entries = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
-    first = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
-    exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first, tf.int32)
+    first_exponent = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
+    exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first_exponent, tf.int32)
 
-    def attempt(number, exponents, lowered, known, found, _):
+    def attempt(number, exponents, lowered, solved, result, _):
         scale = tf.cast(_power_of_two(exponents), ascend.dtype)
-        scaled = tape.gradient(
+        scaled_slope = tape.gradient(
             ascend, x, scale, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        largest = tf.reduce_max(tf.abs(scaled), axes)
-        finite = tf.reduce_all(tf.math.is_finite(scaled), axes)
-        slope = scaled * tf.reshape(
+        largest = tf.reduce_max(tf.abs(scaled_slope), axes)
+        finite = tf.reduce_all(tf.math.is_finite(scaled_slope), axes)
+        slope = scaled_slope * tf.reshape(
             tf.cast(_power_of_two(-exponents), x.dtype), [-1, *ones]
         )
-        # A larger scale that went too far leaves the one before.
-        take = tf.reshape(finite | ~known, [-1, *ones])
-        found = tf.where(take, slope, found)
+        # Where a larger scale goes too far, the previous result stays.
+        take = tf.reshape(finite | ~solved, [-1, *ones])
+        result = tf.where(take, slope, result)
         small = finite & (largest < _LEAST) & ~lowered
-        pending = small | (~finite & ~known)
+        pending = small | (~finite & ~solved)
         lowered |= ~finite
         change = tf.where(small, _STEP, tf.where(finite, 0, -_STEP))
         exponents = tf.minimum(exponents + change, _HIGHEST)
-        return number + 1, exponents, lowered, known | finite, found, pending
+        return number + 1, exponents, lowered, solved | finite, result, pending
 
-    none = tf.zeros_like(ascend, tf.bool)
-    state = (0, exponents, none, none, tf.zeros_like(x), tf.ones_like(none))
-    _, _, _, _, found, _ = tf.while_loop(
-        lambda number, *rest: (number < _TRIES) & tf.reduce_any(rest[-1]),
+    false = tf.zeros_like(ascend, tf.bool)
+    state = (0, exponents, false, false, tf.zeros_like(x), tf.ones_like(false))
+    _, _, _, _, result, _ = tf.while_loop(
+        lambda number, *values: (number < _TRIES) & tf.reduce_any(values[-1]),
         attempt,
         state,
         parallel_iterations=1,
     )
-    return found
+    return result
 
 
 def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
@@ -635,8 +636,8 @@ def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.bitwise.left_shift(exponents + 127, 23), tf.float32)
 
 
-# Values that are wrong, said in our sentences, in graphs too. A graph cannot raise
-# `InputError`. So the assertion in it carries the sentence, and who calls the graph
+# Reports of wrong values, in our sentences, in graphs too. A graph cannot raise
+# `InputError`. So the assertion in it carries the sentence, and the caller of the graph
 # turns TensorFlow's error into ours: `Attack`, `Evaluator.run` and the commands do. XLA
 # drops assertions: there values go unchecked.
 
@@ -644,16 +645,16 @@ def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
 Words = Callable[[], Sequence[str | tf.Tensor]]
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
 def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
-    """Raises `InputError` unless `holds`; in a graph the assertion that stands for it.
+    """Raises `InputError` unless `holds`; in a graph, asserts it instead.
 
     Args:
       holds: bool, [].
-      words: Returns the sentence; what it computes is computed only to be said.
+      words: Returns the sentence; called, or in a graph computed, only to report.
 
     Returns:
-      `holds`, to depend on.
+      `holds`, for others to depend on.
     """
     if tf.executing_eagerly():
         if not bool(holds):
@@ -664,8 +665,8 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
     def fail():
         parts = list(words())
         parts[0] = MARK + parts[0]
-        told = tf.debugging.Assert(False, parts, summarize=1)
-        with tf.control_dependencies([told]):
+        assertion = tf.debugging.Assert(False, parts, summarize=1)
+        with tf.control_dependencies([assertion]):
             return tf.constant(False)
 
     return tf.cond(holds, lambda: tf.constant(True), fail)
@@ -673,15 +674,15 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Within, TensorFlow's errors with a sentence of ours in them are `InputError`.
+    """Turns TensorFlow's errors that contain a sentence of ours into `InputError`.
 
-    Those are failed assertions of `require`, mistakes met where a batch is read, and
-    operations that have no deterministic kernel, where these are asked for.
+    These are failed assertions of `require`, mistakes found while a batch is read, and
+    operations without a deterministic kernel, where such kernels are required.
     """
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-        told = input_error_within(error)
-        if told is None:
+        sentence = input_error_within(error)
+        if sentence is None:
             raise
-        raise InputError(told) from error
+        raise InputError(sentence) from error

@@ -48,11 +48,13 @@ class Noise(base.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))
-        begun = base.begin(objective, centre, centre)
+        run_objective = base.begin(objective, centre, centre)
 
         def step(draw, best):
             points = project(self._points(ball, x, keys, draw))
-            return best.offer(points, base.score(begun, points, tf.constant(1.0)))
+            return best.offer(
+                points, base.score(run_objective, points, tf.constant(1.0))
+            )
 
         best = base.loop(0, self.draws, step, Best.clean(centre, objective))
         return ball.rounded(best.points, x)
@@ -77,7 +79,7 @@ class Corner(Noise):
     """
 
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
-        """A point of the rim: along a Gaussian, its signs or its direction."""
+        """A point of the ball's surface: the signs or the direction of a Gaussian."""
         dtype = threat.compute_dtype(x)
         noise = threat.random_images(threat.normal, x, keys, draw)
         return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)

@@ -47,27 +47,31 @@ def on_channels(
         return attack
     check(channels)
 
-    def restricted(objective, x, *arguments, **options):
+    def channel_attack(objective, x, *arguments, **options):
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
-        whole = _Whole(x, channels)
-        inner = OnChannels(objective, whole).confined(lambda slope: slope)
-        return whole(attack(inner, chosen(x, channels), *arguments, **options))
+        whole_images = _Whole(x, channels)
+        channel_objective = OnChannels(objective, whole_images).confined(
+            lambda slope: slope
+        )
+        return whole_images(
+            attack(channel_objective, chosen(x, channels), *arguments, **options)
+        )
 
-    return restricted
+    return channel_attack
 
 
 def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
-    """Returns these channels, the last axis, of images or gradients; of none: all."""
+    """Returns these channels (the last axis) of images or gradients; empty: all."""
     if not channels:
         return x
     return tf.stack([x[..., channel] for channel in channels], axis=-1)
 
 
 def check(channels: Sequence[int], count: int | None = None) -> None:
-    """Raises `InputError` unless they are different ones of `count` channels."""
-    within = all(is_whole(c) and 0 <= c < (count or c + 1) for c in channels)
-    if not within or len({*channels}) < len(channels):
+    """Raises `InputError` unless they are different numbers of `count` channels."""
+    valid = all(is_whole(c) and 0 <= c < (count or c + 1) for c in channels)
+    if not valid or len({*channels}) < len(channels):
         last = "" if count is None else f" to {count - 1}"
         raise InputError(
             "The attacked channels (--attack_channels) must be different numbers from "
@@ -83,21 +87,23 @@ class _Whole:
     channels: tuple[int, ...]
 
     def __call__(self, part: tf.Tensor) -> tf.Tensor:
-        return self._between(part, tf.cast(self.x, part.dtype))
+        return self._merge(part, tf.cast(self.x, part.dtype))
 
     def change(self, part: tf.Tensor) -> tf.Tensor:
         """Returns a change of these channels as one of whole images."""
-        return self._between(part, tf.zeros_like(self.x, part.dtype))
+        return self._merge(part, tf.zeros_like(self.x, part.dtype))
 
-    def _between(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    def _merge(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        rest = tf.unstack(others, axis=-1)
-        return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
+        layers = tf.unstack(others, axis=-1)
+        return tf.stack(
+            [parts.get(i, layer) for i, layer in enumerate(layers)], axis=-1
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Move:
-    """What an attack on some channels makes of gradients of whole images."""
+    """The move of an attack on some channels, along gradients of whole images."""
 
     move: Callable[[tf.Tensor], tf.Tensor]
     whole: _Whole
@@ -106,61 +112,68 @@ class _Move:
         return self.whole.change(self.move(chosen(slope, self.whole.channels)))
 
     def movable(self, slope: tf.Tensor) -> tf.Tensor:
-        """Returns it with zeros in the channels that stay."""
+        """Returns the gradient with zeros in the channels that stay."""
         return self.whole.change(chosen(slope, self.whole.channels))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnChannels:
-    """An objective of whole images, as one of some of their channels."""
+    """An objective of whole images as an objective of some of their channels."""
 
     objective: Any
     whole: _Whole
 
     def __call__(self, x: tf.Tensor, progress: tf.Tensor | float = 0.0) -> Any:
-        """Returns what it does of the whole images."""
+        """Returns what the objective returns for the whole images."""
         base.check_arity(self.objective)
         return self.objective(self.whole(x), progress)
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor) -> OnChannels:
-        """Returns it for one run, see `base.begin`."""
-        return self._of(
+        """Returns the objective for one run; see `base.begin`."""
+        return self._wrap(
             base.begin(self.objective, self.whole(start), self.whole(clean))
         )
 
     def moving(self, move: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
-        """Returns it, told how the attack moves; see `base.gradient`."""
+        """Returns the objective, given how the attack moves; see `base.gradient`."""
         if not hasattr(self.objective, "moving"):
             return self
-        return self._of(self.objective.moving(_Move(move, self.whole)))
+        return self._wrap(self.objective.moving(_Move(move, self.whole)))
 
     def confined(self, movable: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
-        """Returns it, told which gradients count: of these channels, `movable` ones."""
+        """Returns the objective with gradients confined to these channels.
+
+        `movable` returns such a gradient with 0 where the attack cannot move.
+        """
         if not hasattr(self.objective, "confined"):
             return self
-        return self._of(self.objective.confined(_Move(movable, self.whole)))
+        return self._wrap(self.objective.confined(_Move(movable, self.whole)))
 
-    def _of(self, objective: Any) -> OnChannels:
+    def _wrap(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)
 
     def __getattr__(self, name: str) -> Any:
-        """What else the objective has; `reusable` not, as the images are a part of it.
+        """Other attributes of the objective; not `reusable`, which images rule out.
 
-        Images that it is handed are made whole. Methods that return another objective
-        return one of these channels, too.
+        Images that are passed on are made whole. Where a method returns another
+        objective, it returns one of these channels, too.
         """
         if name == "reusable" or name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.objective, name)
         if name == "checked":
-            return lambda x, *more: self._of(value(self.whole(x), *more))
+            return lambda x, *arguments: self._wrap(value(self.whole(x), *arguments))
         if name == "look_at_losses":
             return lambda x: value(self.whole(x))
         if not callable(value):
             return value
 
         def method(*arguments: Any, **options: Any) -> Any:
-            found = value(*arguments, **options)
-            return self._of(found) if isinstance(found, type(self.objective)) else found
+            result = value(*arguments, **options)
+            return (
+                self._wrap(result)
+                if isinstance(result, type(self.objective))
+                else result
+            )
 
         return method

@@ -14,10 +14,11 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 from mtr_tf.errors import is_whole
 
-# More is a slip. Loops count in 32 bits, and all queries' random numbers are held.
+# More is a slip. Loops count in 32 bits, and the random numbers of all queries are in
+# memory at once.
 MOST_STEPS = 10**6
 MOST_QUERIES = 10**5
-# Weights of losses: sums of losses stay numbers of float32, and gradients too.
+# Sizes of loss weights with which sums of losses, and gradients, stay in float32.
 WEIGHTS = (1e-6, 1e6)
 
 
@@ -45,7 +46,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_restarts(restarts: object, random_start: bool) -> None:
-    """Raises InputError where runs would all be the same one, from the image."""
+    """Raises InputError where all runs would be the same, starting at the image."""
     if is_whole(restarts) and restarts > 1 and not random_start:
         raise InputError(
             "Several restarts need a random start, because runs that start at the "
@@ -54,10 +55,10 @@ def check_restarts(restarts: object, random_start: bool) -> None:
         )
 
 
-def check_name(kind: str, given: object, known: Collection[str]) -> None:
+def check_name(kind: str, value: object, choices: Collection[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
-    if given not in known:
-        hint = did_you_mean(given, known)
+    if value not in choices:
+        hint = did_you_mean(value, choices)
         raise InputError(
-            f"{kind} must be one of {', '.join(known)}; got {given!r}.{hint}"
+            f"{kind} must be one of {', '.join(choices)}; got {value!r}.{hint}"
         )

@@ -68,7 +68,7 @@ class Worst(base.Attack):
 
     @property
     def raises_own_losses(self) -> bool:
-        """Whether a member does for which no losses are named."""
+        """Whether a member does so because no losses are named for it."""
         return any(
             losses is None and getattr(attack, "raises_own_losses", True)
             for attack, losses in self._pairs()
@@ -91,11 +91,11 @@ class Worst(base.Attack):
         judge = base.begin(ties, centre, centre)
         best = None
         for number, (attack, losses) in enumerate(self._pairs()):
-            raised = objective
+            member_objective = objective
             if losses is not None:
-                raised = _with_losses(objective, losses)
-            points = attack.search(raised, x, member_keys(keys, number))
-            points = tf.cast(points, dtype)  # Exact: x's numbers in what scores take.
+                member_objective = _with_losses(objective, losses)
+            points = attack.search(member_objective, x, member_keys(keys, number))
+            points = tf.cast(points, dtype)  # Exact: x's numbers, in the scores' dtype.
             best = Best.none(points) if best is None else best
             scores = base.score(judge, points, tf.constant(1.0))
             best = best.offer(points, scores)
@@ -192,14 +192,14 @@ def member_at_lengths(
     epsilon: tf.Tensor,
     step_size: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns what an ensemble's member does alone, from the ensemble's keys.
+    """Returns the images of an ensemble's member alone, from the ensemble's keys.
 
-    Of the other lengths: see `base.Attack.with_lengths`.
+    The lengths replace those of the attack; see `base.Attack.with_lengths`.
     """
     keys = member_keys(keys, number)
     return attack.at_lengths(objective, x, keys, epsilon, step_size)
 
 
 def member_keys(keys: tf.Tensor, number: int) -> tf.Tensor:
-    """Returns an ensemble's member's keys, int64 [batch, 2], of the ensemble's."""
+    """Returns a member's keys, int64 [batch, 2], made from those of its ensemble."""
     return tf.map_fn(lambda key: threat.fold_in(key, number), keys)

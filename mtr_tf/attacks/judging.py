@@ -75,32 +75,34 @@ def may_tie(
 ) -> tuple[str, ...]:
     """Returns the tasks whose nearness tells points of equal harm apart.
 
-    Those with classes or labels that are no maps, or of which a part is attacked. None
-    where harms are no counts of wrong places alone, whose steps are known: beside tasks
-    of other kinds, which hardly ever tie; with several tasks of different weights, or
-    under several draws.
+    These are tasks with classes or labels that are no maps, or of which only a part is
+    attacked. There are none where the harm is more than counts of wrong places, whose
+    steps are known: beside tasks of other kinds, which hardly ever tie; and with
+    several tasks, of different weights or under several draws.
 
     Args:
       judge: "harm" or "loss".
       tasks: The attacked ones.
       weights: Of the tasks; empty where all are 1.
-      restricted: Whether some of the places are attacked, not all.
-      draws: How many scores a score is the mean of.
+      restricted: Whether only some of the places are attacked.
+      draws: Number of draws that a score is the mean over.
     """
     by_task = dict(zip(tasks, weights or [1.0] * len(tasks), strict=True))
-    judged = {name: tasks[name] for name, weight in by_task.items() if weight}
-    alike = len({by_task[name] for name in judged}) == 1 and draws == 1
-    if judge != HARM or (len(judged) > 1 and not alike):
+    weighted_tasks = {name: tasks[name] for name, weight in by_task.items() if weight}
+    comparable = len({by_task[name] for name in weighted_tasks}) == 1 and draws == 1
+    if judge != HARM or (len(weighted_tasks) > 1 and not comparable):
         return ()
-    if not all(_counts_places(task) for task in judged.values()):
+    if not all(_counts_places(task) for task in weighted_tasks.values()):
         return ()
-    return tuple(n for n, task in judged.items() if restricted or not task.is_map)
+    return tuple(
+        n for n, task in weighted_tasks.items() if restricted or not task.is_map
+    )
 
 
 def _counts_places(task: Task) -> bool:
     """Whether a task's harm is a share of wrong places, or of their labels."""
-    counts = task.harm.better == "higher" and not task.harm.of_shares
-    return counts and (task.discrete or task.kind == "labels")
+    is_count = task.harm.better == "higher" and not task.harm.of_shares
+    return is_count and (task.discrete or task.kind == "labels")
 
 
 def nearness(case: Case) -> tf.Tensor:
@@ -112,24 +114,24 @@ def nearness(case: Case) -> tf.Tensor:
     """
     margins = case.margins
     side = 0.5 / (1 + tf.abs(margins))
-    near = tf.where(margins < 0, side, 1 - side)
-    return case.mean(tf.where(tf.math.is_nan(near), 1.0, near))  # Counted as wrong.
+    values = tf.where(margins < 0, side, 1 - side)
+    return case.mean(tf.where(tf.math.is_nan(values), 1.0, values))  # Counted as wrong.
 
 
 def harm(
     metric: metrics.Metric, rows: tf.Tensor | np.ndarray, labels: int = 1
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns how much harm rows show, and what counts for none at all, each [batch].
+    """Returns the harm that rows show, and what stands for no harm, each [batch].
 
     A metric of which more is better is a share of right pixels: its harm is the share
-    of wrong ones, and half a pixel (of one label) stands for none; else it is the mean
-    itself, and none is the smallest number. Where an image has nothing to count, no
-    harm is 1, which leaves a product of harms to the other tasks.
+    of wrong ones, and half a pixel (of one label) stands for no harm. Otherwise the
+    harm is the mean itself, and the smallest float stands for no harm. Where an image
+    has nothing to count, 1 does, which leaves a product of harms to the other tasks.
 
     Args:
       metric: One with `is_mean`.
       rows: Its (sum, count) per image, [batch, 2].
-      labels: How many each place has, whose mean it adds up.
+      labels: Number of labels of each place; the sum adds up their means.
     """
     total, count = tf.unstack(tf.cast(rows, tf.float32), axis=-1)
     least = tf.fill(tf.shape(total), np.finfo(np.float32).tiny)
@@ -159,22 +161,22 @@ def score(
     Args:
       judge: "harm" or "loss".
       balance: How losses become one number.
-      rows: Of the attacked tasks, in order: of those metrics that the judge looks at.
-        Of a targeted attack against the targets that it is after.
+      rows: Those of the attacked tasks, in order, of the metrics that the judge looks
+        at; for a targeted attack, against the targets that it wants.
       weights: Of the tasks; empty where all are 1.
       clean: The rows of the clean images, for balances that compare with them.
-      targeted: Whether the score is minus the harm, or the loss.
-      tasks: What the names are of.
+      targeted: Whether the score is minus the harm or loss.
+      tasks: The tasks by name.
       near: The `nearness` of the tasks of `may_tie`, which tells points of equal harm
-        apart; without, they tie.
-      draws: How many scores a score is the mean of.
+        apart; None: they tie.
+      draws: Number of draws that a score is the mean over.
     """
     by_task = dict(zip(rows, weights, strict=True)) if weights else {}
     if judge == HARM:
         value = _joint_harm(rows, by_task, tasks, near or {}, draws)
     else:
-        before = None if clean is None else _losses(clean, by_task, tasks)
-        value = balance.score(_losses(rows, by_task, tasks), before)
+        clean_losses = None if clean is None else _losses(clean, by_task, tasks)
+        value = balance.score(_losses(rows, by_task, tasks), clean_losses)
     return -value if targeted else value
 
 
@@ -187,16 +189,16 @@ def _joint_harm(
 ) -> tf.Tensor:
     """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|).
 
-    With `near` a bit more, by less than one wrong place adds: half a place times the
-    nearness, divided by the draws that may each be one place off; of several tasks the
-    same within the product, a multiple of prod_t least_t.
+    `near` adds less than one more wrong place would: half a place times the nearness,
+    divided by the draws, each of which may be one place off. With several tasks it does
+    so within the product, which is a multiple of prod_t least_t.
     """
     harms = {}
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
-            record = metric(tasks[task], HARM)
-            several = tasks[task].kind == "labels" and tasks[task].channels
-            harms[task] = harm(record, by_metric[record.name], several or 1)
+            harm_metric = metric(tasks[task], HARM)
+            labels = tasks[task].kind == "labels" and tasks[task].channels
+            harms[task] = harm(harm_metric, by_metric[harm_metric.name], labels or 1)
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
         ((task, (value, least)),) = harms.items()
         return value + least * near[task] / draws if task in near else value

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
     from mtr_tf.attacks.base import Attack
 
-# The runs of SEA: balls of so many epsilon for such shares of the steps, on each of the
-# paper's three losses and on CosPGD's, which is the strongest alone.
+# The stages of SEA's runs, (radius in multiples of epsilon, share of the steps), and
+# the loss of each run: the paper's three and CosPGD's, which is the strongest alone.
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 NORMS = ("linf", "l2")
-# What `make` takes for any attack, and each attack as far as it applies.
+# The settings that `make` takes for any attack; each attack uses those that apply.
 SETTINGS = ("step_size", "steps", "queries", "norm", "restarts", "random_start")
 SETTINGS += ("radii", "mean", "std")
-FORWARD = 0.4  # What a pass costs that takes no gradient, of one that does.
+FORWARD = 0.4  # The cost of a pass without a gradient, relative to one with it.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Kind:
         asked; "members": each member starts as it does by itself.
       members: Of an ensemble, whose results are combined image by image; None: those
         that `ensemble` names.
-      is_ensemble: Whether it is one.
+      is_ensemble: Whether it is an ensemble.
       gradient: Whether it follows gradients; otherwise it only makes forward passes.
       guesses: Whether it uses the objective only to choose among random draws.
       chooses_losses: Whether it raises losses of its own choice, whatever is asked.
@@ -108,9 +108,10 @@ class Kind:
         Args:
           epsilon: Radius in [0, 1] pixel units.
           **settings: step_size, steps, queries, norm, restarts, random_start, radii,
-            mean and std, as far as they apply, and any other field of the record. One
-            of `named` may have either name; its own counts. Without a step size it is
-            the share `step` of epsilon. A field that is fixed stays as it is.
+            mean and std, as far as they apply, and any other field of the record. A
+            field in `named` may be given by either name; the field's own wins. The
+            default step size is the share `step` of epsilon. A fixed field stays as it
+            is.
 
         Raises:
           InputError: As the record does; or a setting is neither one of these nor a
@@ -134,28 +135,30 @@ class Kind:
             )
         fixed = {n for n in self.fixed if self.named.get(n, n) not in self.uses}
         free = [name for name in names if name not in fixed]
-        known = dict.fromkeys((*SETTINGS, *self.named.values(), *free))
-        check_keys(settings, known, f"{record.__name__} takes the settings", "but got")
+        choices = dict.fromkeys((*SETTINGS, *self.named.values(), *free))
+        check_keys(
+            settings, choices, f"{record.__name__} takes the settings", "but got"
+        )
         if not hasattr(epsilon, "dtype"):  # As tensors have; those are not checked.
             checks.check_number("epsilon", epsilon)
         # At radius 0, where nothing moves, any step that is allowed.
         is_0 = isinstance(epsilon, numbers.Real) and epsilon == 0
         radius: Any = 1.0 if is_0 else epsilon
-        steps = [n for n in names if setting_of[n] == "step_size" and self.step]
-        given = {name: self.step * radius for name in steps}
-        given |= self.fixed
+        step_names = [n for n in names if setting_of[n] == "step_size" and self.step]
+        arguments = {name: self.step * radius for name in step_names}
+        arguments |= self.fixed
         for name in free:
             for setting in (setting_of[name], name):
                 if setting in settings:
-                    given[name] = settings[setting]
+                    arguments[name] = settings[setting]
         for field in fields[1:]:
-            needed = field.default is field.default_factory is dataclasses.MISSING
-            if needed and field.name not in given:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in arguments:
                 raise InputError(
                     f"{record.__name__} needs {field.name}, which has no default; give "
                     f"it, {field.name}=..."
                 )
-        return record(epsilon, **given)
+        return record(epsilon, **arguments)
 
     @property
     def ours(self) -> bool:
@@ -177,10 +180,10 @@ class Kind:
         module, name = self.place
         return getattr(importlib.import_module(module), name)
 
-    def start_at_random(self, asked: bool | None, restarts: int) -> bool | None:
-        """Where it starts, if `asked` says nothing; None: as each member does."""
-        if "random_start" in self.uses and asked is not None:
-            return asked
+    def start_at_random(self, random_start: bool | None, restarts: int) -> bool | None:
+        """Whether it starts at random, given the setting; None: as each member does."""
+        if "random_start" in self.uses and random_start is not None:
+            return random_start
         if "random_start" in self.fixed:
             return self.fixed["random_start"]
         if self.starts == "members":
@@ -188,7 +191,7 @@ class Kind:
         return self.starts == "random" or restarts > 1
 
     def can_spare(self, restarts: int) -> bool:
-        """Whether it goes by an objective that spares tasks."""
+        """Whether it follows an objective that spares tasks."""
         return not (self.for_comparison or self.draws_nothing(restarts))
 
     def draws_nothing(self, restarts: int) -> bool:
@@ -196,12 +199,12 @@ class Kind:
         return self.guesses and restarts == 1
 
 
-def _kind(record: str, *uses: str, **more: Any) -> Kind:
+def _kind(record: str, *uses: str, **fields: Any) -> Kind:
     """One of ours: `record` is "module:Class" of mtr_tf.attacks."""
-    return Kind(record=f"mtr_tf.attacks.{record}", uses=frozenset(uses), **more)
+    return Kind(record=f"mtr_tf.attacks.{record}", uses=frozenset(uses), **fields)
 
 
-def _released(start: str, scale: str, does: str, source: str = "") -> Kind:
+def _released_kind(start: str, scale: str, does: str, source: str = "") -> Kind:
     """One of the attacks with the mistakes of the paper's released code."""
     return _kind(
         "released:ReleasedPGD",
@@ -261,8 +264,8 @@ KINDS = {
         source="Croce and Hein 2020",
     ),
     "square": _kind(
-        # Starts at random whatever is asked, but results and the keys of finished
-        # cells have what was asked, as those of noise and corner.
+        # Always starts at random, but results and the keys of finished cells have the
+        # setting as it was given, like those of noise and corner.
         "square:Square",
         "queries",
         "random_start",
@@ -315,17 +318,17 @@ KINDS = {
         starts="members",
         is_ensemble=True,
     ),
-    "pgd_released": _released(
+    "pgd_released": _released_kind(
         "corner",
         "wrong",
         "what the paper's code does on Cityscapes: starts from the upper corner of its "
         "bounds, and treats standardised units as pixels, so it goes OUTSIDE the ball",
         "code of Mao et al., with two errors",
     ),
-    "pgd_released_start": _released(
+    "pgd_released_start": _released_kind(
         "corner", "pixels", "only the corner start, `min(1, x + eps)`; inside the ball"
     ),
-    "pgd_released_scale": _released(
+    "pgd_released_scale": _released_kind(
         "image",
         "wrong",
         "only the wrong scale, starting from the image itself; OUTSIDE the ball",
@@ -365,12 +368,12 @@ def member_names() -> tuple[str, ...]:
     )
 
 
-def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def check_names(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
     """Raises `InputError`, with the nearest known name, for an unknown one."""
-    known = tuple(known)
+    choices = tuple(choices)
     for name in names:
-        if name not in known:
+        if name not in choices:
             raise InputError(
-                f"Unknown {what} {name!r}.{did_you_mean(name, known)} Known: "
-                f"{', '.join(known)}."
+                f"Unknown {what} {name!r}.{did_you_mean(name, choices)} Known: "
+                f"{', '.join(choices)}."
             )

@@ -33,8 +33,8 @@ class MIM(pgd.PGD):
       normalize: Whether each gradient is divided by its norm. `normalize=False,
         decay=0.5` is the rule of the released code of Mao et al. (2020), whose runs
         begin at a random point: there `random_start=True`.
-      random_start: As for PGD, but False by default. epsilon, step_size, steps, norm,
-      restarts, keep: As for PGD.
+      random_start: As for PGD, but False by default.
+      epsilon, step_size, steps, norm, restarts, keep: As for PGD.
 
     Raises:
       InputError: As for PGD.
@@ -52,7 +52,7 @@ class MIM(pgd.PGD):
         checks.check_flag("normalize", self.normalize)
 
     def _memory(self, start: tf.Tensor) -> tf.Tensor:
-        """The sum of gradients so far."""
+        """The sum of gradients at first: zero."""
         return tf.zeros_like(start)
 
     def _remember(

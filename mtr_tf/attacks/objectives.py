@@ -56,9 +56,9 @@ _NEVER_NEGATIVE = (
     losses_lib.l1,
     losses_lib.l2,
 )
-# So far below 0 may a loss be by rounding: 1 - cos of what is 1, in half precision.
+# Rounding may take a loss this far below 0: 1 - cos, where cos is 1, in half precision.
 _ROUNDING = 1e-4
-_LOOKED_AT = 2  # Images that a Keras model is looked at on.
+_CHECK_IMAGES = 2  # Images that a Keras model is checked on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Recipe:
       weights: Of each attacked task's loss; empty where all are 1.
       losses: The attack loss that each attacked task raises, None for its own loss;
         empty where all raise their own.
-      targeted: Whether the targets are what the attacker wants to see.
+      targeted: Whether the targets are what the attacker wants.
       judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
       eot: Draws of the model's own noise whose mean gradient attacks follow.
       spare: The tasks whose losses stay at or below those of the clean image.
-      restricted: Whether some of the output's places are attacked, not all.
+      restricted: Whether only some of the output's places are attacked.
       break_ties: Whether points of equal harm may be told apart; see `judging`.
     """
 
@@ -95,7 +95,7 @@ class Recipe:
     break_ties: bool = True
 
     def checked(self) -> Recipe:
-        """Returns it; raises InputError where settings do not go together."""
+        """Returns the recipe; raises InputError where settings do not fit together."""
         checks.check_name("balance", self.balance, BALANCES)
         judging.check(self.judge)
         checks.check_count("eot", self.eot)
@@ -133,28 +133,28 @@ class Recipe:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns (ascend, score), float32 [batch]; see `objective`.
 
-        Where the balance uses them, a batch that was `begun` also has "before", losses
-        that others are compared with, and "clean", rows of the clean images; where
-        tasks are spared "kept", their losses of the clean images; where the attack
-        changes a part of the images "movable" (`balance.sum_of_steepest`).
+        A batch that `begun` returns also has, where the balance uses them, "before",
+        losses that others are compared with, and "clean", rows of the clean images;
+        where tasks are spared, "kept", their losses of the clean images; and where the
+        attack changes a part of the images, "movable" (`balance.sum_of_steepest`).
         """
-        kept = batch.get("kept")
+        clean_losses = batch.get("kept")
         x = tf.convert_to_tensor(x)
-        if kept is None:
-            return self._climbed(batch, x, progress)[:2]
+        if clean_losses is None:
+            return self._evaluate(batch, x, progress)[:2]
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(x)
-            ascend, score, own = self._climbed(batch, x, progress)
-        spared = {name: own[name] for name in self.spare}
+            ascend, score, own_losses = self._evaluate(batch, x, progress)
+        spared_losses = {name: own_losses[name] for name in self.spare}
         ascend = sparing.with_bent_gradient(
-            tape, x, ascend, spared, kept, batch.get("move")
+            tape, x, ascend, spared_losses, clean_losses, batch.get("move")
         )
-        return ascend, sparing.score(score, spared, kept)
+        return ascend, sparing.score(score, spared_losses, clean_losses)
 
-    def _climbed(
+    def _evaluate(
         self, batch: Batch, x: tf.Tensor, progress: tf.Tensor | float
     ) -> tuple[tf.Tensor, tf.Tensor, Losses]:
-        """Returns what is climbed and the score, none spared, and all own losses."""
+        """Returns what is climbed and the score, before sparing, and own losses."""
         balance = BALANCES[self.balance]
         # Watches nothing, and so records nothing, unless the balance needs it.
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -162,29 +162,29 @@ class Recipe:
             if balance.steepest:
                 tape.watch(x)
             outputs = self._outputs(x, batch, progress)
-            own = self._own(outputs, batch)
-            raised = self._raised(own, outputs, batch, progress)
-        ascend = balance(raised, batch.get("before"), progress)
+            own_losses = self._own_losses(outputs, batch)
+            raised_losses = self._raised_losses(own_losses, outputs, batch, progress)
+        ascend = balance(raised_losses, batch.get("before"), progress)
         if balance.steepest:
             ascend = balance_lib.sum_of_steepest(
                 tape,
                 x,
-                list(raised.values()),
+                list(raised_losses.values()),
                 balance.steepest,
                 batch.get("movable"),
             )
         score = judging.score(
             self.judged_by,
             balance,
-            self._rows(own, outputs, batch),
+            self._rows(own_losses, outputs, batch),
             self.weights,
             batch.get("clean"),
             self.targeted,
             self.tasks,
-            self._near(outputs, batch),
+            self._nearness(outputs, batch),
             self.eot,
         )
-        return -ascend if self.targeted else ascend, score, own
+        return -ascend if self.targeted else ascend, score, own_losses
 
     @property
     def looked_at(self) -> TaskSet:
@@ -199,94 +199,96 @@ class Recipe:
     @property
     def needs_clean(self) -> bool:
         """Whether scores compare with the clean image."""
-        compared = BALANCES[self.balance].compared == "clean"
-        return bool(self.spare) or (compared and self.judged_by == judging.LOSS)
+        compares_clean = BALANCES[self.balance].compared == "clean"
+        return bool(self.spare) or (compares_clean and self.judged_by == judging.LOSS)
 
     @property
     def divided(self) -> tuple[str, ...]:
-        """The attacked tasks whose own losses divide, and may be negative: a user's.
+        """The attacked tasks whose own losses divide and may be negative: a user's.
 
-        They divide where they are climbed, which what compares an ensemble's results
-        does not, or where they are compared with those of the clean images.
+        Losses divide where they are climbed (not where an ensemble's results are only
+        compared) or where they are compared with those of the clean images.
         """
         balance = BALANCES[self.balance]
         if not balance.relative:
             return ()
-        compared = balance.compared == "clean" and self.judged_by == judging.LOSS
-        raised = self.losses or (None,) * len(self.tasks)
+        compares_clean = balance.compared == "clean" and self.judged_by == judging.LOSS
+        losses = self.losses or (None,) * len(self.tasks)
         return tuple(
             name
-            for name, loss in zip(self.tasks, raised, strict=True)
-            if (compared or (loss is None and self.break_ties))
+            for name, loss in zip(self.tasks, losses, strict=True)
+            if (compares_clean or (loss is None and self.break_ties))
             and self.tasks[name].loss not in _NEVER_NEGATIVE
         )
 
     def folded(self) -> Recipe:
-        """Returns it with a model of now that does less work, if asked for."""
+        """Returns the recipe with the model folded as it is now, if asked for."""
         names = tuple(self.looked_at)
         if not self.fold or not folding.can_fold(self.model, names):
             return self
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Looks at losses that divide, of x, the batch's first images or all of them.
+        """Checks losses that divide on `x`, the batch's first images or all of them.
 
-        Outside any graph: XLA drops the check that is in graphs.
+        Must be called outside of graphs: XLA drops the check that is in them.
 
         Raises:
           InputError: One is negative.
         """
         if not self.divided:
             return
-        first = {
+        first_batch = {
             kind: {name: tensor[: len(x)] for name, tensor in batch[kind].items()}
             for kind in ("targets", "masks")
         }
-        self._own(self._outputs(x, first, 0.0), first)
+        self._own_losses(self._outputs(x, first_batch, 0.0), first_batch)
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
         return TaskObjective(self, batch)
 
     def begun(self, batch: Batch, start: tf.Tensor, clean: tf.Tensor) -> Batch:
-        """Returns the batch with what balance and score compare with."""
+        """Returns the batch with the losses that balance and score compare with."""
         if self.spare:
             outputs = self._outputs(clean, batch, 0.0)
-            own = self._own(outputs, batch)
-            batch = {**batch, "kept": {name: own[name] for name in self.spare}}
-        compared = BALANCES[self.balance].compared
-        if not compared:
+            own_losses = self._own_losses(outputs, batch)
+            batch = {**batch, "kept": {name: own_losses[name] for name in self.spare}}
+        reference = BALANCES[self.balance].compared
+        if not reference:
             return batch
-        point = start if compared == "start" else clean
+        point = start if reference == "start" else clean
 
         def compare(number: int | tf.Tensor) -> dict[str, Any]:
             outputs = self._outputs(point, {**batch, "draw": number}, 0.0)
-            own = self._own(outputs, batch)
-            found = {"before": self._raised(own, outputs, batch, 0.0)}
-            if compared == "clean" and self.judged_by == judging.LOSS:
-                found["clean"] = self._rows(own, outputs, batch)
-            return found
+            own_losses = self._own_losses(outputs, batch)
+            values = {"before": self._raised_losses(own_losses, outputs, batch, 0.0)}
+            if reference == "clean" and self.judged_by == judging.LOSS:
+                values["clean"] = self._rows(own_losses, outputs, batch)
+            return values
 
         return {**batch, **base.mean(compare, self.eot)}
 
-    def _own(self, outputs, batch: Batch) -> Losses:
+    def _own_losses(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss; those that divide are not negative."""
-        own = table.task_losses(
+        losses = table.task_losses(
             self.looked_at, outputs, batch["targets"], batch["masks"]
         )
-        return _not_negative(self.balance, own, self.divided)
+        return _nonnegative_losses(self.balance, losses, self.divided)
 
-    def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
+    def _raised_losses(
+        self, own_losses: Losses, outputs, batch: Batch, progress
+    ) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
-        raised = {name: own[name] for name in self.tasks}
+        losses = {name: own_losses[name] for name in self.tasks}
         for name, loss in zip(self.tasks, self.losses, strict=bool(self.losses)):
             if loss is not None:
                 case = self._case(name, outputs, batch, progress)
-                raised[name] = ATTACK_LOSSES[loss].loss(case)
+                losses[name] = ATTACK_LOSSES[loss].loss(case)
         if not self.weights:
-            return raised
+            return losses
         weights = zip(self.tasks, self.weights, strict=True)
-        return {name: weight * raised[name] for name, weight in weights}
+        return {name: weight * losses[name] for name, weight in weights}
 
     def _case(self, name: str, outputs, batch: Batch, progress) -> Case:
         return Case(
@@ -299,26 +301,26 @@ class Recipe:
             self.tasks[name].kind,
         )
 
-    def _rows(self, own: Losses, outputs, batch: Batch) -> judging.Rows:
-        """Returns the rows that scores are made of; losses are not computed again."""
+    def _rows(self, own_losses: Losses, outputs, batch: Batch) -> judging.Rows:
+        """Returns the rows that scores are made of; reuses the own losses."""
         rows = {}
         for name, task in self.tasks.items():
             metric = judging.metric(task, self.judged_by)
             if self.judged_by == judging.LOSS:
-                rows[name] = {metric.name: own[name][:, tf.newaxis]}
+                rows[name] = {metric.name: own_losses[name][:, tf.newaxis]}
             else:
                 case = (batch["targets"][name], outputs[name], batch["masks"][name])
                 channels = task.channels or outputs[name].shape[-1]
                 rows[name] = {metric.name: metric.statistics(*case, channels)}
         return rows
 
-    def _near(self, outputs, batch: Batch) -> Losses:
+    def _nearness(self, outputs, batch: Batch) -> Losses:
         """Returns the nearness of the tasks whose harms may tie, {task: [batch]}."""
         if not self.break_ties:
             return {}
         settings = (self.weights, self.restricted, self.eot)
-        tied = judging.may_tie(self.judged_by, self.tasks, *settings)
-        return {n: judging.nearness(self._case(n, outputs, batch, 0.0)) for n in tied}
+        names = judging.may_tie(self.judged_by, self.tasks, *settings)
+        return {n: judging.nearness(self._case(n, outputs, batch, 0.0)) for n in names}
 
     def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
@@ -345,8 +347,8 @@ class TaskObjective:
 
     Attributes:
       recipe: What is computed.
-      batch: {"targets": {task: tensor}, "masks": {task: tensor}}; once begun also what
-        was computed at the start.
+      batch: {"targets": {task: tensor}, "masks": {task: tensor}}; after `begin` also
+        what was computed there.
     """
 
     recipe: Recipe
@@ -354,10 +356,10 @@ class TaskObjective:
 
     @property
     def reusable(self) -> bool:
-        """Whether the recipe's graph serves later batches: all its state is variables.
+        """Whether the recipe's graph serves later batches: all state is in variables.
 
-        True of functional and sequential Keras models; any other callable, a subclassed
-        model too, may look at Python values.
+        True for functional and sequential Keras models; any other callable, including a
+        subclassed model, may depend on Python values.
         """
         return type(self.recipe.model).__name__ in ("Functional", "Sequential")
 
@@ -372,41 +374,43 @@ class TaskObjective:
         """Returns (ascend, score) of the images x: means over the draws of noise."""
         if "draw" in self.batch or self.draws == 1:
             return self.recipe(self.batch, x, progress)
-        found = [self.drawn(number)(x, progress) for number in range(self.draws)]
-        return tuple(tf.add_n(parts) / self.draws for parts in zip(*found, strict=True))
+        results = [self.drawn(number)(x, progress) for number in range(self.draws)]
+        return tuple(
+            tf.add_n(parts) / self.draws for parts in zip(*results, strict=True)
+        )
 
     @property
     def draws(self) -> int:
-        """How many draws of the model's noise an attack takes the mean over."""
+        """Number of draws of the model's noise that an attack takes the mean over."""
         return self.recipe.eot
 
     def drawn(self, number: int | tf.Tensor) -> TaskObjective:
-        """Returns it under the draw of that number; see `draws`."""
+        """Returns the objective under the draw of that number; see `draws`."""
         return self.recipe.bind({**self.batch, "draw": number})
 
     def seeded(self, keys: tf.Tensor) -> TaskObjective:
-        """Returns it with noise made of an attack's seeds, int64 [batch, 2]."""
+        """Returns the objective with noise from an attack's seeds, int64 [batch, 2]."""
         return self.recipe.bind({**self.batch, "keys": keys})
 
     def moving(self, move: sparing.Move) -> TaskObjective:
-        """Returns it, told how the attack moves along a gradient; see `sparing`."""
+        """Returns the objective, given how the attack moves; see `sparing`."""
         if not self.recipe.spare:
             return self
         return self.recipe.bind({**self.batch, "move": move})
 
     def confined(self, movable: sparing.Move) -> TaskObjective:
-        """Returns it, told what is left of a gradient where the attack can move."""
+        """Returns the objective, given a map to the movable part of a gradient."""
         return self.recipe.bind({**self.batch, "movable": movable})
 
     def checked(self, x: tf.Tensor, own_losses: bool = True) -> TaskObjective:
-        """Returns it, its model looked at on the images x: outside any graph.
+        """Returns the objective, its model checked on `x`; call it outside of graphs.
 
-        `own_losses` says whether the attack raises those of the tasks, if no others are
-        named; they are looked at, too.
+        `own_losses` says whether the attack raises the tasks' own losses if no others
+        are named; then these are checked, too.
         """
         recipe = self.recipe
         if isinstance(recipe.model, keras.Layer):
-            x = x[:_LOOKED_AT]  # A function may take batches of this size alone.
+            x = x[:_CHECK_IMAGES]  # A function may take batches of this size alone.
             if recipe.fold:
                 folding.check(recipe.model, tuple(recipe.looked_at), x)
             randomness.say_once(recipe.model, x, recipe.eot)
@@ -419,7 +423,7 @@ class TaskObjective:
         self.recipe.look_at_losses(self.batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
-        """Puts back what the model changes behind Keras' back; see `stateless`."""
+        """Restores what the model changes behind Keras' back; see `stateless`."""
         return stateless.unchanged(self.recipe.model)
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor | None = None) -> TaskObjective:
@@ -434,25 +438,25 @@ class TaskObjective:
         return recipe.bind(recipe.begun(self.batch, start, clean))
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
-        """Returns it, not begun, raising other losses; see `losses` of `objective`."""
-        return self._changed(losses=_checked_losses(names, self.recipe.tasks))
+        """Returns the objective before `begin`, with other losses; see `objective`."""
+        return self._replace(losses=_checked_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
-        """Returns it, not begun, judged otherwise; see `judge` of `objective`."""
-        return self._changed(judge=name)
+        """Returns the objective before `begin`, with another judge; see `objective`."""
+        return self._replace(judge=name)
 
     def in_ensemble(self) -> TaskObjective:
-        """Returns it, not begun, judged by harm where the judge is "auto"."""
+        """Returns the objective before `begin`; the judge "auto" becomes "harm"."""
         judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
         return self.with_judge(judge)
 
     def with_ties(self) -> TaskObjective:
-        """Returns it, not begun, with equal scores for all points of equal harm."""
-        return self._changed(break_ties=False)
+        """Returns the objective before `begin`; points of equal harm score the same."""
+        return self._replace(break_ties=False)
 
-    def _changed(self, **fields) -> TaskObjective:
-        kept = ("targets", "masks", "keys", "movable")
-        batch = {kind: self.batch[kind] for kind in kept if kind in self.batch}
+    def _replace(self, **fields) -> TaskObjective:
+        names = ("targets", "masks", "keys", "movable")
+        batch = {kind: self.batch[kind] for kind in names if kind in self.batch}
         return dataclasses.replace(self.recipe, **fields).checked().bind(batch)
 
 
@@ -472,17 +476,17 @@ class Unbound:
 
     @property
     def restricted(self) -> bool:
-        """Whether some of the output pixels are attacked, not all."""
+        """Whether only some of the output pixels are attacked."""
         return self.pixels is not None or bool(self.classes)
 
     def bind(self, batch: Batch, own: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
         Args:
-          batch: {"targets": {task: tensor}, "masks": {task: tensor}}, and what else
-            there is, which is left out.
-          own: The same of the spared tasks, where that is another: these keep to their
-            own targets, and all their places, whatever is done to the attacked ones.
+          batch: {"targets": {task: tensor}, "masks": {task: tensor}}; other entries
+            are ignored.
+          own: The same for the spared tasks; None: `batch`. These tasks keep their own
+            targets, and all their places, whatever is done to the attacked ones.
         """
         names = self.recipe.tasks
         targets, masks = _tensors(batch, names)
@@ -490,9 +494,9 @@ class Unbound:
             masks = output_mask.of_pixels(self.pixels, masks, names)
         if self.classes:
             masks = output_mask.of_classes(self.classes, targets, masks, names)
-        kept = _tensors(batch if own is None else own, self.recipe.spare)
+        spared = _tensors(batch if own is None else own, self.recipe.spare)
         return self.recipe.bind(
-            {"targets": targets | kept[0], "masks": masks | kept[1]}
+            {"targets": targets | spared[0], "masks": masks | spared[1]}
         )
 
 
@@ -601,8 +605,8 @@ def objective(
         divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own loss, whatever the model was trained with.
-      targeted: Whether `targets` are what the attacker wants to see. What is climbed,
-        and the score, are then minus the loss towards them.
+      targeted: Whether `targets` are what the attacker wants. What is climbed, and the
+        score, are then minus the loss towards them.
       classes: For tasks with classes, attack only pixels whose target is one of these;
         None for all.
       judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
@@ -616,22 +620,22 @@ def objective(
         at each step and depend on the attack's seed, so the same seed gives the same
         bits.
       spare: Tasks that are kept, image by image, at or below their loss on the clean
-        image, against their targets here and over all that their masks have: attacks
-        bend their steps, and of all points that they meet prefer any at which no
-        spared task is worse (`sparing`). Not for several draws (`eot`).
+        image, against their targets here and over all places of their masks: attacks
+        bend their steps, and prefer points at which no spared task is worse to all
+        others (`sparing`). Not for several draws (`eot`).
 
     Raises:
       InputError: A task has no target or mask, a name is unknown, settings do not fit
         together, or masks do not fit; or, when called, the model lacks an attacked
         task.
     """
-    kept = _placed(task_set(spare), targets)
+    spared_tasks = _with_places(task_set(spare), targets)
     if tasks is None:
-        tasks = tuple(name for name in targets if name not in kept)
-    known = _placed(task_set(tasks), targets)
-    found = unbound(
+        tasks = tuple(name for name in targets if name not in spared_tasks)
+    attacked_tasks = _with_places(task_set(tasks), targets)
+    unbound_objective = unbound(
         model,
-        known,
+        attacked_tasks,
         balance,
         pixels,
         weights=weights,
@@ -641,12 +645,12 @@ def objective(
         judge=judge,
         fold=fold,
         eot=eot,
-        spare=kept,
+        spare=spared_tasks,
     )
-    names = found.recipe.looked_at
-    for kind, given in (("target", targets), ("mask", masks or {})):
+    names = unbound_objective.recipe.looked_at
+    for kind, tensors in (("target", targets), ("mask", masks or {})):
         for name in names:
-            if name not in given:
+            if name not in tensors:
                 ones = " with ones where there is a target" if kind == "mask" else ""
                 raise InputError(
                     f"No {kind} was given for {name!r}. Pass {kind}s={{{name!r}: ...}}"
@@ -655,25 +659,26 @@ def objective(
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
     _check_batch(names, targets, masks)
-    return found.bind({"targets": targets, "masks": masks})
+    return unbound_objective.bind({"targets": targets, "masks": masks})
 
 
-def _placed(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
-    """Returns the tasks, those that say nothing of their places with their targets'."""
-    found = []
+def _with_places(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
+    """Returns the tasks; one that does not state its places gets its targets'."""
+    placed_tasks = []
     for name, task in tasks.items():
         if task.places is None and name in targets:
             rank = tf.convert_to_tensor(targets[name]).shape.rank
             task = task.bound(places=rank - 1 - (not task.discrete))
-        found.append(task)
-    return TaskSet(found)
+        placed_tasks.append(task)
+    return TaskSet(placed_tasks)
 
 
 def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:
     """Returns the key, int64 [2], of a random model's noise in one call.
 
-    One for each seed (that of the batch's first image), step of an attack, and draw.
-    Restarts and radii meet the same noise at the same step, so that they compare.
+    It depends on the seed (that of the batch's first image), the step of an attack and
+    the draw. Restarts and radii have the same noise at the same step, so that they can
+    be compared.
     """
     keys = batch.get("keys")
     key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
@@ -685,14 +690,14 @@ def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tens
 
 
 def _checked_weights(
-    given: Mapping[str, float] | None, names: TaskSet
+    weights: Mapping[str, float] | None, names: TaskSet
 ) -> tuple[float, ...]:
     """Returns a weight per attacked task, checked; () where none is given."""
-    if not given:
+    if not weights:
         return ()
-    known = TASKS.replaced(*names.values())
-    found = dict(zip(resolve(given, known.values()), given.values(), strict=True))
-    for name, weight in found.items():
+    tasks = TASKS.replaced(*names.values())
+    by_name = dict(zip(resolve(weights, tasks.values()), weights.values(), strict=True))
+    for name, weight in by_name.items():
         if name not in names:
             raise InputError(
                 f"Weights must be for attacked tasks ({', '.join(map(repr, names))}); "
@@ -706,43 +711,43 @@ def _checked_weights(
                 f"Weights must be 0 or of size {least:g} to {most:g}; got {weight!r} "
                 f"for {name!r}."
             )
-    if not any(found.get(name, 1) > 0 for name in names):
+    if not any(by_name.get(name, 1) > 0 for name in names):
         raise InputError(
             "At least one attacked task's weight must be above 0; to pull outputs "
             "towards their targets, give targeted=True."
         )
-    return tuple(float(found.get(name, 1)) for name in names)
+    return tuple(float(by_name.get(name, 1)) for name in names)
 
 
 def _checked_losses(
-    given: Iterable[str] | str, names: TaskSet
+    losses: Iterable[str] | str, names: TaskSet
 ) -> tuple[str | None, ...]:
-    """Returns what each attacked task raises, checked; () where each its own loss."""
-    given = given.split(",") if isinstance(given, str) else given
-    chosen: dict[str, str] = {}
-    for loss in given:
+    """Returns each attacked task's loss, checked; () where all raise their own."""
+    losses = losses.split(",") if isinstance(losses, str) else losses
+    by_task: dict[str, str] = {}
+    for loss in losses:
         checks.check_name("A loss", loss, ATTACK_LOSSES)
-        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(names[n])]
-        if not fitting:
+        fitting_names = [n for n in names if ATTACK_LOSSES[loss].fits(names[n])]
+        if not fitting_names:
             raise InputError(
                 f"Each loss must fit an attacked task, but {loss!r} fits none of "
                 f"{', '.join(map(repr, names))}; leave it out."
             )
-        for name in fitting:
-            if name in chosen:
+        for name in fitting_names:
+            if name in by_task:
                 raise InputError(
-                    f"At most one loss may fit a task, but {chosen[name]!r} and "
+                    f"At most one loss may fit a task, but {by_task[name]!r} and "
                     f"{loss!r} both fit {name!r}; choose one."
                 )
-            chosen[name] = loss
-    return tuple(chosen.get(name) for name in names) if chosen else ()
+            by_task[name] = loss
+    return tuple(by_task.get(name) for name in names) if by_task else ()
 
 
 # Whether targets, masks and outputs fit each other, checked eagerly and in graphs.
 
 
 def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
-    """Raises InputError where a target or mask has not the shape that its task has."""
+    """Raises InputError where the shape of a target or mask does not fit its task."""
     for name, task in names.items():
         target, mask = targets[name].shape, masks[name].shape
         axes = _axes(task, "" if task.discrete else "channels")
@@ -752,63 +757,63 @@ def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
                 f"The target of {name!r} must be {axes}, but its shape is {target}; "
                 "reshape it."
             )
-        wanted = target[: 1 + task.axes]
-        if not mask.is_compatible_with(wanted):
+        expected = target[: 1 + task.axes]
+        if not mask.is_compatible_with(expected):
             raise InputError(
                 f"The mask of {name!r} must have one number per place of its target, "
-                f"shape {wanted}, but its shape is {mask}; reshape it."
+                f"shape {expected}, but its shape is {mask}; reshape it."
             )
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
 def _checked_outputs(
     names: TaskSet,
     outputs: Tensors,
     batch: Batch,
     progress: tf.Tensor | float,
 ) -> dict[str, tf.Tensor]:
-    """Returns the tasks' outputs, once they fit their targets, and labels the outputs.
+    """Returns the outputs, once they fit their targets, and labels fit the outputs.
 
-    Shapes are compared when the graph is built, those that are not known then when it
-    runs. Labels are looked at where a run begins and ends, which costs next to nothing
+    Shapes are compared when the graph is built, or when it runs if they are not known
+    before. Labels are checked where a run begins and ends, which costs next to nothing
     beside the model; those of masked pixels may be anything.
 
     Raises:
       InputError: They do not fit (see `base.require` for graphs).
     """
-    found = {}
+    results = {}
     for name, task in names.items():
         output = tf.convert_to_tensor(outputs[name])
         target, mask = batch["targets"][name], batch["masks"][name]
         _check_shape(task, output, target)
-        checks = _same_size(task, output, target, mask)
+        assertions = _size_checks(task, output, target, mask)
         if task.discrete:
-            checks.append(_labels(name, output, target, mask, progress))
-        with tf.control_dependencies([] if tf.executing_eagerly() else checks):
-            found[name] = tf.identity(output)
-    return found
+            assertions.append(_label_check(name, output, target, mask, progress))
+        with tf.control_dependencies([] if tf.executing_eagerly() else assertions):
+            results[name] = tf.identity(output)
+    return results
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
-def _not_negative(balance: str, own: Losses, divided: Iterable[str]) -> Losses:
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
+def _nonnegative_losses(balance: str, losses: Losses, names: Iterable[str]) -> Losses:
     """Returns the losses, once those that divide are not negative (`base.require`)."""
-    checks = [_divides(balance, name, own[name]) for name in divided]
-    if not checks or tf.executing_eagerly():
-        return own
-    with tf.control_dependencies(checks):
-        return {name: tf.identity(loss) for name, loss in own.items()}
+    assertions = [_sign_check(balance, name, losses[name]) for name in names]
+    if not assertions or tf.executing_eagerly():
+        return losses
+    with tf.control_dependencies(assertions):
+        return {name: tf.identity(loss) for name, loss in losses.items()}
 
 
-def _divides(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
+def _sign_check(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
     """The check that a task's own loss, which divides, is not negative."""
-    others = [b for b in BALANCES if not BALANCES[b].relative]
+    names = [b for b in BALANCES if not BALANCES[b].relative]
 
     def words():
         return [
             f"The balance {balance!r} divides losses by losses, but that of {name!r} "
             "is negative,",
             tf.reduce_min(loss),
-            f"; choose {', '.join(others[:-1])} or {others[-1]}, or give the task a "
+            f"; choose {', '.join(names[:-1])} or {names[-1]}, or give the task a "
             "loss that is never below 0.",
         ]
 
@@ -816,43 +821,43 @@ def _divides(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
 
 
 def _axes(task: Task, last: str = "") -> str:
-    """How the axes of a task's tensors are told, with those of its places."""
+    """The axes of a task's tensors in words; `last` comes after the places."""
     places = {0: [], MAP: ["H", "W"]}.get(task.axes, ["*places"])
     return f"[{', '.join(['batch', *places, *filter(None, [last])])}]"
 
 
 def _check_shape(task: Task, output, target) -> None:
-    wanted = target.shape.concatenate([None]) if task.discrete else target.shape
-    if not output.shape.is_compatible_with(wanted):
+    expected = target.shape.concatenate([None]) if task.discrete else target.shape
+    if not output.shape.is_compatible_with(expected):
         axes = _axes(task, "classes") if task.discrete else "its target's shape"
         raise InputError(
-            f"The output of {task.name!r} must be {axes}, here {wanted}, but its "
+            f"The output of {task.name!r} must be {axes}, here {expected}, but its "
             f"shape is {output.shape}; give model, images and targets the same size."
         )
 
 
-def _same_size(task: Task, output, target, mask) -> list[tf.Tensor]:
-    """Checks of what the shapes do not tell before the graph runs."""
-    known = output.shape, target.shape, mask.shape
-    if all(shape.is_fully_defined() for shape in known):
+def _size_checks(task: Task, output, target, mask) -> list[tf.Tensor]:
+    """Checks of sizes that are not known before the graph runs."""
+    shapes = output.shape, target.shape, mask.shape
+    if all(shape.is_fully_defined() for shape in shapes):
         return []
     sizes = [tf.shape(tensor)[: 1 + task.axes] for tensor in (output, target, mask)]
-    same = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
+    equal = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
 
     def words():
-        whose = f"output, target and mask of {task.name!r} must have the same size"
-        parts = [f"Images, {whose}" if task.is_map else whose.capitalize()]
+        sentence = f"output, target and mask of {task.name!r} must have the same size"
+        parts = [f"Images, {sentence}" if task.is_map else sentence.capitalize()]
         for kind, size in zip(("output", "target", "mask"), sizes, strict=True):
             parts += [f"; got {kind}s of", size[0]]
             for axis in range(task.axes):
                 parts += ["x", size[1 + axis]]
-        what = "batch x height x width" if task.is_map else "batch, then places"
-        return [*parts, f"({what})."]
+        layout = "batch x height x width" if task.is_map else "batch, then places"
+        return [*parts, f"({layout})."]
 
-    return [base.require(same, words)]
+    return [base.require(equal, words)]
 
 
-def _labels(name: str, output, target, mask, progress) -> tf.Tensor:
+def _label_check(name: str, output, target, mask, progress) -> tf.Tensor:
     """The check that labels are classes, where the mask is not zero."""
     classes = tf.shape(output)[-1]
 
@@ -863,17 +868,17 @@ def _labels(name: str, output, target, mask, progress) -> tf.Tensor:
 
     def words():
         labels = tf.cast(target, tf.int64)
-        one = tf.reduce_max(tf.where(wrong(), labels, labels.dtype.min))
+        label = tf.reduce_max(tf.where(wrong(), labels, labels.dtype.min))
         return [
             f"Labels of {name!r} must be below its number of classes,",
             classes,
             ", and not negative, where the mask is not zero; got",
-            one,
+            label,
             "; mask such places (for AdversarialModel: by ignore_class of the loss, or "
             "by any class with a sample weight of 0).",
         ]
 
     progress = tf.convert_to_tensor(progress, tf.float32)
-    ends = (progress <= 0) | (progress >= 1)
-    holds = tf.cond(ends, lambda: ~tf.reduce_any(wrong()), lambda: tf.constant(True))
+    at_end = (progress <= 0) | (progress >= 1)
+    holds = tf.cond(at_end, lambda: ~tf.reduce_any(wrong()), lambda: tf.constant(True))
     return base.require(holds, words)

@@ -80,15 +80,15 @@ def checked_classes(
     classes: Iterable[int], tasks: Mapping[str, Task]
 ) -> tuple[int, ...]:
     """Returns the classes; raises InputError if they restrict none of the tasks."""
-    chosen = tuple(classes)
-    if not chosen or not all(map(is_whole, chosen)) or min(chosen) < 0:
-        raise InputError(f"classes must be whole numbers from 0; got {list(chosen)}.")
+    numbers = tuple(classes)
+    if not numbers or not all(map(is_whole, numbers)) or min(numbers) < 0:
+        raise InputError(f"classes must be whole numbers from 0; got {list(numbers)}.")
     if not any(task.discrete for task in tasks.values()):
         raise InputError(
             "classes apply only to tasks with classes, but no attacked task has any "
             f"({', '.join(map(repr, tasks))}); leave them out."
         )
-    return chosen
+    return numbers
 
 
 def check_maps(tasks: Mapping[str, Task]) -> None:
@@ -118,10 +118,10 @@ def of_classes(
     tasks: Mapping[str, Task],
 ) -> dict[str, tf.Tensor]:
     """Returns the masks, those of tasks with classes restricted to some classes."""
-    found = dict(masks)
+    restricted_masks = dict(masks)
     for name in targets:
         if tasks[name].discrete:
             target = tf.cast(targets[name], tf.int32)[..., tf.newaxis]
             matches = tf.reduce_any(tf.equal(target, classes), axis=-1)
-            found[name] = masks[name] * tf.cast(matches, tf.float32)
-    return found
+            restricted_masks[name] = masks[name] * tf.cast(matches, tf.float32)
+    return restricted_masks

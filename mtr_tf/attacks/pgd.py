@@ -25,16 +25,16 @@ class Best(NamedTuple):
     scores: tf.Tensor
 
     @classmethod
-    def none(cls, points: tf.Tensor, below: float = -math.inf) -> Best:
-        """Returns `points` as the best, which any other of a score above replaces."""
-        scores = tf.fill(tf.shape(points)[:1], tf.constant(below, points.dtype))
+    def none(cls, points: tf.Tensor, score: float = -math.inf) -> Best:
+        """Returns `points` as the best; any other point above `score` replaces them."""
+        scores = tf.fill(tf.shape(points)[:1], tf.constant(score, points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
 
     @classmethod
     def clean(cls, images: tf.Tensor, objective: base.Objective) -> Best:
-        """Returns the images themselves, which any point with a score will replace.
+        """Returns the images themselves, which any point with a score replaces.
 
-        Of an objective that spares tasks, any point that does spare them.
+        If the objective spares tasks, only a point that spares them does.
         """
         spares = getattr(objective, "spares", False)
         return cls.none(images, -sparing.FAR if spares else -math.inf)
@@ -46,31 +46,31 @@ class Best(NamedTuple):
     def offer_last(
         self,
         points: tf.Tensor,
-        still: tf.Tensor,
+        unmoved: tf.Tensor,
         images: tf.Tensor,
         objective: base.Objective,
     ) -> Best:
-        """Returns it after the last points of runs, the only ones not scored yet.
+        """Returns the best including the last points of runs, which have no score yet.
 
-        Where a run stood still (a mask [batch]), without a gradient, the score of its
-        point is known. The image itself is scored in its place there and wins a tie:
-        without a gradient, nothing shall move.
+        Where a run has not moved (`unmoved`, [batch]), for lack of a gradient, the
+        score of its point is known. There the image itself is scored instead, and wins
+        a tie: without a gradient, nothing shall move.
         """
-        points = threat.choose(still, images, points)
+        points = threat.choose(unmoved, images, points)
         scores = base.score(objective, points, tf.constant(1.0))
-        better = (scores > self.scores) | (still & (scores >= self.scores))
+        better = (scores > self.scores) | (unmoved & (scores >= self.scores))
         return self.take(better, points, scores)
 
-    def take(self, where: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
-        """Returns these with the images of the mask [batch] replaced."""
+    def take(self, mask: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
+        """Returns the best with these points and scores where `mask` [batch] holds."""
         return Best(
-            threat.choose(where, points, self.points),
-            tf.where(where, scores, self.scores),
+            threat.choose(mask, points, self.points),
+            tf.where(mask, scores, self.scores),
         )
 
 
 def exactly(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Returns a number as a tensor; tf.cast alone makes float32 of Python's first."""
+    """Returns a number as a tensor; tf.cast alone would make it float32 first."""
     return tf.cast(tf.convert_to_tensor(number, tf.float64), dtype)
 
 
@@ -149,7 +149,7 @@ class PGD(base.Attack):
     @property
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
-        return self.restarts * (self.steps + self._judged)
+        return self.restarts * (self.steps + self._scores_last)
 
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
@@ -159,22 +159,24 @@ class PGD(base.Attack):
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))
         step_size = exactly(self.step_size, centre.dtype)
-        judged = self._judged
+        scores_last = self._scores_last
 
-        def step(begun, number, state):
+        def step(run_objective, number, state):
             point, best, memory = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
 
-            def moved(slope):
-                remembered, direction = self._remember(memory, slope)
-                return remembered, project(point + step_size * ball.steepest(direction))
+            def advance(slope):
+                next_memory, direction = self._remember(memory, slope)
+                return next_memory, project(
+                    point + step_size * ball.steepest(direction)
+                )
 
             slope, scores = base.gradient(
-                begun, point, progress, lambda slope: moved(slope)[1] - point
+                run_objective, point, progress, lambda slope: advance(slope)[1] - point
             )
             if self.keep == "best":
                 best = best.offer(point, scores)
-            memory, point = moved(slope)
+            memory, point = advance(slope)
             return point, best, memory
 
         def run(restart, state):
@@ -182,26 +184,26 @@ class PGD(base.Attack):
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
-            begun = base.begin(objective, start, centre)
+            run_objective = base.begin(objective, start, centre)
             state = (start, best, self._memory(start))
             point, best, _ = base.loop(
-                0, self.steps, functools.partial(step, begun), state
+                0, self.steps, functools.partial(step, run_objective), state
             )
-            if judged:
-                best = self._judge(begun, centre, start, point, best)
+            if scores_last:
+                best = self._offer_last(run_objective, centre, start, point, best)
             return point, best
 
         state = (centre, Best.clean(centre, objective))
         point, best = base.repeat(self.restarts, run, state)
-        return ball.rounded(best.points if judged else point, x)
+        return ball.rounded(best.points if scores_last else point, x)
 
     @property
-    def _judged(self) -> bool:
+    def _scores_last(self) -> bool:
         """Whether the last point of a run is scored."""
         return self.keep == "best" or self.restarts > 1
 
     def _memory(self, start: tf.Tensor) -> Any:
-        """What a run remembers of its gradients, at first; here nothing."""
+        """What a run remembers of its gradients at its start; here nothing."""
         del start
         return ()
 
@@ -209,13 +211,13 @@ class PGD(base.Attack):
         """Returns the memory after a gradient, and what the next step follows."""
         return memory, slope
 
-    def _judge(self, objective, centre, start, point, best) -> Best:
+    def _offer_last(self, objective, centre, start, point, best) -> Best:
         """Offers the last point of a run."""
         if self.keep == "last":
             return best.offer(point, base.score(objective, point, tf.constant(1.0)))
         axes = list(range(1, point.shape.rank))
-        still = tf.reduce_all(tf.equal(point, start), axes)
-        return best.offer_last(point, still, centre, objective)
+        unmoved = tf.reduce_all(tf.equal(point, start), axes)
+        return best.offer_last(point, unmoved, centre, objective)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +250,10 @@ class FGSM(base.Attack):
         objective = base.begin(objective, point, point)
         epsilon, project = exactly(self.epsilon, point.dtype), ball.projection(x)
 
-        def moved(slope):
+        def next_point(slope):
             return project(point + epsilon * ball.steepest(slope))
 
         slope, _ = base.gradient(
-            objective, point, tf.constant(0.0), lambda slope: moved(slope) - point
+            objective, point, tf.constant(0.0), lambda slope: next_point(slope) - point
         )
-        return ball.rounded(moved(slope), x)
+        return ball.rounded(next_point(slope), x)

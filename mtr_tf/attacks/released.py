@@ -89,10 +89,10 @@ class ReleasedPGD(base.Attack):
     decay: float = 0.0
 
     def __post_init__(self):
-        # Whose settings mean the same, and are checked there.
+        # Checks the settings that mean the same there.
         momentum.MIM(self.epsilon, self.step_size, self.steps, decay=self.decay)
-        for name, known in (("start", STARTS), ("scale", SCALES)):
-            checks.check_name(name, getattr(self, name), known)
+        for name, choices in (("start", STARTS), ("scale", SCALES)):
+            checks.check_name(name, getattr(self, name), choices)
         for name in ("mean", "std"):
             self._check_channels(name)
         mean, std = self.mean or (), self.std or ()
@@ -140,12 +140,12 @@ class ReleasedPGD(base.Attack):
         start = centre
         if self.start == "corner":
             start = _clamp(centre, lower, upper)  # Swapped, as released.
-        begun = base.begin(objective, start, centre)
+        run_objective = base.begin(objective, start, centre)
 
         def step(number, state):
             point, total = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, _ = base.gradient(begun, point, progress)
+            slope, _ = base.gradient(run_objective, point, progress)
             # Of any size: standardised inputs' gradients have the same signs.
             total = self.decay * total + slope
             point = _clamp(point + step_size * tf.sign(total), upper, lower)
@@ -155,9 +155,9 @@ class ReleasedPGD(base.Attack):
         return tf.where(tf.equal(self.epsilon, 0), x, tf.cast(point, x.dtype))
 
     def _pixels(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns what one unit of length is, and the box's ends, in pixels of [0, 1].
+        """Returns the unit of length and the ends of the box, in pixels of [0, 1].
 
-        Numbers, or one per channel.
+        Each is a number, or one number per channel.
         """
         if self.scale == "pixels":
             return tuple(tf.constant(number, x.dtype) for number in (1, 0, 1))
@@ -172,8 +172,8 @@ class ReleasedPGD(base.Attack):
 
 
 def _clamp(image: tf.Tensor, upper: tf.Tensor, lower: tf.Tensor) -> tf.Tensor:
-    """Returns the image below `upper`, then above `lower`, which so has the last word.
+    """Returns the image clamped below `upper`, then above `lower`, which thus wins.
 
-    The order of the released `clamp_tensor`, and of its arguments.
+    This is the order of the released `clamp_tensor`, and of its arguments.
     """
     return tf.maximum(tf.minimum(image, upper), lower)

@@ -28,12 +28,13 @@ from mtr_tf.attacks import balance
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
-# Points that do not spare score below -FAR, and so do means of their scores and others.
+# Points that do not spare tasks score below -FAR, and so does any mean of such scores
+# and others.
 FAR = 1e20
-_BELOW = 1e30
-_MOST = 1e6  # The largest excess, also that of a loss that is not finite.
-_MARGIN = 0.1  # Moves aim lower by this share of what they could lower a loss by,
-_BACK = 2.0  # and return from above with this multiple of what is missing.
+_PENALTY = 1e30
+_MAX_EXCESS = 1e6  # The largest excess, also that of a loss that is not finite.
+_MARGIN = 0.1  # Moves aim lower by this share of what they could lower a loss by
+_RETURN = 2.0  # and return from above by this multiple of the excess.
 _HALVINGS = 14  # The bend is found to 2^-14.
 _ROUNDS = 3  # Of bends, where several tasks are spared.
 _STEP = 1 / 255  # The step of an attack that does not say how it moves, per value.
@@ -45,33 +46,33 @@ Move = Callable[[tf.Tensor], tf.Tensor]
 def score(
     scores: tf.Tensor, losses: Mapping[str, tf.Tensor], clean: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
-    """Returns scores by which points that spare come before all that do not, [batch].
+    """Returns scores that rank points that spare above all that do not, [batch].
 
     Args:
       scores: What the attack judges points by.
       losses: Of the spared tasks, [batch] each.
       clean: The same of the clean images.
     """
-    above = excess(losses, clean)
-    return tf.where(above > 0, -_BELOW * (1 + above), scores)
+    overshoot = excess(losses, clean)
+    return tf.where(overshoot > 0, -_PENALTY * (1 + overshoot), scores)
 
 
 def excess(
     losses: Mapping[str, tf.Tensor], clean: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
-    """Returns how far losses are above the clean ones, as a share of these, summed.
+    """Returns the sum of the losses' excess over the clean ones, relative to these.
 
     [batch]; 0 where no task is above. A loss that is not finite counts as far above.
     """
     shares = []
     for task, loss in losses.items():
-        loss, before = (tf.cast(t, tf.float32) for t in (loss, clean[task]))
+        loss, clean_loss = (tf.cast(t, tf.float32) for t in (loss, clean[task]))
         least = np.finfo(np.float32).tiny
-        share = (loss - before) / tf.maximum(tf.abs(before), least)
-        share = tf.clip_by_value(share, least, _MOST)
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(before)
-        share = tf.where(loss <= before, 0.0, share)
-        shares.append(tf.where(finite, share, _MOST))
+        share = (loss - clean_loss) / tf.maximum(tf.abs(clean_loss), least)
+        share = tf.clip_by_value(share, least, _MAX_EXCESS)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(clean_loss)
+        share = tf.where(loss <= clean_loss, 0.0, share)
+        shares.append(tf.where(finite, share, _MAX_EXCESS))
     return tf.add_n(shares)
 
 
@@ -89,7 +90,7 @@ def with_bent_gradient(
     There is no gradient with respect to anything else, and no second derivative.
 
     Args:
-      tape: A persistent tape that watched `x` while all that follows was made.
+      tape: A persistent tape that watched `x` while all of the following was computed.
       x: Images [batch, ...].
       ascend: What the attack raises, [batch].
       losses: Of the spared tasks, [batch] each.
@@ -99,22 +100,24 @@ def with_bent_gradient(
     half = base.computes_in_float16(base.graph_operations())
 
     @tf.custom_gradient
-    def joined(_):
+    def with_gradient(_):
         def backward(upstream):
             slope = balance.slope_of(tape, x, ascend, half)
-            others = [balance.slope_of(tape, x, each, half) for each in losses.values()]
+            spared_slopes = [
+                balance.slope_of(tape, x, loss, half) for loss in losses.values()
+            ]
             room = [clean[task] - loss for task, loss in losses.items()]
-            found = bent(slope, others, room, move)
-            return _by_image(tf.cast(upstream, x.dtype), x) * found
+            bent_slope = bent(slope, spared_slopes, room, move)
+            return _per_image(tf.cast(upstream, x.dtype), x) * bent_slope
 
         return tf.stop_gradient(ascend), backward
 
-    return joined(x)
+    return with_gradient(x)
 
 
 def bent(
     slope: tf.Tensor,
-    others: Sequence[tf.Tensor],
+    spared_slopes: Sequence[tf.Tensor],
     room: Sequence[tf.Tensor],
     move: Move | None = None,
     margin: float = _MARGIN,
@@ -122,59 +125,59 @@ def bent(
     """Returns the gradient of the attacked loss, bent so that spared losses stay low.
 
     A move usually ends higher than its gradient predicts. So moves aim below what is
-    allowed, by a share of what they could lower a spared loss by, and if they are above
-    that, they go down by more than what is missing.
+    allowed by `margin`, a share of what they could lower a spared loss by. Where the
+    loss is above that aim, they go down by more than the excess.
 
     Args:
       slope: The gradient, [batch, ...], finite.
-      others: Those of the spared losses.
+      spared_slopes: Those of the spared losses.
       room: By how much each may still rise, [batch]; negative: must fall.
       move: How the attack moves along a gradient; `move.movable`, if there is one,
-        returns what is left of a gradient where it can move.
-      margin: That share.
+        returns a gradient with 0 where the attack cannot move.
+      margin: A share, see above.
     """
     move = _step if move is None else move
     movable = getattr(move, "movable", lambda change: change)
-    slope, others = movable(slope), [movable(other) for other in others]
+    slope, spared_slopes = movable(slope), [movable(s) for s in spared_slopes]
     unit = threat.L2(0.0).steepest
-    length = _along(unit(slope), slope)
-    length = tf.where(length > 0, length, 1)  # Without a slope, back all the same.
+    length = _dot(unit(slope), slope)
+    length = tf.where(length > 0, length, 1)  # Without a slope, points still go back.
     bends = []
-    for other, left in zip(others, room, strict=True):
-        along = unit(other)
-        against = _by_image(length, slope) * along
-        steepness = _along(along, other)
+    for spared_slope, limit in zip(spared_slopes, room, strict=True):
+        direction = unit(spared_slope)
+        opposite = _per_image(length, slope) * direction
+        steepness = _dot(direction, spared_slope)
         # In the unit of moves; where nothing moves the loss, any move will do.
-        left = tf.math.divide_no_nan(tf.cast(left, slope.dtype), steepness)
-        left += margin * tf.minimum(_along(along, move(-against)), 0)
-        left = tf.where(left < 0, _BACK * left, left)
-        left = tf.where(steepness > 0, left, slope.dtype.max)
-        bends.append((along, against, left))
+        limit = tf.math.divide_no_nan(tf.cast(limit, slope.dtype), steepness)
+        limit += margin * tf.minimum(_dot(direction, move(-opposite)), 0)
+        limit = tf.where(limit < 0, _RETURN * limit, limit)
+        limit = tf.where(steepness > 0, limit, slope.dtype.max)
+        bends.append((direction, opposite, limit))
     for _ in range(_ROUNDS if len(bends) > 1 else 1):
         for bend in bends:
-            slope = _bent_by(slope, *bend, move)
+            slope = _bend(slope, *bend, move)
     return slope
 
 
-def _bent_by(slope, along, against, left, move: Move) -> tf.Tensor:
-    """Returns (1 - u) slope - u against, the smallest u that moves `left` at most."""
+def _bend(slope, direction, opposite, limit, move: Move) -> tf.Tensor:
+    """Returns (1 - u) slope - u opposite, u the smallest that keeps to `limit`."""
 
-    def at(share):
-        share = _by_image(share, slope)
-        return (1 - share) * slope - share * against
+    def mixture(share):
+        share = _per_image(share, slope)
+        return (1 - share) * slope - share * opposite
 
     def fits(share):
-        return _along(along, move(at(share))) <= left
+        return _dot(direction, move(mixture(share))) <= limit
 
     def halve(_, ends):
         low, high = ends
         middle = (low + high) / 2
-        good = fits(middle)
-        return tf.where(good, low, middle), tf.where(good, middle, high)
+        fit = fits(middle)
+        return tf.where(fit, low, middle), tf.where(fit, middle, high)
 
-    none = tf.zeros_like(left)
-    _, share = base.loop(0, _HALVINGS, halve, (none, none + 1))
-    return at(tf.where(fits(none), none, share))
+    zeros = tf.zeros_like(limit)
+    _, share = base.loop(0, _HALVINGS, halve, (zeros, zeros + 1))
+    return mixture(tf.where(fits(zeros), zeros, share))
 
 
 def _step(slope: tf.Tensor) -> tf.Tensor:
@@ -183,11 +186,11 @@ def _step(slope: tf.Tensor) -> tf.Tensor:
     return _STEP * tf.sqrt(count) * threat.L2(0.0).steepest(slope)
 
 
-def _along(direction: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+def _dot(direction: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the scalar product of each image, [batch]."""
     return tf.reduce_sum(direction * x, list(range(1, x.shape.rank)))
 
 
-def _by_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns one number per image so that it multiplies images."""
+def _per_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns one number per image in a shape that multiplies images."""
     return tf.reshape(numbers, [-1, *[1] * (x.shape.rank - 1)])

@@ -15,9 +15,9 @@ from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
-# The window's share of the image is halved after so many of 10 000 queries.
-_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_GRID = 5  # The l2 start is of so many squares along the image's shorter side.
+# The queries, out of 10 000, after which the window's share of the image is halved.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_GRID = 5  # Squares of the l2 start along the image's shorter side.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +95,22 @@ class Square(base.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         moves = {"linf": _Linf, "l2": _L2}[self.norm](ball, x)
         shares = tf.constant(_shares(self.p, self.queries), moves.centre.dtype)
-        one = tf.constant(1.0)  # The progress: scores of one run must compare.
+        progress = tf.constant(1.0)  # Always: scores of one run must compare.
 
         def run(restart, best):
             run_keys = tf.map_fn(lambda key: threat.fold_in(key, restart), keys)
             start = moves.start(run_keys)
-            asked = base.begin(objective, start, moves.centre)
-            found = Best.none(moves.centre)
-            found = found.offer(start, base.score(asked, start, one))
+            run_objective = base.begin(objective, start, moves.centre)
+            run_best = Best.none(moves.centre)
+            run_best = run_best.offer(start, base.score(run_objective, start, progress))
             draws = _draws(x, run_keys, self.queries)
 
-            def query(number, found):
+            def query(number, run_best):
                 draw = _Draw.of(draws[:, number])
-                point = moves.change(found.points, shares[number], draw)
-                return found.offer(point, base.score(asked, point, one))
+                point = moves.change(run_best.points, shares[number], draw)
+                return run_best.offer(point, base.score(run_objective, point, progress))
 
-            return best.offer(*base.loop(1, self.queries, query, found))
+            return best.offer(*base.loop(1, self.queries, query, run_best))
 
         best = Best.clean(moves.centre, objective)
         best = base.loop(0, self.restarts, run, best)
@@ -127,7 +127,7 @@ class _Draw(NamedTuple):
 
     @classmethod
     def of(cls, numbers: tf.Tensor) -> _Draw:
-        """From uniform numbers [batch, 5 + channels]."""
+        """Returns the draw made of uniform numbers [batch, 5 + channels]."""
         return cls(
             place=numbers[:, :2],
             other=numbers[:, 2:4],
@@ -152,7 +152,9 @@ class _Linf:
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
         """Returns the points with their windows set to a corner's values."""
         side = _side(share, points)
-        inside = _inside(*_places(points, side, draw.place), side, points.dtype)
+        inside = _window_mask(
+            *_coordinates(points, side, draw.place), side, points.dtype
+        )
         corner = self._project(self.centre + self._epsilon * draw.signs)
         return inside * corner + (1 - inside) * points
 
@@ -180,14 +182,19 @@ class _L2:
         lying = _look_up(window, columns, rows)
         turned = self._spread(tf.cast(turned, signs.dtype), side)
         shape = turned * lying + (1 - turned) * upright
-        return self._at_length(shape * signs)
+        return self._rescale(shape * signs)
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
-        """Returns the points with new pyramids of what two windows held and spare."""
+        """Returns the points with new pyramids in one of two windows.
+
+        These have the norm that both windows had, and what was left of epsilon.
+        """
         side = _side(share, points, odd=True)
-        rows, columns = _places(points, side, draw.place)
-        first = _inside(rows, columns, side, points.dtype)
-        second = _inside(*_places(points, side, draw.other), side, points.dtype)
+        rows, columns = _coordinates(points, side, draw.place)
+        first = _window_mask(rows, columns, side, points.dtype)
+        second = _window_mask(
+            *_coordinates(points, side, draw.other), side, points.dtype
+        )
         either = tf.maximum(first, second)
         offset = points - self.centre
         spare = self._epsilon**2 - tf.reduce_sum(offset**2, [1, 2, 3], keepdims=True)
@@ -199,10 +206,10 @@ class _L2:
             tf.where(turned, columns, rows),
             tf.where(turned, rows, columns),
         )
-        fresh = shape * draw.signs + _unit(first * offset)
-        return self._at_length((1 - either) * offset + budget * _unit(fresh))
+        direction = shape * draw.signs + _unit(first * offset)
+        return self._rescale((1 - either) * offset + budget * _unit(direction))
 
-    def _at_length(self, offset: tf.Tensor) -> tf.Tensor:
+    def _rescale(self, offset: tf.Tensor) -> tf.Tensor:
         offset = tf.ensure_shape(offset, self._x.shape)
         return self._project(self.centre + self._epsilon * self._ball.steepest(offset))
 
@@ -214,8 +221,8 @@ class _L2:
 
 def _shares(p: float, queries: int) -> np.ndarray:
     """The window's share of the image for every query."""
-    done = np.arange(queries) * 10_000 // queries
-    return p / 2.0 ** np.sum(done[:, None] > np.array(_HALVED_AFTER), axis=1)
+    positions = np.arange(queries) * 10_000 // queries
+    return p / 2.0 ** np.sum(positions[:, None] > np.array(_HALVINGS), axis=1)
 
 
 def _draws(x: tf.Tensor, keys: tf.Tensor, queries: int) -> tf.Tensor:
@@ -244,25 +251,25 @@ def _side(share: tf.Tensor, points: tf.Tensor, odd: bool = False) -> tf.Tensor:
     return tf.minimum(side, tf.reduce_min(size))
 
 
-def _places(
+def _coordinates(
     points: tf.Tensor, side: tf.Tensor, place: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns each row's and column's number within its image's window.
+    """Returns the number of each row and column within its image's window.
 
-    That is [batch, height, 1] and [batch, 1, width], negative or from `side` on
-    outside; all places inside the image are equally likely.
+    Shapes are [batch, height, 1] and [batch, 1, width]. Outside the window numbers are
+    negative, or `side` and more. All places inside the image are equally likely.
     """
     numbers = []
     for axis in (0, 1):
         size = tf.shape(points)[1 + axis]
         choices = tf.cast(size - side + 1, place.dtype)
-        first = tf.cast(tf.floor(place[:, axis] * choices), tf.int32)
-        first = tf.minimum(first, size - side)  # Rounding may carry it one too far.
-        numbers.append(tf.range(size) - first[:, None])
+        start = tf.cast(tf.floor(place[:, axis] * choices), tf.int32)
+        start = tf.minimum(start, size - side)  # Rounding may carry it one too far.
+        numbers.append(tf.range(size) - start[:, None])
     return numbers[0][:, :, None], numbers[1][:, None, :]
 
 
-def _inside(
+def _window_mask(
     rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor, dtype: tf.DType
 ) -> tf.Tensor:
     """Returns 1 for the window's pixels, 0 for others, [batch, height, width, 1]."""
@@ -285,13 +292,13 @@ def _pyramids(side: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     parts = 1 / tf.cast(tf.range(1, half + 2), tf.float64) ** 2
     height = tf.gather(tf.cumsum(parts, reverse=True), distance)
     upper = tf.cast(upper, tf.float64)
-    one, other = upper * height, (1 - upper) * height
-    pair = tf.math.divide_no_nan(one, tf.norm(one)) - other / tf.norm(other)
+    first, second = upper * height, (1 - upper) * height
+    pair = tf.math.divide_no_nan(first, tf.norm(first)) - second / tf.norm(second)
     return tf.cast(pair / tf.norm(pair), dtype)
 
 
 def _look_up(window: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Returns the window's values at these places, [..., 1]; outside, its edge's."""
+    """Returns the window's values at these places, [..., 1]; its edge's outside."""
     last = tf.shape(window)[0] - 1
     rows, columns = (tf.clip_by_value(n, 0, last) for n in (rows, columns))
     return tf.gather(tf.reshape(window, [-1]), rows * (last + 1) + columns)[..., None]
@@ -303,5 +310,5 @@ def _channel_norms(offset: tf.Tensor) -> tf.Tensor:
 
 
 def _unit(offset: tf.Tensor) -> tf.Tensor:
-    """Returns each channel over its l2 norm; zero where that is zero."""
+    """Returns each channel divided by its l2 norm; zero where that is zero."""
     return tf.math.divide_no_nan(offset, _channel_norms(offset))

@@ -37,7 +37,7 @@ class Linf:
     epsilon: float | tf.Tensor
 
     def check(self) -> None:
-        """Raises InputError unless the radius, no tensor, is allowed."""
+        """Raises InputError unless the radius (not a tensor) is allowed."""
         _check_radius(self.epsilon, 1, "in units of [0, 1] (8/255, not 8)")
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -82,9 +82,9 @@ class L2:
     epsilon: float | tf.Tensor
 
     def check(self) -> None:
-        """Raises InputError unless the radius, no tensor, is allowed."""
-        wanted = "an l2 norm for images in [0, 1], from 0 to 1e6"
-        _check_radius(self.epsilon, LARGEST_L2, wanted)
+        """Raises InputError unless the radius (not a tensor) is allowed."""
+        what = "an l2 norm for images in [0, 1], from 0 to 1e6"
+        _check_radius(self.epsilon, LARGEST_L2, what)
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit ball.
@@ -111,10 +111,11 @@ class L2:
         return tf.math.divide_no_nan(direction, tf.norm(direction)) * u**power
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
-        """Returns each image's gradient over its l2 norm; zero where that is zero.
+        """Returns each image's gradient divided by its l2 norm; zero for a norm of 0.
 
-        Divided by the largest entry first, for squares of small or large entries are
-        beyond float32; by no more than what has a reciprocal in it.
+        The gradient is first divided by its largest entry, because squares of small or
+        large entries are beyond float32; that entry is capped so that its reciprocal is
+        not.
         """
         axes, cap = _inner_axes(gradient), 0.5 / np.finfo(gradient.dtype.name).tiny
         highest = tf.reduce_max(gradient, axes, keepdims=True)
@@ -128,11 +129,11 @@ class L2:
 
         The nearest point is clip(x + t offset), for the largest t <= 1 that is inside
         the ball (Lagrange). Shrinking into the ball first and clipping then, as is
-        common, is inside: x is in the box, so clipping a coordinate brings it nearer to
-        x's. But its t is too small: on images near the box's edge, steps that end so
-        miss 2 to 5 % of a linear loss's maximum. So t is raised once to what fills the
-        ball if no further coordinate is clipped (should one be, the point is inside all
-        the more); then they miss 0.1 %.
+        common, ends inside: x is in the box, so clipping a coordinate brings it nearer
+        to x's. But its t is too small: on images near the box's edge, such steps miss 2
+        to 5 % of a linear loss's maximum. So t is raised once to the value that fills
+        the ball if no further coordinate is clipped (if one is, the point is further
+        inside); then they miss 0.1 %.
         """
         centre = tf.cast(x, compute_dtype(x))
         low, high = -centre, 1 - centre
@@ -141,15 +142,15 @@ class L2:
         def project(point):
             offset = point - centre
             t = epsilon * _reciprocal(tf.maximum(_norms(offset), epsilon))
-            wanted = t * offset
-            kept = _clip(wanted, low, high)
+            scaled = t * offset
+            clipped = _clip(scaled, low, high)
             # A factor of 0 or 1: choosing by tf.where takes many times as long.
-            free = tf.cast(tf.equal(wanted, kept), centre.dtype)
-            free_norms = _norms(free * kept)
-            room = epsilon**2 - (_norms(kept) ** 2 - free_norms**2)
-            fills = tf.sqrt(tf.maximum(room, 0)) * _reciprocal(free_norms)
-            fills = tf.minimum(fills, _reciprocal(t))  # Not beyond the point itself.
-            return centre + _clip(tf.maximum(fills, 1) * wanted, low, high)
+            free = tf.cast(tf.equal(scaled, clipped), centre.dtype)
+            free_norms = _norms(free * clipped)
+            room = epsilon**2 - (_norms(clipped) ** 2 - free_norms**2)
+            factor = tf.sqrt(tf.maximum(room, 0)) * _reciprocal(free_norms)
+            factor = tf.minimum(factor, _reciprocal(t))  # Not beyond the point itself.
+            return centre + _clip(tf.maximum(factor, 1) * scaled, low, high)
 
         return project
 
@@ -173,7 +174,7 @@ NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
-    """Returns the threat model of that norm ("linf" or "l2") and radius, as checked."""
+    """Returns the threat model of a norm ("linf" or "l2") and radius, both checked."""
     return NORMS[norm](epsilon)
 
 
@@ -201,14 +202,14 @@ def random_start(
     The noise of an image is a function of its key (int64 [batch, 2], see `image_keys`)
     and the number of the restart alone, whatever the batch around it.
     """
-    return _moved(threat.start, threat.epsilon, x, keys, restart)
+    return _add_noise(threat.start, threat.epsilon, x, keys, restart)
 
 
 def random_point(
     threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor | int
 ) -> tf.Tensor:
-    """Returns the same with noise uniform in the ball; for linf no other points."""
-    return _moved(threat.noise, threat.epsilon, x, keys, number)
+    """Returns `random_start` with noise uniform in the ball; the same for linf."""
+    return _add_noise(threat.noise, threat.epsilon, x, keys, number)
 
 
 def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
@@ -217,7 +218,9 @@ def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
         raise InputError(f"epsilon must be {what}; got {radius:g}.")
 
 
-def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:
+def _add_noise(
+    draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number
+) -> tf.Tensor:
     dtype = compute_dtype(x)
     noise = random_images(draw, x, keys, number)
     return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
@@ -246,7 +249,7 @@ def random_images(
 
 
 def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
-    """Returns keys, int64 [..., 2]: one out of `seed` and each number of `data`.
+    """Returns keys, int64 [..., 2]: one from `seed` and each number of `data`.
 
     `fold_in(seed, indices)` is a seed per image for an attack, by each image's number
     in its data set: then noise depends neither on batch size nor order nor replicas.
@@ -258,12 +261,12 @@ def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64.
     """
-    seed, data = _in_int64(seed), tf.cast(data, tf.int64)
+    seed, data = _as_int64(seed), tf.cast(data, tf.int64)
     key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
-    mixed = tf.random.experimental.stateless_fold_in(
+    mixed_key = tf.random.experimental.stateless_fold_in(
         key, tf.constant(0, tf.int64), _ALG
     )
-    return tf.stack([tf.broadcast_to(mixed[0], tf.shape(data)), data], axis=-1)
+    return tf.stack([tf.broadcast_to(mixed_key[0], tf.shape(data)), data], axis=-1)
 
 
 def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
@@ -277,7 +280,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64, or of another shape.
     """
-    seed = _in_int64(seed)
+    seed = _as_int64(seed)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
     matches = seed.shape[:1].is_compatible_with(indices.shape)
@@ -291,10 +294,10 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _in_int64(seed: Any) -> tf.Tensor:
-    """Returns the seed or seeds as int64; raises InputError unless they can be that."""
-    given = [one for one in tf.nest.flatten(seed) if not tf.is_tensor(one)]
-    for number in (n for one in given for n in np.ravel(one).tolist()):
+def _as_int64(seed: Any) -> tf.Tensor:
+    """Returns the seed or seeds as int64; raises InputError unless they fit."""
+    parts = [part for part in tf.nest.flatten(seed) if not tf.is_tensor(part)]
+    for number in (n for part in parts for n in np.ravel(part).tolist()):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
@@ -338,8 +341,8 @@ def _clip(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 # Random numbers of a key that are the same with XLA and without, on any device.
 #
-# TensorFlow's stateless random floats are others under XLA; its random whole numbers
-# are not. So floats are made of those here, as TensorFlow makes them without XLA:
+# TensorFlow's stateless random floats differ under XLA; its random integers do not. So
+# floats are made from integers here, as TensorFlow makes them without XLA:
 # `uniform` returns the very numbers of tf.random.stateless_uniform, and `normal` those
 # of tf.random.stateless_normal but for rounding.
 
@@ -375,7 +378,7 @@ def uniform(shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def normal(shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Returns independent standard normal numbers, two of each two uniform ones.
+    """Returns independent standard normal numbers, two from each pair of uniform ones.
 
     Arguments are those of `uniform` (Box and Muller, 1958).
     """
@@ -419,14 +422,14 @@ def rounded_towards(
 
 
 def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Returns about x + offset in x's dtype, [batch, ...], with offsets as long in l2.
+    """Returns about x + offset in x's dtype, [batch, ...], about as far from x in l2.
 
     Half precision has few numbers: `rounded_towards` gives away most of a small offset,
-    for much of it is less than the distance to the next number. So x + s offset is
-    rounded to the nearest, s the largest whose result is no longer than the offset. All
-    coordinates move outwards as s grows, so halving finds it. What the next larger s
-    would change is done for as many of its coordinates as there is length left for,
-    taken from all over the image.
+    because much of it is less than the distance to the next number. So x + s offset is
+    rounded to the nearest number, with the largest s whose result is no longer than the
+    offset. All coordinates move outwards as s grows, so bisection finds s. Then the
+    changes of the next larger s are made at as many coordinates as the remaining length
+    allows, taken from all over the image.
 
     Args:
       x: [batch, ...] in [0, 1].
@@ -451,7 +454,7 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         low, high = tf.where(fits, middle, low), tf.where(fits, high, middle)
         return number + 1, low, high
 
-    # To the nearest at most doubles what is rounded: half the offset always fits.
+    # Rounding to the nearest at most doubles an offset: half the offset always fits.
     _, low, high = tf.while_loop(
         lambda number, *_: number < _HALVINGS,
         halve,
@@ -460,19 +463,19 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     )
     inside, outside = scaled(low), scaled(high)
     spare = limit - tf.reduce_sum(squares(inside), axes, keepdims=True)
-    taken = _affordable(squares(outside) - squares(inside), spare)
-    return tf.where(taken, outside, inside)
+    affordable = _affordable_mask(squares(outside) - squares(inside), spare)
+    return tf.where(affordable, outside, inside)
 
 
-def _affordable(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
-    """Returns bools like `costs`: which together cost no more than `spare`, by image.
+def _affordable_mask(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
+    """Returns a mask like `costs` of entries that cost at most `spare` per image.
 
-    They are taken in an order that visits all parts of an image alike: multiples of the
-    golden ratio, modulo 1, are spread evenly, however many there are.
+    Entries are taken in an order that visits all parts of an image evenly: multiples of
+    the golden ratio, modulo 1, are spread evenly, however many there are.
     """
     flat = tf.reshape(costs, [tf.shape(costs)[0], tf.reduce_prod(tf.shape(costs)[1:])])
     places = tf.range(tf.shape(flat)[1], dtype=tf.float64) * (np.sqrt(5) - 1) / 2
     order = tf.argsort(tf.math.floormod(places, 1))
-    spent = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
-    taken = spent <= tf.reshape(spare, [-1, 1])
-    return tf.reshape(tf.gather(taken, tf.argsort(order), axis=1), tf.shape(costs))
+    sums = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
+    affordable = sums <= tf.reshape(spare, [-1, 1])
+    return tf.reshape(tf.gather(affordable, tf.argsort(order), axis=1), tf.shape(costs))

@@ -609,17 +609,17 @@ REL_FIRST = (metrics.rel(), metrics.mae("m"), metrics.rmse("m"))
     ids=lambda task: task.name,
 )
 def test_results_of_a_task_unlike_the_eleven_are_known_by_it(task):
-    (known,) = resolving._own(TaskSet([task]))
+    (known,) = resolving._own_tasks(TaskSet([task]))
     assert known["name"] == task.name
     assert known["kind"] == task.kind
     standard = TaskSet([TASKS["depth"], TASKS["reshading"], TASKS["seg"]])
-    assert resolving._own(standard) == ()
+    assert resolving._own_tasks(standard) == ()
 
 
 def test_a_loss_of_another_kind_counts():
     """Beside the kind, of which there is that of the metrics alone."""
     one, other = (
-        resolving._own(TaskSet([Task("reshading", kind="image", **loss)]))
+        resolving._own_tasks(TaskSet([Task("reshading", kind="image", **loss)]))
         for loss in ({}, {"loss": losses.l1})
     )
     assert one != other
