@@ -86,8 +86,8 @@ class _Notice:
 class _Watch:
     """Watches another process's claim.
 
-    `mine` is this machine's name if this process holds the lock, so that a claim of this
-    machine belongs to a process that has ended; None if there are no locks.
+    `mine` is this machine's name if this process holds the lock, so that a claim of
+    this machine belongs to a process that has ended; None if there are no locks.
     """
 
     def __init__(self, claim: pathlib.Path, mine: str | None):
