@@ -100,9 +100,9 @@ def open_source(
 
 def _task_hint(task: str, info: DatasetInfo) -> str:
     """A hint at the task of the data set that `task` may stand for."""
-    (full,) = canonical((task,), info.tasks.values())
-    if full != task:
-        return f" {task} is another name of {full}; give {full} here."
+    (full_name,) = canonical((task,), info.tasks.values())
+    if full_name != task:
+        return f" {task} is another name of {full_name}; give {full_name} here."
     return did_you_mean(task, info.tasks)
 
 
