@@ -57,7 +57,7 @@ class AttackConfig(Settings):
         path=True,
         address=True,
     )
-    # The attacks: all combinations of the first five are run.
+    # The attacks: all combinations of the first five settings are run.
     attack: tuple[str, ...] = setting(
         ("pgd",),
         f"One or more attacks: {', '.join(KINDS)}. worst: for each image, the worst "
@@ -413,8 +413,8 @@ class AttackConfig(Settings):
                 "is only 0."
             )
         kinds.check_names("attack in --ensemble", self.ensemble, kinds.member_names())
-        named = [name for name in self.attack if name in KINDS]
-        if not self.ensemble and any("ensemble" in KINDS[name].uses for name in named):
+        names = [name for name in self.attack if name in KINDS]
+        if not self.ensemble and any("ensemble" in KINDS[name].uses for name in names):
             raise InputError(
                 "--ensemble must name the attacks that worst combines, but it is empty."
             )
@@ -440,7 +440,7 @@ class AttackConfig(Settings):
             )
         self._check_spare()
         self._check_spread()
-        _ = self.parsed_image_size  # Complains now.
+        _ = self.parsed_image_size  # Raises now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         parse_heads(self.heads)
@@ -448,7 +448,7 @@ class AttackConfig(Settings):
         self._check_input()
 
     def _check_spare(self):
-        """Raises InputError where nothing can be spared."""
+        """Raises InputError if the settings do not allow --spare."""
         if not self.spare:
             return
         for name in self.attack:
@@ -471,7 +471,7 @@ class AttackConfig(Settings):
             )
 
     def _check_spread(self):
-        """Raises InputError where attacks cannot be spread over processes."""
+        """Raises InputError if the attacks cannot be spread over processes."""
         parse_part(self.part)
         flag = "--part" if self.part else "--executor"
         if self.executor == NO_EXECUTOR and not self.part:
@@ -503,8 +503,8 @@ class AttackConfig(Settings):
                     f"--{name} must be one number from 1e-06, or one per channel; "
                     f"got {','.join(f'{n:g}' for n in numbers)}."
                 )
-        per_channel = {len(self.input_mean), len(self.input_std)} - {0, 1}
-        if len(per_channel) > 1:
+        counts = {len(self.input_mean), len(self.input_std)} - {0, 1}
+        if len(counts) > 1:
             raise InputError(
                 "--input_mean and --input_std must have one number, or one per "
                 f"channel of the images; got {len(self.input_mean)} and "
@@ -513,15 +513,15 @@ class AttackConfig(Settings):
 
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:
-        """(height, width) of `image_size`; None where it is not given."""
+        """(height, width) of `image_size`; None if it is not given."""
         return parse_image_size(self.image_size)
 
     @property
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """(scale, offset) per channel of what the model takes for images in [0, 1].
+        """(scale, offset) per channel from images in [0, 1] to what the model takes.
 
-        Where they are the same for all channels there are three, however many channels
-        there are. None if the model takes images in [0, 1].
+        If all channels have the same values, there are three of each, whatever the
+        number of channels. None if the model takes images in [0, 1].
         """
         if not (self.input_range or self.input_mean or self.input_std):
             return None
@@ -541,8 +541,8 @@ def parse_block(text: str) -> tuple[int, ...]:
     """`16x32` or `16x32+8+0` as (rows, columns[, top, left]); empty gives ()."""
     if not text:
         return ()
-    found = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+)\+(\d+))?", text)
-    numbers = tuple(int(part) for part in found.groups() if part) if found else ()
+    match = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+)\+(\d+))?", text)
+    numbers = tuple(int(part) for part in match.groups() if part) if match else ()
     if not numbers or 0 in numbers[:2]:
         raise InputError(
             "--attack_block must be ROWSxCOLUMNS or ROWSxCOLUMNS+TOP+LEFT, such as "
@@ -555,8 +555,8 @@ def parse_part(text: str) -> tuple[int, int] | None:
     """`2/8` as (2, 8); empty gives None."""
     if not text:
         return None
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    number, count = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
         raise InputError(
             "--part must be I/N, part I of N parts, such as 2/8, with I from 1 to N; "

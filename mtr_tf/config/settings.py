@@ -21,11 +21,11 @@ from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
-_QUOTED = 80  # Characters of what was given.
+_QUOTED = 80  # Characters of a value in a message.
 LONGEST_SIDE = 16384  # Of pictures, in pixels.
-LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
+LEAST_LEVELS = 0.1  # Of 0-255: nobody would notice smaller changes of a picture.
 MOST_EXAMPLES = 10**9
-# What another value of a setting leads to (see `setting`).
+# What another value of a setting changes (see `setting`).
 RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
 
 
@@ -43,11 +43,11 @@ def setting(
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not given. `words` are what a
-    number's setting takes instead of a number. `path` says that it
+    A default of None makes a flag that is true, false or not given. `words` are words
+    that a setting for a number takes instead of a number. `path` says that the setting
     names files, `address` that these may be at an address, and `changes` what another
     value leads to: other RESULTS, other EXTRAS beside the same results (saved examples,
-    measures), or NOTHING else (where it runs, and how fast).
+    measures), or NOTHING else (it only says where the command runs, and how fast).
     """
     metadata = {
         "help": help,
@@ -69,12 +69,12 @@ FORMAT = setting(
     changes=NOTHING,
 )
 
-# The types that a field takes, where they are not just that of its default.
-_TAKEN: dict[type, tuple[type, ...]] = {
+# The types that a field takes, by the type of its default, if more than this one.
+_TYPES: dict[type, tuple[type, ...]] = {
     float: (float, int),
     type(None): (bool, type(None)),
 }
-_KINDS: dict[type, str] = {
+_TYPE_NAMES: dict[type, str] = {
     bool: "true or false",
     type(None): "true or false",
     int: "a whole number",
@@ -84,27 +84,27 @@ _KINDS: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the records: range checks of each field, and to and from plain dicts.
+    """Base of the records: checks the range of each field, and converts to dicts.
 
-    `~` at the beginning of a path is the home directory: shells leave it in --flag=~/x.
+    `~` at the start of a path is the home directory: shells do not expand --flag=~/x.
     """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.metadata["path"]:
-                object.__setattr__(self, field.name, _from_home(value))
+                object.__setattr__(self, field.name, _expand_home(value))
             check_range(field, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON takes them (tuples as lists)."""
+        """The settings as a dict for JSON (tuples as lists)."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
         }
 
     def that_change(self, *what: str) -> dict[str, Any]:
-        """Those of `to_dict` that change one of these: RESULTS, EXTRAS, NOTHING."""
+        """The values that change one of `what`: RESULTS, EXTRAS, NOTHING."""
         values = self.to_dict()
         return {
             field.name: values[field.name]
@@ -118,13 +118,13 @@ class Settings:
         return {f.name: value for f, value in values.items() if value != f.default}
 
     def flags(self) -> list[str]:
-        """The flags that say what differs from the defaults."""
-        given = self.not_default().items()
-        return [f"--{name}={_flag_text(value)}" for name, value in given]
+        """The flags of the values that differ from their defaults."""
+        items = self.not_default().items()
+        return [f"--{name}={_flag_text(value)}" for name, value in items]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> typing.Self:
-        """The record of a dict that `to_dict` made; unknown keys raise `InputError`."""
+        """The record of a dict from `to_dict`; raises `InputError` for unknown keys."""
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -133,25 +133,25 @@ class Settings:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for field in dataclasses.fields(cls):
             value, kind = values.get(field.name, field.default), type(field.default)
-            allowed = _TAKEN.get(kind, (kind,))
+            types = _TYPES.get(kind, (kind,))
             if value in field.metadata["words"]:
                 continue
-            if type(value) not in allowed:
+            if type(value) not in types:
                 raise InputError(
-                    f"{field.name} must be of type {allowed[0].__name__}, got {value!r}"
+                    f"{field.name} must be of type {types[0].__name__}, got {value!r}"
                 )
         return cls(**values)
 
 
-def _from_home(path: Any) -> Any:
-    """A path, or a tuple of them, with the home directory for `~`."""
+def _expand_home(path: Any) -> Any:
+    """A path, or a tuple of paths, with `~` expanded to the home directory."""
     if isinstance(path, tuple):
-        return tuple(map(_from_home, path))
+        return tuple(map(_expand_home, path))
     return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 def _flag_text(value: Any) -> str:
-    """A value as flags take it."""
+    """The text of a value in a flag."""
     if isinstance(value, tuple):
         text = io.StringIO()
         csv.writer(text, lineterminator="").writerow(map(_flag_text, value))
@@ -164,9 +164,9 @@ def _flag_text(value: Any) -> str:
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:
-    """Raises `InputError` where a field's value is outside its choices or range.
+    """Raises `InputError` if a field's value is outside its choices or range.
 
-    Or names a file at an address where that cannot be.
+    Also if it names a file at an address, and only local files will do.
     """
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
@@ -187,12 +187,12 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
         if (low is not None and number < low) or (high is not None and number > high):
             ends = [f"{end:.10g}" for end in (low, high) if end is not None]
             bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
-            given = shortened(number)
-            raise InputError(f"--{field.name} must be {bounds}, got {given}.")
+            text = shortened(number)
+            raise InputError(f"--{field.name} must be {bounds}, got {text}.")
 
 
 def check_levels(name: str, eps: float) -> None:
-    """Raises `InputError` for a linf length, in levels, that seems to be of [0, 1]."""
+    """Raises `InputError` for a linf length that seems to be in [0, 1], not levels."""
     if 0 < eps < LEAST_LEVELS:
         raise InputError(
             f"{name} must be in levels of 0-255, {LEAST_LEVELS:g} or more; got "
@@ -202,33 +202,33 @@ def check_levels(name: str, eps: float) -> None:
 
 
 def is_step_of_one(step: float, steps: int, radius: float) -> bool:
-    """Whether a linf step, in levels, seems to be of [0, 1].
+    """Whether a linf step seems to be in units of [0, 1] rather than levels.
 
-    All steps do not reach the radius, and one 255 times as long would fit into it;
-    else it is a short one on purpose.
+    So it seems if all steps together do not reach the radius, and a step 255 times as
+    long would fit into it; else it is short on purpose.
     """
-    short = 0 < step < LEAST_LEVELS and step * steps < radius
-    return short and 255 * step <= radius
+    is_short = 0 < step < LEAST_LEVELS and step * steps < radius
+    return is_short and 255 * step <= radius
 
 
-def not_a_number(field: dataclasses.Field, given: object) -> str:
-    """The sentence for what should be of the type of a setting's default."""
-    kind = " or ".join((_KINDS[type(field.default)], *field.metadata["words"]))
-    return f"--{field.name} must be {kind}, got {shortened(given)}."
+def not_a_number(field: dataclasses.Field, value: object) -> str:
+    """The message for a value that is not of the type of a setting's default."""
+    kind = " or ".join((_TYPE_NAMES[type(field.default)], *field.metadata["words"]))
+    return f"--{field.name} must be {kind}, got {shortened(value)}."
 
 
-def unknown_choice(name: str, given: object, choices: Sequence[str]) -> str:
-    """The sentence for a value that is none of the choices of a setting."""
+def unknown_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """The message for a value that is not one of the choices of a setting."""
     return (
-        f"--{name} must be one of {', '.join(choices)}, got {shortened(given)}."
-        f"{did_you_mean(given, choices)}"
+        f"--{name} must be one of {', '.join(choices)}, got {shortened(value)}."
+        f"{did_you_mean(value, choices)}"
     )
 
 
-def shortened(given: object) -> str:
-    """What was given, as one line to quote it in a sentence."""
+def shortened(value: object) -> str:
+    """A value as one short line, to quote in a message."""
     try:
-        text = str(given) if isinstance(given, int | float) else repr(given)
+        text = str(value) if isinstance(value, int | float) else repr(value)
     except ValueError:  # Python writes no more than 4300 digits.
         return "a number of thousands of digits"
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
@@ -251,7 +251,7 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
     return numbers[0], numbers[-1]
 
 
-# Fields that both binaries have.
+# Fields that several commands have.
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "

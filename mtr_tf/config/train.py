@@ -286,15 +286,15 @@ class TrainConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        # Keras computes in the type of a rate. (An attack's ints stay: finished attacks
-        # are known by them.)
+        # Keras computes in the type of a rate. (Ints of attack settings stay, because
+        # they identify finished attacks.)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, float) and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
-        branches = self.decoders != "separate" or self.shared_stages != -1
-        ours = self.width or branches or self.sync_batch_norm
-        if ":" in self.model and ours:
+        has_branches = self.decoders != "separate" or self.shared_stages != -1
+        builtin_options = self.width or has_branches or self.sync_batch_norm
+        if ":" in self.model and builtin_options:
             raise InputError(
                 "--width, --decoders, --shared_stages and --sync_batch_norm are only "
                 f"for built-in models, but {self.model} is a function of yours; leave "
@@ -305,8 +305,8 @@ class TrainConfig(Settings):
                 "--lr_epochs needs --schedule=step, but the schedule is "
                 f"{self.schedule}; leave out one of the two."
             )
-        ruled = self.main_tasks or self.aux_weight != 1
-        if ruled and self.task_weights != "main_aux":
+        uses_main_aux = self.main_tasks or self.aux_weight != 1
+        if uses_main_aux and self.task_weights != "main_aux":
             raise InputError(
                 "--main_tasks and --aux_weight need --task_weights=main_aux, got "
                 f"{self.task_weights}; leave out one or the other."
@@ -321,51 +321,51 @@ class TrainConfig(Settings):
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "
                 "falls, but it is empty; give for example --lr_epochs=120,140."
             )
-        _ = self.parsed_image_size, self.parsed_crop  # Complain now.
+        _ = self.parsed_image_size, self.parsed_crop  # Raise now.
 
     @property
     def unused(self) -> list[str]:
-        """Names of the settings that are given, and that nothing makes use of."""
-        found = []
+        """Names of the settings that are given but not used."""
+        names = []
         if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
-            found.append("aux_weight")
+            names.append("aux_weight")
         if not self.adversarial_tasks:
-            found += [name for name in self.not_default() if name in _OF_ADVERSARIES]
-        return found
+            names += [name for name in self.not_default() if name in _ADVERSARIAL]
+        return names
 
     @property
     def without_effect(self) -> list[str]:
-        """Sentences about settings that are given and, as others are, do nothing.
+        """Sentences about settings that are given but, with the others, do nothing.
 
-        These are no reason to refuse a run: they may be of a flagfile.
+        They are no reason to refuse a run, because they may come from a flagfile.
         """
-        given = self.not_default()
-        said = [
-            f"--{name} has no effect without --{other}={value}, as here"
-            for name, (other, value) in _OF_CHOICES.items()
-            if name in given and getattr(self, other) != value
+        values = self.not_default()
+        sentences = [
+            f"--{name} has no effect without --{choice}={value}, as here"
+            for name, (choice, value) in _NEEDED_CHOICES.items()
+            if name in values and getattr(self, choice) != value
         ]
-        if "eval_steps" in given and not self.eval_eps:
-            said.append("--eval_steps has no effect with --eval_eps=0, as here")
-        return said
+        if "eval_steps" in values and not self.eval_eps:
+            sentences.append("--eval_steps has no effect with --eval_eps=0, as here")
+        return sentences
 
     def check_used(self) -> None:
-        """Raises `InputError` for settings that only another one would make use of.
+        """Raises `InputError` for settings that have no use without another one.
 
-        Also for radii that seem to be of images in [0, 1], for steps that seem so and
-        do not reach the radius, and for adversarial training that attacks nothing.
-        Older runs may have such settings, and are not asked.
+        Also for radii, and for steps too short to reach the radius, that seem to be
+        in units of images in [0, 1], and for adversarial training that attacks nothing.
+        Older runs may have such settings, and are not checked.
         """
-        given = self.unused
-        if "aux_weight" in given:
+        names = self.unused
+        if "aux_weight" in names:
             raise InputError(
                 "--aux_weight needs auxiliary tasks, those of --tasks that are not in "
                 f"--main_tasks, but all of {', '.join(self.tasks)} are main; name the "
                 "main ones in --main_tasks, or leave out --aux_weight."
             )
-        if given:
+        if names:
             raise InputError(
-                f"--{' and --'.join(given)} {'need' if len(given) > 1 else 'needs'} "
+                f"--{' and --'.join(names)} {'need' if len(names) > 1 else 'needs'} "
                 "--adversarial_tasks, the tasks to attack in training, but it is "
                 "empty; give for example --adversarial_tasks=main, or leave the "
                 "rest out too."
@@ -395,15 +395,15 @@ class TrainConfig(Settings):
 
     @property
     def main_or_all_tasks(self) -> tuple[str, ...]:
-        """The main tasks; all tasks where none is named."""
+        """The main tasks; all tasks if none is named."""
         return self.main_tasks or self.tasks
 
 
-# Settings that only one choice of another makes use of.
-_OF_CHOICES = {"momentum": ("optimizer", "sgd"), "lr_factor": ("schedule", "step")}
+# Settings that are only used with one choice of another setting.
+_NEEDED_CHOICES = {"momentum": ("optimizer", "sgd"), "lr_factor": ("schedule", "step")}
 
-# Settings of adversarial training beside the one that turns it on.
-_OF_ADVERSARIES = {
+# Settings of adversarial training, without the one that turns it on.
+_ADVERSARIAL = {
     field.name
     for field in dataclasses.fields(TrainConfig)
     if field.name.startswith("adversarial_") and field.name != "adversarial_tasks"
@@ -412,7 +412,7 @@ _OF_ADVERSARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class RunPlace(Settings):
-    """Where a training run is kept; not a part of what it computes."""
+    """Where a training run is kept, which does not affect what it computes."""
 
     workdir: str = setting(
         "",

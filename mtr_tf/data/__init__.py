@@ -39,7 +39,7 @@ __all__ = [
     "may_bring_tasks",
     "open_source",
 ]
-_RECORDS = ("Columns", "DatasetInfo", "Source")  # Of `source`, which imports NumPy.
+_RECORDS = ("Columns", "DatasetInfo", "Source")  # In `source`, which imports NumPy.
 
 # Name of a data set -> the function (image_size, data_dir, tasks, **options) that opens
 # it, itself or as module:function, imported when it is needed.
@@ -49,7 +49,7 @@ DATASETS: dict[str, str | Callable[..., Source]] = {
     "cityscapes": "mtr_tf.data.cityscapes.reading:open_source",
     "taskonomy": "mtr_tf.data.taskonomy:open_source",
 }
-# What some data sets let the user choose: the option, its default, who takes it.
+# Options of some data sets: name -> (default, the data sets that take it).
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "depth_target": ("disparity", ("cityscapes", "taskonomy")),
     "validation_share": (0.0, ("taskonomy",)),
@@ -73,8 +73,8 @@ def open_source(
             `mtr_tf.data.custom.reading`).
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
-        tasks: names of the tasks to read, or of the eleven aliases or letters; None
-            for all it has.
+        tasks: the tasks to read, by name (the eleven built-in ones also by alias or
+            letter); None for all that the data set has.
         **options: keys of OPTIONS, for the data sets that have them.
 
     Raises:
@@ -82,27 +82,27 @@ def open_source(
             not have it; or the data set does not have an option.
     """
     files.check_local("data_dir", data_dir or "")
-    asked = None if tasks is None else canonical_tasks(name, tasks)
+    names = None if tasks is None else canonical_tasks(name, tasks)
     source = _opener(name)(
         image_size=image_size,
         data_dir=data_dir,
-        tasks=asked,
+        tasks=names,
         **_options_of(name, options),
     )
-    for task in asked or ():
+    for task in names or ():
         if task not in source.info.tasks:
             raise InputError(
                 f"Data set {name!r} has no task {task!r}; it has "
-                f"{', '.join(source.info.tasks)}.{_meant(task, source.info)}"
+                f"{', '.join(source.info.tasks)}.{_task_hint(task, source.info)}"
             )
     return source
 
 
-def _meant(task: str, info: DatasetInfo) -> str:
-    """A hint at the task of a data set that was meant by another name."""
-    (full,) = canonical((task,), info.tasks.values())
-    if full != task:
-        return f" {task} is another name of {full}; give {full} here."
+def _task_hint(task: str, info: DatasetInfo) -> str:
+    """A hint at the task of the data set that `task` may stand for."""
+    (full_name,) = canonical((task,), info.tasks.values())
+    if full_name != task:
+        return f" {task} is another name of {full_name}; give {full_name} here."
     return did_you_mean(task, info.tasks)
 
 
@@ -119,7 +119,7 @@ def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]
 
 
 def may_bring_tasks(dataset: str) -> bool:
-    """Whether it is the user's own: module:function, or added to DATASETS by them."""
+    """Whether a data set is the user's own: module:function, or added to DATASETS."""
     return ":" in dataset or callable(DATASETS.get(dataset))
 
 
@@ -154,14 +154,16 @@ def load(
     source = open_source(
         name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
     )
-    known = source.info.tasks
-    asked = known if tasks is None else known.select(canonical_tasks(name, tasks))
-    examples = _imported("mtr_tf.data.batching:examples")
-    return examples(source.columns(split), asked)
+    all_tasks = source.info.tasks
+    selection = (
+        all_tasks if tasks is None else all_tasks.select(canonical_tasks(name, tasks))
+    )
+    examples = _import_function("mtr_tf.data.batching:examples")
+    return examples(source.columns(split), selection)
 
 
 def __getattr__(name: str) -> Any:
-    """A record, when it is first asked for."""
+    """Imports a record on first access."""
     if name not in _RECORDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module("mtr_tf.data.source"), name)
@@ -177,7 +179,7 @@ def _opener(name: str) -> Callable[..., Source]:
     """The function that opens a data set."""
     if ":" in name:
         return functools.partial(
-            _imported("mtr_tf.data.custom.reading:open_source"), name
+            _import_function("mtr_tf.data.custom.reading:open_source"), name
         )
     if name not in DATASETS:
         hint = did_you_mean(name, DATASETS)
@@ -186,26 +188,26 @@ def _opener(name: str) -> Callable[..., Source]:
             "package.module:function for data of your own (docs/own_data.md)."
         )
     opener = DATASETS[name]
-    return _imported(opener) if isinstance(opener, str) else opener
+    return _import_function(opener) if isinstance(opener, str) else opener
 
 
-def _imported(path: str) -> Callable[..., Any]:
-    """The function of module:function."""
+def _import_function(path: str) -> Callable[..., Any]:
+    """Imports the function of module:function."""
     module, _, function = path.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
-    """The options that a data set takes; `InputError` for another that is set."""
+    """The options that a data set takes; raises `InputError` if another one is set."""
     check_keys(options, OPTIONS, "Data sets have the options", "but got")
-    taken = {}
+    accepted = {}
     for option, value in options.items():
-        default, takers = OPTIONS[option]
-        if name in takers:
-            taken[option] = value
+        default, datasets = OPTIONS[option]
+        if name in datasets:
+            accepted[option] = value
         elif value != default:
             raise InputError(
-                f"--{option} is only for {' and '.join(takers)}, but got {value!r} "
+                f"--{option} is only for {' and '.join(datasets)}, but got {value!r} "
                 f"for {name}; leave it out."
             )
-    return taken
+    return accepted

@@ -22,7 +22,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks.task import MAP
 
-# Records, or names of the eleven.
+# Task records, or names of the eleven built-in tasks.
 Tasks = Iterable[str | Task] | Mapping[str, Task]
 
 
@@ -44,25 +44,24 @@ class Augment:
     def check(self, height: int, width: int, tasks: Tasks = ()) -> None:
         """Raises InputError if pictures of [height, width] are too small for `crop`.
 
-        Also raises it if it is not known what a mirror does to the target of one of
-        `tasks`.
+        Also raises it if mirroring changes the targets of a task in an unknown way.
         """
         for task in task_table.task_set(tasks).values() if self.flip else ():
-            why = ""
+            reason = ""
             if task.axes not in (0, MAP):
-                why = "it is neither a map nor one value per image"
+                reason = "it is neither a map nor one value per image"
             elif task.kind == "directions":
-                why = "directions point elsewhere then"
-            if why and task.discrete:
+                reason = "directions point elsewhere then"
+            if reason and task.discrete:
                 raise InputError(
                     f"Images must not be mirrored for the task {task.name}, whose "
-                    f"classes in a mirror nobody knows, because {why}; train with "
+                    f"classes in a mirror nobody knows, because {reason}; train with "
                     "--noflip."
                 )
-            if why and task.mirror is None:
+            if reason and task.mirror is None:
                 raise InputError(
                     f"The task {task.name} must say how its targets change when "
-                    f"images are mirrored, because {why}; give it mirror=(...), a "
+                    f"images are mirrored, because {reason}; give it mirror=(...), a "
                     "factor for each channel, or train with --noflip."
                 )
         if self.crop is None:
@@ -83,7 +82,7 @@ class Augment:
             batch: see `mtr_tf.data.batching`; "image", "targets", "masks", "step" and
                 "position" are used, further entries are passed through.
             seed: the seed of the run.
-            tasks: the tasks of the targets; None: they are among the eleven.
+            tasks: the tasks of the targets; None if all are built-in tasks.
         """
         records = task_table.task_set(
             tuple(batch["targets"]) if tasks is None else tasks
@@ -97,7 +96,7 @@ class Augment:
             draws = uniform(seed, batch["step"], position, 3)
             top = _offset(draws[0], height, size[0])
             left = _offset(draws[1], width, size[1])
-            window = _of_maps(
+            window = _apply_to_maps(
                 lambda maps: maps[top : top + size[0], left : left + size[1]],
                 example,
                 records,
@@ -109,10 +108,10 @@ class Augment:
             )
 
         examples = {name: batch[name] for name in ("image", "targets", "masks")}
-        varied = tf.map_fn(
+        new_examples = tf.map_fn(
             vary,
             (batch["position"], examples),
-            fn_output_signature=_of_maps(
+            fn_output_signature=_apply_to_maps(
                 lambda spec: tf.TensorSpec((*size, *spec.shape[2:]), spec.dtype),
                 tf.nest.map_structure(
                     lambda values: tf.TensorSpec(values.shape[1:], values.dtype),
@@ -121,36 +120,36 @@ class Augment:
                 records,
             ),
         )
-        return {**batch, **varied}
+        return {**batch, **new_examples}
 
 
 def mirrored(example: dict[str, Any], tasks: TaskSet) -> dict[str, Any]:
     """Returns one example {"image", "targets", "masks"} with left and right swapped."""
-    swapped = _of_maps(lambda maps: tf.reverse(maps, [1]), example, tasks)
-    for name, target in swapped["targets"].items():
+    result = _apply_to_maps(lambda maps: tf.reverse(maps, [1]), example, tasks)
+    for name, target in result["targets"].items():
         factors = tasks[name].mirror
         if factors is not None:
-            swapped["targets"][name] = target * tf.constant(factors, target.dtype)
-    return swapped
+            result["targets"][name] = target * tf.constant(factors, target.dtype)
+    return result
 
 
-def _of_maps(
-    change: Callable[[Any], Any], example: dict[str, Any], tasks: TaskSet
+def _apply_to_maps(
+    function: Callable[[Any], Any], example: dict[str, Any], tasks: TaskSet
 ) -> dict[str, Any]:
-    """Returns an example with its image and all that are maps changed."""
-    changed = {"image": change(example["image"])}
+    """Returns an example with `function` applied to its image and to all maps."""
+    result = {"image": function(example["image"])}
     for part in ("targets", "masks"):
-        changed[part] = {
-            name: change(values) if tasks[name].is_map else values
+        result[part] = {
+            name: function(values) if tasks[name].is_map else values
             for name, values in example[part].items()
         }
-    return changed
+    return result
 
 
 def uniform(seed: int, step: tf.Tensor, position: tf.Tensor, count: int) -> tf.Tensor:
-    """Draws `count` numbers of [0, 1): float32, a function of the other arguments.
+    """Draws `count` float32 numbers in [0, 1), a function of the other arguments.
 
-    The generator is Philox by name, so that CPU and GPU draw the same.
+    The generator is named (Philox), so that CPU and GPU draw the same numbers.
     """
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0], tf.int64), step), position)
@@ -158,7 +157,7 @@ def uniform(seed: int, step: tf.Tensor, position: tf.Tensor, count: int) -> tf.T
 
 
 def _offset(draw: tf.Tensor, length: int, size: int) -> tf.Tensor:
-    """Where a window of `size` starts on [0, length), each place being as likely."""
+    """The start of a window of `size` in [0, length); all starts are equally likely."""
     choices = length - size + 1
-    # The product may round up to `choices`, a place too far.
+    # The product may round up to `choices`, which is one too many.
     return tf.minimum(tf.cast(draw * choices, tf.int32), choices - 1)

@@ -15,7 +15,7 @@ A batch is {"image": float32 [b, H, W, C] in [0, 1], "targets": {task: int32 [b,
 *places]}, "index": int64 [b] (the example's number in its split, -1 for padding),
 "position": int64 [b] (the example's place in the global batch), "step": int64 [] (the
 number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps. What a
-model takes beside the image lies in further channels behind it (`data.layout`).
+model takes beside the image is packed into further channels behind it (`data.layout`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from mtr_tf.tasks import Task
 if TYPE_CHECKING:
     from mtr_tf.data.source import Columns
 
-# AutoGraph would look for Python's control flow, for seconds, where there is none.
-_as_it_is = tf.autograph.experimental.do_not_convert
+# Without this, AutoGraph spends seconds looking for control flow that is not there.
+_without_autograph = tf.autograph.experimental.do_not_convert
 _ONE_PIPELINE = tf.distribute.InputContext()
 
 
@@ -52,15 +52,15 @@ def gather(
 ) -> dict[str, Any]:
     """Reads examples by number as one NumPy batch.
 
-    Only the asked rows of the columns' arrays are touched, so these may be memory maps.
+    Only these rows of the columns' arrays are touched, so they may be memory maps.
 
     Args:
         columns: the split to read from.
-        tasks: the tasks, as of `DatasetInfo.tasks`; names are those of the eleven.
-            What the picture defines is computed here.
-        indices: int [b]; -1 asks for padding: zero image, zero targets, zero masks.
-        num_classes: for tasks that do not say how many classes they have: labels must
-            be below this number; None: their labels are not checked.
+        tasks: records, such as `DatasetInfo.tasks`, or names of the eleven built-in
+            tasks. Targets that the picture defines are computed here.
+        indices: int [b]; -1 gives padding: zero image, zero targets, zero masks.
+        num_classes: bound on the labels of tasks that do not say how many classes
+            they have; None: these labels are not checked.
 
     Returns:
         The batch described in the module's docstring without "position" and "step".
@@ -69,14 +69,14 @@ def gather(
         InputError: a known label is not a valid class.
     """
     indices = np.asarray(indices, np.int64)
-    real = indices >= 0
-    rows = indices[real]
+    valid = indices >= 0
+    rows = indices[valid]
 
     def pad(values: np.ndarray, dtype: type) -> np.ndarray:
         if len(values) == len(indices):
             return values.astype(dtype, copy=False)
         padded = np.zeros((len(indices), *values.shape[1:]), dtype)
-        padded[real] = values
+        padded[valid] = values
         return padded
 
     images = columns.images[rows]
@@ -88,17 +88,17 @@ def gather(
             source.check_labels(name, target, mask, rows, count)
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
-    image = pad(_packed(columns, images, rows), np.float32)
-    if columns.layout and not real.all():
-        # Zeros may be no inputs that a model can take: those of an example are.
-        one = image[real][:1] if len(rows) else images_of(columns, np.array([0]))
+    image = pad(_pack_inputs(columns, images, rows), np.float32)
+    if columns.layout and not valid.all():
+        # A model may not be able to take zeros as inputs: padding has an example's.
+        example = image[valid][:1] if len(rows) else images_of(columns, np.array([0]))
         channels = columns.layout.image[2]
-        image[~real, ..., channels:] = one[..., channels:]
+        image[~valid, ..., channels:] = example[..., channels:]
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """The full batches in `n` examples; InputError if there is none."""
+    """The number of full batches in `n` examples; InputError if there is none."""
     _check_batch_size(batch_size)
     if n < batch_size:
         raise InputError(
@@ -117,8 +117,8 @@ def train_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     Raises:
         InputError: n < batch_size, or seed < 0.
     """
-    epoch, place = divmod(int(step), steps_per_epoch(n, batch_size))
-    start = place * batch_size
+    epoch, batch = divmod(int(step), steps_per_epoch(n, batch_size))
+    start = batch * batch_size
     return _permutation(n, seed, epoch)[start : start + batch_size]
 
 
@@ -151,15 +151,15 @@ def train_batches(
 
     Args:
         columns: the split to read from.
-        tasks: those to read, as for `gather`.
-        batch_size: of the global batch.
+        tasks: the tasks to read, as for `gather`.
+        batch_size: the size of the global batch.
         seed: at least 0; the order and the augmentation follow from it and the step.
         first_step: the first step to yield.
         last_step: the first step that is no longer yielded.
         num_examples: train on this many examples from the start; None for all.
         augment: flips and crops; None for none.
-        context: which worker this is of how many, and the number of replicas of all
-            workers; None is one worker with one replica.
+        context: the number of workers, which of them this is, and the number of
+            replicas of all workers; None: one worker with one replica.
         num_classes: as for `gather`.
 
     Returns:
@@ -171,13 +171,13 @@ def train_batches(
             divisible by the number of replicas; a negative seed; a crop larger than the
             pictures; a task that cannot be mirrored.
     """
-    n = _first(columns, num_examples)
+    n = _example_count(columns, num_examples)
     tasks = tasks_lib.task_set(tasks)
     train_indices(n, batch_size, seed, first_step)  # complains now, not in a thread
     if augment is not None:
         height, width = columns.images.shape[1:3]
         augment.check(height, width, tasks)
-    batches = _share(
+    batches = _read_shares(
         columns,
         tasks,
         lambda step: train_indices(n, batch_size, seed, step),
@@ -188,7 +188,7 @@ def train_batches(
     )
     if augment is not None:
         batches = batches.map(
-            _as_it_is(lambda batch: augment(batch, seed, tasks)),
+            _without_autograph(lambda batch: augment(batch, seed, tasks)),
             tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -209,9 +209,9 @@ def eval_batches(
 
     Args:
         columns: the split to read from.
-        tasks: those to read, as for `gather`.
-        batch_size: of the global batch. All batches are full: the last one is padded
-            with zero images of index -1 whose masks are zero.
+        tasks: the tasks to read, as for `gather`.
+        batch_size: the size of the global batch. All batches are full: the last one is
+            padded with zero images of index -1 whose masks are zero.
         num_examples: how many examples from the start; None for all.
         context: as for `train_batches`.
         wanted: whether each example also has `wanted`, the targets and masks of the
@@ -226,8 +226,8 @@ def eval_batches(
         InputError: `num_examples` below 1 or above what the split has; `batch_size`
             not divisible by the number of replicas.
     """
-    n = _first(columns, num_examples)
-    return _share(
+    n = _example_count(columns, num_examples)
+    return _read_shares(
         columns,
         tasks,
         lambda step: eval_indices(n, batch_size, step),
@@ -242,28 +242,28 @@ def eval_batches(
 def examples(columns: Columns, tasks: Tasks) -> tf.data.Dataset:
     """All examples {"image", "targets", "masks"}, unbatched, in index order.
 
-    With "inputs" by name if models take something beside the image.
+    They also have "inputs" by name if models take something beside the image.
     """
     layout = columns.layout
 
-    def first(batch: dict[str, Any]) -> dict[str, Any]:
+    def unbatch(batch: dict[str, Any]) -> dict[str, Any]:
         parts = {name: batch[name] for name in ("image", "targets", "masks")}
         if layout:
             parts["inputs"] = layout.unpack(parts["image"], tf.reshape)
             parts["image"] = parts["image"][..., : layout.image[2]]
         return tf.nest.map_structure(lambda value: value[0], parts)
 
-    return eval_batches(columns, tasks, batch_size=1).map(first)
+    return eval_batches(columns, tasks, batch_size=1).map(unbatch)
 
 
 def check_divisible(batch_size: int, replicas: int) -> None:
     """Raises InputError unless every replica gets an equal part of the batch."""
     if batch_size % replicas:
         lower = batch_size - batch_size % replicas
-        good = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
+        choices = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
         raise InputError(
             "The batch size must be divisible by the number of replicas; got "
-            f"{batch_size} for {replicas} replicas. Give {good}."
+            f"{batch_size} for {replicas} replicas. Give {choices}."
         )
 
 
@@ -277,13 +277,13 @@ def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list
             f"replicas on {context.num_input_pipelines} workers."
         )
     size = batch_size // replicas
-    local = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * local
-    return [slice(r * size, (r + 1) * size) for r in range(first, first + local)]
+    count = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * count
+    return [slice(r * size, (r + 1) * size) for r in range(first, first + count)]
 
 
-def _first(columns: Columns, num_examples: int | None) -> int:
-    """`num_examples`, or all if it is None; InputError unless there are as many."""
+def _example_count(columns: Columns, num_examples: int | None) -> int:
+    """`num_examples`, all if None; InputError unless from 1 to the split's size."""
     n = len(columns)
     if num_examples is None:
         return n
@@ -300,7 +300,7 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"The batch size must be at least 1, got {batch_size}.")
 
 
-def _share(
+def _read_shares(
     columns: Columns,
     tasks: Tasks,
     indices_of: Callable[[int], np.ndarray],
@@ -310,7 +310,7 @@ def _share(
     wanted: bool = False,
     num_classes: int | None = None,
 ) -> tf.data.Dataset:
-    """Reads, for each of `steps`, the shares of the replicas of one worker."""
+    """Reads the shares of the replicas of one worker, for each of `steps`."""
     slices = replica_slices(batch_size, context)
     tasks = tasks_lib.task_set(tasks)
 
@@ -320,9 +320,9 @@ def _share(
         indices = indices_of(step)[part]
         batch = gather(columns, tasks, indices, num_classes)
         if wanted:
-            aims = partners(indices, len(columns))
-            other = gather(columns, tasks, aims, num_classes)
-            batch["wanted"] = {key: other[key] for key in ("targets", "masks")}
+            partner_indices = partners(indices, len(columns))
+            partner_batch = gather(columns, tasks, partner_indices, num_classes)
+            batch["wanted"] = {key: partner_batch[key] for key in ("targets", "masks")}
         position = np.arange(part.start, part.stop, dtype=np.int64)
         return {**batch, "position": position, "step": np.int64(step)}
 
@@ -335,7 +335,7 @@ def _share(
 
 
 def partners(indices: np.ndarray, n: int) -> np.ndarray:
-    """For each example the one half the split further on; padding stays padding."""
+    """The index half the split further on for each example; padding stays padding."""
     return np.where(indices < 0, -1, (indices + n // 2) % n)
 
 
@@ -356,7 +356,7 @@ def _tensor_function(
             value.set_shape(leaf.shape)
         return tf.nest.pack_sequence_as(spec, values)
 
-    return _as_it_is(call)
+    return _without_autograph(call)
 
 
 def first_images(columns: Columns, count: int) -> np.ndarray:
@@ -365,27 +365,27 @@ def first_images(columns: Columns, count: int) -> np.ndarray:
 
 
 def first_and_last(columns: Columns, count: int) -> list[float] | None:
-    """The means of two of the first `count` images, by which data are known again.
+    """The means of the first and last of `count` images, to recognise the data by.
 
-    None where images are others each time they are read. No hash, since the last bit of
-    a float may depend on the machine.
+    None if the images change from one reading to the next. Not a hash, because the last
+    bit of a float may depend on the machine.
     """
 
     def read() -> list[float]:
-        # One by one: of the last batch columns keep a copy.
-        pair = [images_of(columns, np.array([row])) for row in (0, count - 1)]
-        return [round(float(np.mean(image, dtype=float)), 5) for image in pair]
+        # One by one, because columns keep a copy of the last batch.
+        images = [images_of(columns, np.array([row])) for row in (0, count - 1)]
+        return [round(float(np.mean(image, dtype=float)), 5) for image in images]
 
     means = read()
     return means if read() == means else None
 
 
 def images_of(columns: Columns, rows: np.ndarray) -> np.ndarray:
-    """Returns images by number, float32 in [0, 1], with what comes with them behind."""
-    return _packed(columns, columns.images[rows], rows)
+    """Returns images by number, float32 in [0, 1], with inputs packed behind them."""
+    return _pack_inputs(columns, columns.images[rows], rows)
 
 
-def _packed(columns: Columns, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _pack_inputs(columns: Columns, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     floats, layout = picture.as_floats(images), columns.layout
     if layout is None:
         return floats

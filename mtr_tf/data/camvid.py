@@ -10,8 +10,8 @@ classes 0-10 and 11 for pixels without a label. A file's name is VIDEO_FRAME.png
 of a video depend on each other, so intervals draw blocks of them.
 
 Pictures are resized by averaging areas (Pillow's BOX, which rounds to bytes after each
-direction), labels by nearest neighbour. Nothing is decoded before a split is asked for;
-then it stays in memory.
+direction), labels by nearest neighbour. A split is decoded when it is first requested,
+and then stays in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mtr_tf.data.source import checked_size
 from mtr_tf.data.source import given_folder
 from mtr_tf.errors import InputError
 
-# Class and the color that CamVid's authors and the SegNet tutorial paint it with.
+# Each class and its color in the pictures of CamVid's authors and the SegNet tutorial.
 CLASSES = {
     "sky": (128, 128, 128),
     "building": (128, 0, 0),
@@ -54,7 +54,7 @@ UNLABELLED = len(CLASSES)
 TASKS = ("seg", *picture.TASKS)
 IMAGE_SIZE = (96, 128)  # The original's shape is 360 x 480.
 
-# Of the 367 training pictures at IMAGE_SIZE, in [0, 1].
+# Statistics of the 367 training pictures at IMAGE_SIZE, in [0, 1].
 MEAN = (0.4130, 0.4262, 0.4338)
 STD = (0.2979, 0.3021, 0.2982)
 
@@ -138,29 +138,29 @@ def _pngs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         raise InputError(
             f"The folder '{folder}' must exist; --data_dir must be {_LAYOUT}."
         )
-    found = {
+    paths = {
         path.name: path
         for path in folder.iterdir()
         if path.suffix.lower() == ".png" and not path.name.startswith(".")
     }
-    if not found:
+    if not paths:
         raise InputError(f"The folder '{folder}' must hold PNG files, but has none.")
-    return found
+    return paths
 
 
 def _check_partners(
-    have: dict[str, pathlib.Path],
+    paths: dict[str, pathlib.Path],
     partners: dict[str, pathlib.Path],
     what: str,
     partner: str,
     folder: pathlib.Path,
 ) -> None:
-    alone = sorted(have.keys() - partners.keys())
-    if alone:
-        more = f" ({len(alone) - 1} more like it)" if len(alone) > 1 else ""
+    unpaired = sorted(paths.keys() - partners.keys())
+    if unpaired:
+        suffix = f" ({len(unpaired) - 1} more like it)" if len(unpaired) > 1 else ""
         raise InputError(
             f"Every {what} needs a {partner} of the same file name, but "
-            f"'{have[alone[0]]}' has none in '{folder}'{more}."
+            f"'{paths[unpaired[0]]}' has none in '{folder}'{suffix}."
         )
 
 
@@ -186,9 +186,9 @@ def _read_split(
     videos = Groups([name.split("_")[0] for name in names], frames=True)
     if not with_labels:
         return Columns(images, {}, {}, names, videos)
-    known = labels != UNLABELLED
-    targets = {"seg": np.where(known, labels, 0)}
-    return Columns(images, targets, {"seg": known}, names, videos)
+    valid = labels != UNLABELLED
+    targets = {"seg": np.where(valid, labels, 0)}
+    return Columns(images, targets, {"seg": valid}, names, videos)
 
 
 def _read_image(path: pathlib.Path) -> Image.Image:

@@ -2,7 +2,7 @@
 """Targets that have nothing to do with the picture: a control of auxiliary tasks.
 
 If an auxiliary task makes a model more robust because of what it teaches, noise in
-place of its targets must not; if noise does as well, a second loss alone is what helps.
+place of its targets must not. If noise does so too, the gain is that of a second loss.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mtr_tf.errors import InputError
 class NoiseColumn:
     """Random targets, a function of (seed, task, row) alone; see `Columns.targets`.
 
-    Classes are uniform, and so is whether a label is there; directions are uniform over
-    the sphere; other values are uniform between `low` and `high`. Each place is drawn
-    by itself.
+    Classes are uniform, labels are present with probability one half, directions are
+    uniform over the sphere, and other values are uniform between `low` and `high`.
+    Places are independent of each other.
 
     Attributes:
       task: The task.
-      shape: `[N, *places]` of classes, or `[N, *places, channels]`.
-      low: Of values.
-      high: Of values; of classes, how many there are.
+      shape: `[N, *places]` for classes, else `[N, *places, channels]`.
+      low: The lowest value; 0 for classes.
+      high: The highest value; for classes, their number.
       seed: Equal seeds give equal targets.
     """
 
@@ -43,7 +43,7 @@ class NoiseColumn:
 
     @property
     def dtype(self) -> np.dtype:
-        """int32 of classes, else float32."""
+        """int32 for classes, else float32."""
         return np.dtype(np.int32 if self.task.discrete else np.float32)
 
     def __len__(self) -> int:
@@ -73,19 +73,19 @@ def replace(
 ) -> Columns:
     """Returns the columns with noise as the targets of some tasks; masks stay.
 
-    Values are over the range that pictures of them are painted between
-    (`DatasetInfo.ranges`), else [0, 1]: targets need not fill it, nor stay in it.
+    Values cover the range that is shown in pictures of the task (`DatasetInfo.ranges`),
+    else [0, 1]; the real targets need not fill this range, nor stay in it.
 
     Raises:
-      InputError: Such a range is a single value, of which there is no noise.
+      InputError: The range of a task is a single value, so that there is no noise.
     """
     targets = dict(columns.targets)
     for name in tasks:
         task = info.tasks[name]
         channels = task.output_channels(info.num_classes)
-        stored = targets.get(name)
-        shape = columns.images.shape[:3] if stored is None else stored.shape
-        if stored is None and not task.discrete:
+        column = targets.get(name)
+        shape = columns.images.shape[:3] if column is None else column.shape
+        if column is None and not task.discrete:
             shape = (*shape, channels)
         low, high = info.ranges.get(name, (0.0, 1.0))
         if task.discrete:

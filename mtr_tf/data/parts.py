@@ -2,10 +2,10 @@
 """Expensive work on many examples: in several processes, and kept until all is done.
 
 The arrays of each example are a file of their own, a part, which appears whole or not
-at all; parts that are there are not made again. Workers are plain subprocesses that
-never import TensorFlow provided that the module of the work does not either. They are
-not of `multiprocessing`: a user's script needs no `if __name__ == "__main__"`, and
-nothing is forked from under TensorFlow.
+at all; existing parts are not made again. Workers are plain subprocesses, which do not
+import TensorFlow unless the module of the work does. They do not use `multiprocessing`,
+so that a user's script needs no `if __name__ == "__main__"`, and a process that runs
+TensorFlow is never forked.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 
 MAX_PROCESSES = 8
-_FEW = 32  # Fewer examples than this are not worth a process.
+_MIN_SHARED = 32  # Fewer examples than this are not worth several processes.
 
-_AHEAD = 16  # Jobs that each worker may be ahead of the example that is wanted.
+_AHEAD = 16  # Jobs that each worker may be ahead of the next example to yield.
 
 Arrays = dict[str, np.ndarray | bytes]
 """Of an example, by name; bytes are kept as they are."""
@@ -45,7 +45,7 @@ Jobs = Sequence[tuple[str, Any]]
 
 
 class WorkerError(Exception):
-    """A process that makes examples has ended before its time."""
+    """A process that makes examples has ended too early."""
 
 
 def examples(
@@ -59,31 +59,31 @@ def examples(
     """Yields the arrays of each example, in the order of `jobs`.
 
     Args:
-      folder: where the parts are kept, as KEY.npz; made if need be. Its owner removes
-        it in the end.
-      jobs: pairs of a key, which must serve as a file name, and what the work is given;
-        JSON must be able to say it. None of them is kept.
-      work: "package.module:function", `function(job)` -> arrays by name. It must not
-        depend on anything but the job and the files that it names.
+      folder: where the parts are kept, as KEY.npz; created if needed. The caller
+        removes it in the end.
+      jobs: pairs of a key, which must be a valid file name, and the argument of the
+        work, which must be valid JSON. They are not kept.
+      work: "package.module:function", `function(job)` -> arrays by name. It must depend
+        only on the job and the files that it names.
       what: a few words for the progress bar.
-      unit: what an example is called there.
-      processes: how many work; None for one per core, at most MAX_PROCESSES.
+      unit: what the progress bar calls examples.
+      processes: their number; None for one per core, at most MAX_PROCESSES.
 
     Raises:
-      InputError: as the work raises it, or a part cannot be written.
-      WorkerError: a worker has died of something else.
+      InputError: the work raises it, or a part cannot be written.
+      WorkerError: a worker has died for another reason.
     """
     missing = sum(not _path(folder, key).exists() for key, _ in jobs)
     with progress.bar(len(jobs), what, unit, done=len(jobs) - missing) as advance:
-        for key, job, is_new in _ensured(folder, jobs, work, missing, processes):
+        for key, job, is_new in _ensure_parts(folder, jobs, work, missing, processes):
             if is_new:  # Each advance past the last one would log a line.
                 advance(1)
             arrays = _read(_path(folder, key))
             if arrays is None:
-                _here(folder, work)(key, job)
+                _part_maker(folder, work)(key, job)
                 arrays = present(_read(_path(folder, key)), "what was just written")
-            # Held open: of too many open files TFDS, which keeps them, learns first and
-            # raises the limit. Reading the next example would only fail.
+            # The part stays open so that TFDS, which holds files too, is the first to
+            # meet the limit of open files, and raises it; reading a part would fail.
             with open(_path(folder, key), "rb"):
                 yield arrays
 
@@ -95,28 +95,28 @@ def help_with(
     is_over: Callable[[], bool],
     processes: int | None = None,
 ) -> None:
-    """Makes parts for another process, of this machine or another, which wants all.
+    """Makes parts for another process, on this or another machine, which needs all.
 
-    Any number may help at once, and none needs to know of the others: each goes through
-    the jobs in a random order of its own and leaves out the parts that are there. So
-    two rarely make the same part, which does no harm, and what a killed process was
+    Any number of processes may help at once without knowing of each other: each goes
+    through the jobs in its own random order and leaves out existing parts. So two of
+    them rarely make the same part, which does no harm, and what a killed process was
     making is soon made by another.
 
     Args:
       folder: as for `examples`, like `jobs`, `work` and `processes`.
       jobs: any number of them may be finished.
-      work: what makes a part.
-      is_over: whether nobody wants parts any more.
-      processes: how many work.
+      work: the function that makes a part.
+      is_over: whether parts are no longer needed.
+      processes: their number.
 
     Raises:
-      InputError: as the work raises it, or a part cannot be written.
-      WorkerError: a worker has died of something else.
+      InputError: the work raises it, or a part cannot be written.
+      WorkerError: a worker has died for another reason.
     """
     order = np.random.default_rng().permutation(len(jobs))
-    mixed = (jobs[int(place)] for place in order)
+    shuffled_jobs = (jobs[int(place)] for place in order)
     with progress.bar(len(jobs), "helping to prepare", "examples") as advance:
-        for _ in _ensured(folder, mixed, work, len(jobs), processes):
+        for _ in _ensure_parts(folder, shuffled_jobs, work, len(jobs), processes):
             advance(1)
             if is_over():
                 return
@@ -127,13 +127,13 @@ def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `main` of a module in a process of one thread, which is stopped at the end.
 
     Args:
-      module: Which must not import TensorFlow.
-      *arguments: Its command line.
+      module: Its name; it must not import TensorFlow.
+      *arguments: The command line of `main`.
 
     Yields:
       The process; its standard input and output are pipes of bytes.
     """
-    root = str(pathlib.Path(__file__).resolve().parents[2])  # Of this package.
+    root = str(pathlib.Path(__file__).resolve().parents[2])  # Holds this package.
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in [root, *sys.path] if path),
@@ -152,18 +152,18 @@ def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(BrokenPipeError):  # Of jobs that nobody reads.
+            with contextlib.suppress(BrokenPipeError):  # Nobody reads these jobs.
                 present(pipe, "a pipe").close()
         process.wait()
 
 
-def processes_for(count: int, few: int) -> int:
-    """How many processes to share work on so many examples: one if they are few."""
-    return min(cores(), MAX_PROCESSES) if count >= few else 1
+def processes_for(count: int, minimum: int) -> int:
+    """The number of processes for `count` examples: one for fewer than `minimum`."""
+    return min(cores(), MAX_PROCESSES) if count >= minimum else 1
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -179,12 +179,12 @@ def _function(work: str) -> Callable[[Any], Arrays]:
 
 
 def _read(path: pathlib.Path) -> Arrays | None:
-    """A part; None, with a line, for a damaged one, as its checksums (CRC) show.
+    """A part; None, with a logged line, if its checksums (CRC) show damage.
 
-    None also where another process has removed it.
+    None also if another process has removed it.
     """
     try:
-        with files.opened(path) as plain, np.load(plain) as file:
+        with files.opened(path) as stream, np.load(stream) as file:
             return dict(file)
     except FileNotFoundError:
         return None
@@ -196,10 +196,10 @@ def _read(path: pathlib.Path) -> Arrays | None:
 
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
-    """Writes what `np.load` reads; several times faster than `savez_compressed`."""
+    """Writes a file for `np.load`, several times faster than `savez_compressed`."""
     with (
-        files.whole_file(path) as beside,
-        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        files.whole_file(path) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         for name, array in arrays.items():
             if isinstance(array, bytes):
@@ -209,49 +209,50 @@ def _write(path: pathlib.Path, arrays: Arrays) -> None:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
 
-def _here(folder: pathlib.Path, work: str) -> Callable[[str, Any], None]:
-    """Makes a part in this process."""
+def _part_maker(folder: pathlib.Path, work: str) -> Callable[[str, Any], None]:
+    """Returns a function that makes a part in this process."""
     return lambda key, job: _write(_path(folder, key), _function(work)(job))
 
 
-def _ensured(
+def _ensure_parts(
     folder: pathlib.Path,
     jobs: Iterable[tuple[str, Any]],
     work: str,
     missing: int,
     processes: int | None,
 ) -> Iterator[tuple[str, Any, bool]]:
-    """Yields jobs in order, each when its part is there, and whether it was made now.
+    """Yields (key, job, is_new) in order, each once its part exists.
 
-    Workers are some jobs ahead of what is yielded, and no more.
+    `is_new` says whether the part was missing. Workers are a limited number of jobs
+    ahead of the one that is yielded.
 
     Args:
-      folder: where parts are.
+      folder: where the parts are.
       jobs: all of them.
-      work: what makes a part.
-      missing: how many parts are not there.
-      processes: how many work; None for as many as `missing` is worth.
+      work: the function that makes a part.
+      missing: the number of missing parts.
+      processes: their number; None for as many as `missing` is worth.
     """
     if processes is None:
-        processes = processes_for(missing, _FEW)
+        processes = processes_for(missing, _MIN_SHARED)
     with contextlib.ExitStack() as stack:
         if processes < 2 or not missing:
-            ask, wait = None, _here(folder, work)
+            ask, wait = None, _part_maker(folder, work)
         else:
             ask, wait = stack.enter_context(_workers(folder, work, processes))
-        ahead: collections.deque[tuple[str, Any, bool]] = collections.deque()
+        pending: collections.deque[tuple[str, Any, bool]] = collections.deque()
         for key, job in jobs:
             is_new = not _path(folder, key).exists()
             if is_new and ask:
                 ask(key, job)
-            ahead.append((key, job, is_new))
-            if len(ahead) > (_AHEAD * processes if ask else 0):
-                yield _waited(wait, *ahead.popleft())
-        while ahead:
-            yield _waited(wait, *ahead.popleft())
+            pending.append((key, job, is_new))
+            if len(pending) > (_AHEAD * processes if ask else 0):
+                yield _wait_if_new(wait, *pending.popleft())
+        while pending:
+            yield _wait_if_new(wait, *pending.popleft())
 
 
-def _waited(
+def _wait_if_new(
     wait: Callable[[str, Any], None], key: str, job: Any, is_new: bool
 ) -> tuple[str, Any, bool]:
     if is_new:
@@ -263,25 +264,25 @@ def _waited(
 def _workers(
     folder: pathlib.Path, work: str, processes: int
 ) -> Iterator[tuple[Callable[[str, Any], None], Callable[[str, Any], None]]]:
-    """Starts workers; gives what asks for a part, and what waits for it, in order."""
+    """Starts workers; yields a function to request a part, and one to wait for it."""
     with contextlib.ExitStack() as stack:
         team = [
             stack.enter_context(worker(__name__, folder, work))
             for _ in range(processes)
         ]
-        asked, waited = itertools.cycle(team), itertools.cycle(team)
+        senders, receivers = itertools.cycle(team), itertools.cycle(team)
 
         def ask(key: str, job: Any) -> None:
-            pipe = present(next(asked).stdin, "a pipe")
-            with contextlib.suppress(BrokenPipeError):  # `wait` will tell.
+            pipe = present(next(senders).stdin, "a pipe")
+            with contextlib.suppress(BrokenPipeError):  # `wait` reports it.
                 pipe.write(json.dumps([key, job]).encode() + b"\n")
                 pipe.flush()
 
-        yield ask, lambda key, job: _wait(present(next(waited).stdout, "a pipe"))
+        yield ask, lambda key, job: _wait(present(next(receivers).stdout, "a pipe"))
 
 
 def _wait(pipe: IO[bytes]) -> None:
-    """Reads that a worker has made its next part, or why not."""
+    """Waits until a worker has made its next part; raises its error if it failed."""
     line = pipe.readline()
     if not line:
         raise WorkerError(
@@ -294,22 +295,22 @@ def _wait(pipe: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Makes the parts of the jobs on standard input; says null, or an error, for each.
+    """Makes the parts of the jobs on standard input; prints null or an error for each.
 
-    The command line is FOLDER WORK; jobs are lines of JSON, [KEY, JOB]. Nothing is made
-    after an error, or that another process has made.
+    The command line is FOLDER WORK; jobs are lines of JSON, [KEY, JOB]. Existing parts
+    are not made again, and nothing is made after an error.
     """
     folder, work = sys.argv[1:]
     function = _function(work)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for line in sys.stdin:
             key, job = json.loads(line)
-            path, error = _path(pathlib.Path(folder), key), None
+            path, message = _path(pathlib.Path(folder), key), None
             try:
                 if not path.exists():
                     _write(path, function(job))
-            except InputError as raised:
-                error = str(raised)
-            print(json.dumps(error), flush=True)
-            if error is not None:
+            except InputError as error:
+                message = str(error)
+            print(json.dumps(message), flush=True)
+            if message is not None:
                 return

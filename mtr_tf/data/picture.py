@@ -2,11 +2,10 @@
 """Targets that a picture defines by itself, so that every data set has them.
 
 With Y the luminance (ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B) of a picture in [0, 1],
-or its one channel if it is grey,
-s = (1, 2, 1) / 4 and d = (-1, 0, 1):
+or its only channel if it is grey, s = (1, 2, 1) / 4 and d = (-1, 0, 1):
 
-*   `autoencoder` is the picture, of as many channels as it has. (Taskonomy, and
-    Cityscapes with released targets, store another.)
+*   `autoencoder` is the picture with all its channels. (Taskonomy, and Cityscapes with
+    released targets, store another one.)
 *   `edge_texture` is Sobel's gradient magnitude |g| with gx = s down, d across and
     gy = d down, s across. A straight edge of height h along an axis gives h on either
     side of it; the most is sqrt(5) / 2 = 1.118, at a corner from 0 to 1.
@@ -16,16 +15,16 @@ s = (1, 2, 1) / 4 and d = (-1, 0, 1):
     weakest direction has a root mean square gradient of 0.05. (Shi and Tomasi, "Good
     Features to Track", CVPR 1994, without their threshold.)
 
-Beyond the border the picture goes on as its mirror image, border pixels repeated. No
+Beyond the border the picture continues as its mirror image, border pixels repeated. No
 direction is preferred: targets of the mirrored picture are the mirrored targets, to the
-last bit, since terms are added in pairs that lie symmetrically.
+last bit, because terms are added in symmetric pairs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# What maps of these are painted between, of photographs.
+# The (low, high) values between which maps of photographs are painted.
 RANGES = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)}
 
 _LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)
@@ -46,15 +45,15 @@ def compute(task: str, images: np.ndarray) -> np.ndarray:
 
 
 def of_channels(count: int) -> tuple[str, ...]:
-    """Returns the tasks that pictures of so many channels define.
+    """Returns the tasks that pictures of `count` channels define.
 
-    Edges and corners are those of the luminance, which only colour and grey have.
+    Edges and corners are computed from luminance, which only colour and grey have.
     """
     return tuple(TASKS) if count in _LUMINOUS else ("autoencoder",)
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 images divided by 255, and others as they are, in float32."""
+    """Returns images as float32; uint8 images are divided by 255."""
     scale = 255 if images.dtype == np.uint8 else 1
     return images.astype(np.float32) / np.float32(scale)
 
@@ -68,17 +67,17 @@ def edge_texture(images: np.ndarray) -> np.ndarray:
 def keypoints2d(images: np.ndarray) -> np.ndarray:
     """Returns the squashed smaller eigenvalue, `[batch, H, W, 1]`."""
     across, down = _gradient(images)
-    xx, yy, xy = (_window(p) for p in (across**2, down**2, across * down))
-    smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
-    smaller = np.maximum(smaller, 0)  # Rounding may leave less.
-    return (smaller / (smaller + _HALF_RESPONSE))[..., np.newaxis]
+    xx, yy, xy = (_window(product) for product in (across**2, down**2, across * down))
+    eigenvalue = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    eigenvalue = np.maximum(eigenvalue, 0)  # Rounding may make it negative.
+    return (eigenvalue / (eigenvalue + _HALF_RESPONSE))[..., np.newaxis]
 
 
 def _gradient(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns Sobel's (across, down) of the luminance, each `[batch, H, W]`."""
     padded = np.pad(_luminance(images), ((0, 0), (1, 1), (1, 1)), "symmetric")
-    above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
-    smooth = (above + below) * 0.25 + here * 0.5
+    above, centre, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    smooth = (above + below) * 0.25 + centre * 0.5
     across = smooth[..., 2:] - smooth[..., :-2]
     rise = below - above
     down = (rise[..., 2:] + rise[..., :-2]) * 0.25 + rise[..., 1:-1] * 0.5
@@ -86,7 +85,7 @@ def _gradient(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _luminance(images: np.ndarray) -> np.ndarray:
-    """Returns `[batch, H, W]` of colour or grey images."""
+    """Returns the luminance of colour or grey images, `[batch, H, W]`."""
     images = as_floats(images)
     if images.shape[-1] == 1:
         return images[..., 0]

@@ -14,24 +14,24 @@ from mtr_tf import files
 from mtr_tf.errors import InputError
 
 MOST_PIXELS = 2**26  # 8192 x 8192: the largest picture's memory is a fifth of a GB.
-LARGEST_FILE = 2**28  # Bytes: more than so many pixels of photographs take as PNG.
+LARGEST_FILE = 2**28  # Bytes: more than MOST_PIXELS of a photograph take as PNG.
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # Width and height come next.
 
-# What Pillow calls 16 bits of grey; "I" in older versions, with 32 bits to hold them.
+# Pillow's modes for 16 bits of grey; in older versions "I", which holds 32 bits.
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
     """Returns [H, W] uint8 or uint16, or the colours [H, W, 3] uint8; no transparency.
 
-    The numbers of a palette's colours are returned, not the colours.
+    Of a picture with a palette it returns the palette's indices, not the colours.
 
     Args:
-      data: of the file.
+      data: the contents of the file.
       name: its name, for messages.
 
     Raises:
-      InputError: it is not whole, or is no PNG file.
+      InputError: the file is incomplete, or not a PNG file.
     """
     picture = read(data, name)
     if picture.mode in _SIXTEEN_BITS:
@@ -44,17 +44,17 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
 
 def read(data: bytes, name: str) -> Image.Image:
-    """Returns the picture as Pillow has it, once all of the file is checked and read.
+    """Returns Pillow's picture after checking and reading the whole file.
 
-    The arguments, and what is raised, are those of `decode`.
+    Arguments and errors are those of `decode`.
     """
     if data.startswith(_START) and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         _check_pixels(width, height, name)
     try:
-        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # Its checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
-        _check_pixels(*picture.size, name)  # Of a second head, in strange files.
+        _check_pixels(*picture.size, name)  # Strange files may have two heads.
         picture.load()
     except InputError:
         raise
@@ -76,10 +76,10 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The bytes of a file, which may be a PNG file by its size.
+    """The bytes of a PNG file.
 
     Raises:
-      InputError: it cannot be read, or is too large.
+      InputError: the file cannot be read, or is larger than LARGEST_FILE.
     """
     try:
         return files.read_bytes(path, LARGEST_FILE)

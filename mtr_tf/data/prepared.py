@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets that are prepared once with TFDS, then read example by example.
 
-`prepare` writes when it is its turn (`mtr_tf.data.turns`); TFDS writes into a folder of
-its own and renames it at the end, so that a process that is killed leaves nothing that
-looks whole. What is expensive about an example can be kept in parts
-(`mtr_tf.data.parts`), so that several processes share the work, and the next one goes
-on where a killed one was.
+`prepare` writes when it is its turn (`mtr_tf.data.turns`); TFDS writes into a temporary
+folder and renames it at the end, so that a killed process leaves nothing that looks
+complete. What is expensive about an example can be kept in parts (`mtr_tf.data.parts`),
+so that several processes share the work, and the next one continues where a killed one
+stopped.
 
 `Column` reads one feature of a prepared split as if it were an array, from sharded
 array_record files, without holding it in memory.
@@ -47,14 +47,16 @@ from mtr_tf.data import turns
 from mtr_tf.errors import InputError
 
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
-_CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
-_INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
-_IN_MEMORY = 2**26  # Bytes of examples, while a large data set is put together.
-_LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
+# Records the sizes of the files in a prepared folder, and a digest of `_INFO`, which,
+# unlike the others, has no checksums.
+_CONTENTS = "contents.json"
+_INFO = "dataset_info.json"
+_IN_MEMORY = 2**26  # Bytes of examples in memory while a large data set is prepared.
+_LARGEST_BATCH = 64  # Examples that are kept, at most, for each reading thread.
 
 
 class Work(NamedTuple):
-    """What the parts of a split are made of; see `mtr_tf.data.parts`.
+    """How the parts of a split are made; see `mtr_tf.data.parts`.
 
     Attributes:
       folder: where they are.
@@ -72,9 +74,9 @@ class Parted(Protocol):
     """A builder that keeps parts while it prepares.
 
     Attributes:
-      name: the data set's.
+      name: the name of the data set.
       parts: the folder that has all of them.
-      work: what they are made of, by split.
+      work: how they are made, by split.
     """
 
     name: str
@@ -83,25 +85,25 @@ class Parted(Protocol):
 
 
 class Info(tfds.core.DatasetInfo):
-    """What TFDS knows of a data set of ours, which no bucket of Google's has."""
+    """TFDS's record of one of our data sets, which is in no bucket of Google's."""
 
     def initialize_from_bucket(self) -> None:
-        """Does not look there, which leaves a temporary folder behind each time."""
+        """Does nothing: looking there would leave a temporary folder each time."""
 
 
 def info(
     builder: tfds.core.DatasetBuilder,
     description: str,
     features: Mapping[str, Any],
-    **more: Any,
+    **options: Any,
 ) -> Info:
-    """What a builder says of its data; the keys give the order of the examples."""
+    """Describes the data of a builder; their keys give the order of the examples."""
     return Info(
         builder=builder,
         description=description,
         features=tfds.features.FeaturesDict(features),
         disable_shuffling=True,
-        **more,
+        **options,
     )
 
 
@@ -110,10 +112,10 @@ def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
 
     The last is ~/tensorflow_datasets.
     """
-    named = os.environ.get("TFDS_DATA_DIR", "")
-    files.check_local("the variable TFDS_DATA_DIR", named)
-    given = data_dir or named or tfds.core.constants.DATA_DIR
-    return pathlib.Path(given).expanduser()
+    variable = os.environ.get("TFDS_DATA_DIR", "")
+    files.check_local("the variable TFDS_DATA_DIR", variable)
+    folder = data_dir or variable or tfds.core.constants.DATA_DIR
+    return pathlib.Path(folder).expanduser()
 
 
 def fingerprint(facts: Iterable[object]) -> str:
@@ -129,13 +131,13 @@ def parts_folder(
 ) -> pathlib.Path:
     """Where a builder keeps its parts while it prepares.
 
-    It does not depend on the config's name, so that parts outlast a change of the
-    listing of files: when one of them was broken and is replaced. What is called
-    `parts` of a builder is removed by `prepare` in the end.
+    It does not depend on the config's name, so that parts outlast a change in the
+    listing of files, as when a broken file is replaced. `prepare` removes the folder
+    `parts` of a builder in the end.
 
     Args:
-      builder: whose parts they are.
-      facts: what all of them depend on; the keys of parts must stand for the rest.
+      builder: the builder of the parts.
+      facts: what all parts depend on; their keys must stand for anything else.
     """
     name = f".parts-{builder.version}-{fingerprint(facts)}"
     return pathlib.Path(builder.data_dir).parents[1] / name
@@ -144,9 +146,10 @@ def parts_folder(
 def key(index: int, count: int) -> int:
     """The key under which example `index` of `count` goes to TFDS.
 
-    With `disable_shuffling` keys give the order. TFDS sorts by reading one bucket after
-    the other into memory, of a thousand that share the 128 bits of a key evenly: keys
-    of 0, 1, 2, ... would all be in the first, and all examples in memory at once.
+    With `disable_shuffling` keys give the order. TFDS divides the 128 bits of a key
+    evenly into a thousand buckets, and sorts by reading one bucket after the other into
+    memory. Keys of 0, 1, 2, ... would all be in the first bucket, so that all examples
+    would be in memory at once.
     """
     return index * (2**128 // count)
 
@@ -157,13 +160,13 @@ def prepare(
     what: str,
     place: str = "--data_dir",
 ) -> tfds.core.DatasetBuilder:
-    """Makes a data set unless it is there.
+    """Prepares a data set unless it is there.
 
-    Of several processes, on machines that see the same folder, one makes it, and the
-    others make parts for it where it is made of parts, and wait.
+    Of several processes, on machines that see the same folder, one prepares it; the
+    others make parts for it, if it is made of parts, and wait.
 
     Args:
-      make: gives the builder, whose `data_dir` must be its argument, `root`.
+      make: returns the builder, whose `data_dir` must be its argument, `root`.
       root: where prepared data sets are.
       what: the data set's name in messages.
       place: how the user chooses `root`, for messages: a flag or a variable.
@@ -172,30 +175,30 @@ def prepare(
       The builder of the prepared data set.
 
     Raises:
-      InputError: the folder cannot be written, or the disk is full, or what is there
-        is damaged; also what the builder raises.
+      InputError: the folder cannot be written, the disk is full, the existing data
+        are damaged, or the builder raises it.
     """
-    builder, done = opened(make, root)
-    if done:
+    builder, is_prepared = opened(make, root)
+    if is_prepared:
         return builder
     name = f"{builder.name}-{builder.builder_config.name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
-            stopping.saying(lambda: _kept(builder, what)),
-            _sharing_parts(builder, root),
+            stopping.saying(lambda: _progress_text(builder, what)),
+            _share_parts(builder, root),
             turns.turn(root / f".{name}.lock", what, lambda: _help(builder)),
         ):
-            builder, done = opened(make, root)
-            if not done:
-                _make(builder)
+            builder, is_prepared = opened(make, root)
+            if not is_prepared:
+                _prepare_data(builder)
     except parts.WorkerError as error:
         raise InputError(
             f"{what} could not be prepared: {error}. The same command starts again."
         ) from error
     except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
-        builder, done = opened(make, root)
-        if not done:  # Nor by another process, which took us for dead.
+        builder, is_prepared = opened(make, root)
+        if not is_prepared:  # Nor has a process that took this one for dead.
             reason = getattr(error, "strerror", None)
             reason = reason or str(error).strip().splitlines()[-1]
             raise InputError(
@@ -207,9 +210,9 @@ def prepare(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps warnings back: TFDS's, for one, about folders not yet made."""
+    """Suppresses warnings, such as those of TFDS about folders that do not exist."""
     logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
-    level = logger.level  # It may be unset, which no verbosity says.
+    level = logger.level  # May be unset, which verbosity cannot express.
     logging.set_verbosity(logging.ERROR)
     try:
         yield
@@ -221,20 +224,20 @@ def quiet() -> Iterator[None]:
 def opened(
     make: Callable[[pathlib.Path], tfds.core.DatasetBuilder], root: pathlib.Path
 ) -> tuple[tfds.core.DatasetBuilder, bool]:
-    """The builder, and whether its data are there, and as they were written."""
+    """The builder, and whether its data are prepared; raises if they are damaged."""
     with quiet():
-        elsewhere = root / ".none"  # What is prepared, it would read.
-        place = pathlib.Path(make(elsewhere).data_dir).relative_to(elsewhere)
-        with damage_explained(root / place):
-            if (root / place).exists():
-                _check_contents(root / place)
+        empty_root = root / ".none"  # Below `root` the builder would read its data.
+        subfolder = pathlib.Path(make(empty_root).data_dir).relative_to(empty_root)
+        with damage_explained(root / subfolder):
+            if (root / subfolder).exists():
+                _check_contents(root / subfolder)
             builder = make(root)
             return builder, builder.is_prepared()
 
 
 @contextlib.contextmanager
 def damage_explained(folder: str | os.PathLike) -> Iterator[None]:
-    """Tells of any error as of damage to the prepared data in a folder.
+    """Reports any error as damage to the prepared data in a folder.
 
     TFDS and the libraries that it reads with raise nearly every kind on a damaged file.
     """
@@ -246,7 +249,7 @@ def damage_explained(folder: str | os.PathLike) -> Iterator[None]:
         text = str(error).strip() or repr(error)
         if os.strerror(errno.EMFILE) in text:
             raise
-        # Without what TensorFlow says of the operation that met the damage.
+        # Without TensorFlow's words about the operation that met the damage.
         reason = re.sub(r"^{{.*?}} | \[Op:.*", "", text.splitlines()[0])[:200]
         raise InputError(
             f"the prepared data in {folder} are damaged ({reason}); delete that "
@@ -255,45 +258,44 @@ def damage_explained(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _contents(folder: pathlib.Path) -> dict[str, Any]:
-    """What `_CONTENTS` says of a folder."""
+    """What `_CONTENTS` records of a folder: the sizes of files, a digest of `_INFO`."""
     sizes = {
         file.name: file.stat().st_size
-        for file in _listed(folder)
+        for file in _entries(folder)
         if file.is_file() and file.name != _CONTENTS
     }
     return {"sizes": sizes, "info": files.digest(files.read_json(folder / _INFO))}
 
 
-def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What is in a folder, without what file servers and desktops put there."""
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The entries of a folder, without what file servers and desktops put there."""
     return [file for file in files.listed(folder) if not files.is_systems(file.name)]
 
 
 def _check_contents(folder: pathlib.Path) -> None:
-    """Raises `ValueError` where a folder is not as it was written.
+    """Raises `ValueError` if a folder is not as it was written.
 
-    Those of versions before 0.3 do not say; what is damaged there shows when it is
-    read.
+    Folders of versions before 0.3 have no record; damage there shows in reading.
     """
-    for file in _listed(folder):
+    for file in _entries(folder):
         if not file.is_file():  # TFDS would wait for a pipe.
             raise ValueError(f"{file.name} is not a file")
     if not (folder / _INFO).exists():
         raise ValueError(f"{_INFO} is missing")
     if not (folder / _CONTENTS).exists():
         return
-    written, found = files.read_json(folder / _CONTENTS), _contents(folder)
-    for name, size in written["sizes"].items():
-        if files.is_systems(name):  # At first these were written down, too.
+    expected, actual = files.read_json(folder / _CONTENTS), _contents(folder)
+    for name, size in expected["sizes"].items():
+        if files.is_systems(name):  # Early versions recorded these, too.
             continue
-        if found["sizes"].get(name) != size:
+        if actual["sizes"].get(name) != size:
             raise ValueError(f"{name} is missing or has the wrong size")
-    if found["info"] != written["info"]:
+    if actual["info"] != expected["info"]:
         raise ValueError(f"{_INFO} was changed")
 
 
 def _help(builder: tfds.core.DatasetBuilder) -> None:
-    """Makes parts with the process that prepares, until there is nothing to make."""
+    """Makes parts for the process that prepares, until none is missing."""
 
     def is_over() -> bool:
         return os.path.exists(builder.data_dir)
@@ -305,18 +307,18 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
             if not is_over():
                 parts.help_with(work.folder, work.jobs, work.function, is_over)
         except (InputError, parts.WorkerError):
-            if not is_over():  # Else the folder went while a part was written.
+            if not is_over():  # Else the folder vanished during writing.
                 raise
 
 
 @contextlib.contextmanager
-def _sharing_parts(
+def _share_parts(
     builder: tfds.core.DatasetBuilder, root: pathlib.Path
 ) -> Iterator[None]:
-    """Holds a builder's parts with all that use them; the last one removes them.
+    """Locks a builder's parts, shared with other users; the last one removes them.
 
-    Configs that share views share their parts. Where the data were not made, and where
-    others go on, parts stay.
+    Configs that share views share their parts. Parts stay if the data were not
+    prepared, or if other processes still use them.
     """
     if not isinstance(builder, Parted):
         yield
@@ -330,40 +332,41 @@ def _sharing_parts(
             shutil.rmtree(builder.parts, ignore_errors=True)
 
 
-def _make(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares under the lock, without TFDS's own bars and message."""
+def _prepare_data(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares the data, under the lock, without TFDS's progress bars and message."""
     folder = pathlib.Path(builder.data_dir).parent
-    for left in folder.glob("*incomplete*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob("*incomplete*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     bars = tfds.core.utils.tqdm_utils
-    shown = bars._active
+    active = bars._active
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _little_memory(builder):
+        with contextlib.redirect_stdout(io.StringIO()), _limit_memory(builder):
             builder.download_and_prepare()
     finally:
-        bars.display_progress_bar(shown)
-    made = pathlib.Path(builder.data_dir)
-    files.write_json(made / _CONTENTS, _contents(made))
+        bars.display_progress_bar(active)
+    data_folder = pathlib.Path(builder.data_dir)
+    files.write_json(data_folder / _CONTENTS, _contents(data_folder))
 
 
 @contextlib.contextmanager
-def _little_memory(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-    """TFDS keeps a gigabyte in memory before it begins to write; here it need not.
+def _limit_memory(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+    """Limits the memory, usually a gigabyte, that TFDS fills before it writes.
 
-    It opens a thousand files then. Data sets without parts are small.
+    TFDS then opens a thousand files. Data sets without parts are small, and have no
+    limit.
     """
-    before = shuffle.MAX_MEM_BUFFER_SIZE
+    usual_size = shuffle.MAX_MEM_BUFFER_SIZE
     if isinstance(builder, Parted) and _may_open(shuffle.BUCKETS_NUMBER):
-        shuffle.MAX_MEM_BUFFER_SIZE = min(before, _IN_MEMORY)
+        shuffle.MAX_MEM_BUFFER_SIZE = min(usual_size, _IN_MEMORY)
     try:
         yield
     finally:
-        shuffle.MAX_MEM_BUFFER_SIZE = before
+        shuffle.MAX_MEM_BUFFER_SIZE = usual_size
 
 
-def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
-    """What there is of a data set whose preparation a signal has stopped."""
+def _progress_text(builder: tfds.core.DatasetBuilder, what: str) -> str:
+    """Says how much of a data set exists after a signal has stopped its preparation."""
     if not isinstance(builder, Parted):
         return f"{what} has not been made yet; the same command starts again."
     count = sum(1 for _ in builder.parts.glob("**/*.npz"))
@@ -374,14 +377,14 @@ def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of FILE_FORMAT, of which `tfds.load` makes a tf.data.Dataset too.
+    """A builder of FILE_FORMAT that can also give a tf.data.Dataset (`tfds.load`).
 
-    TFDS itself has none of such files. That takes the config as an object; what is
-    prepared is read by the config's name with `tfds.data_source`.
+    TFDS itself makes none of such files. `tfds.load` takes the config as an object;
+    `tfds.data_source` reads prepared data by the config's name.
     """
 
     def __init__(self, *, file_format: str | None = None, **options: Any):
-        """Takes what TFDS gives."""
+        """Takes the arguments that TFDS passes."""
         super().__init__(file_format=file_format or FILE_FORMAT, **options)
 
     def _as_dataset(
@@ -411,24 +414,24 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _may_open(count: int) -> bool:
-    """Whether so many files may be open; this process may open that many more then.
+    """Raises the limit of open files by `count`; whether `count` may be open at all.
 
-    Most systems allow a thousand unless they are asked for more.
+    The limit is a thousand on most systems unless a process raises it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return True
-    most = soft + count if hard == resource.RLIM_INFINITY else hard
-    with contextlib.suppress(ValueError, OSError):  # Of systems with one more limit.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
-    return count <= most
+    limit = soft + count if hard == resource.RLIM_INFINITY else hard
+    with contextlib.suppress(ValueError, OSError):  # Some systems have another limit.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, limit), hard))
+    return count <= limit
 
 
 class _Records:
     """The examples of a split as stored; each thread keeps the batch it has read last.
 
-    So that the columns of a batch, which are read one after the other, do not each read
-    and decompress its examples.
+    So the columns of a batch, which are read one after the other, do not each read and
+    decompress its examples.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
@@ -454,8 +457,8 @@ class _Records:
         """The examples of some rows, one after the other."""
         if len(rows) > _LARGEST_BATCH:
             return (self._source[row] for row in rows)
-        last = getattr(self._local, "batch", {})
-        batch = {row: last.get(row) or self._source[row] for row in set(rows)}
+        last_batch = getattr(self._local, "batch", {})
+        batch = {row: last_batch.get(row) or self._source[row] for row in set(rows)}
         self._local.batch = batch
         return (batch[row] for row in rows)
 
@@ -472,19 +475,19 @@ class Column:
 
     Attributes:
       shape: (examples, *shape of the feature).
-      dtype: NumPy's.
+      dtype: the NumPy type of its arrays.
 
-    `len(column)` is the number of examples; `column[rows]`, of int64 rows, a slice or a
-    mask, is a new array [len(rows), ...]. Little is kept (see `_Records`). Threads may
-    read at the same time.
+    `len(column)` is the number of examples; `column[rows]` is a new array
+    [len(rows), ...] for int64 rows, a slice or a mask. Little is kept (see `_Records`).
+    Threads may read at the same time.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, name: str):
         """Opens a feature of a builder that was made with FILE_FORMAT."""
         self._records = _records(builder, split)
         with quiet():
-            only = tfds.decode.PartialDecoding({name: True})
-            self._features = only.extract_features(builder.info.features)
+            decoding = tfds.decode.PartialDecoding({name: True})
+            self._features = decoding.extract_features(builder.info.features)
             self._features.get_serialized_info()  # Made once, and cached.
         self._name = name
         feature = builder.info.features[name]
@@ -507,7 +510,7 @@ class Column:
 class Remembered:
     """A column that keeps, for each thread, the rows that it has read last.
 
-    What is derived from it, a batch's target and mask, is read one after the other.
+    A batch's target and mask, both derived from it, are read one after the other.
     """
 
     def __init__(self, column: Column):
@@ -538,7 +541,7 @@ class Derived:
         shape: tuple[int, ...],
         dtype: type[np.generic],
     ):
-        """`function` maps rows of `column` to as many of `shape` and `dtype`."""
+        """`function` maps n rows of `column` to an array [n, *shape] of `dtype`."""
         self._column = column
         self._function = function
         self.shape = (len(column), *shape)

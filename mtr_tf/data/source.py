@@ -29,8 +29,8 @@ class DatasetInfo:
       classes: names of the classes of `seg`, and of other tasks of classes that have
         none of their own, in the order of their labels.
       colors: one RGB triple of 0-255 per class.
-      tasks: the tasks that have targets in this data set, with their channels, classes
-        and colors here; may be given as names.
+      tasks: the tasks that have targets in this data set, with the data set's channels,
+        classes and colors; may be given as names.
       splits: number of examples by split.
       mean: mean of the training pictures, per channel, in [0, 1].
       std: standard deviation of the training pictures, per channel.
@@ -54,7 +54,7 @@ class DatasetInfo:
     class_weights: tuple[float, ...] | Mapping[str, tuple[float, ...]] = ()
 
     def __post_init__(self):
-        """Gives the tasks the classes of the data set, where they have no own."""
+        """Gives the classes of the data set to tasks that have none of their own."""
         tasks = tasks_lib.TaskSet(
             task.bound(channels=None, classes=self.classes, colors=self.colors)
             if task.discrete and task.channels is None and self.classes
@@ -69,7 +69,7 @@ class DatasetInfo:
         return len(self.classes)
 
     def with_layout(self, layout: Layout | None) -> DatasetInfo:
-        """Returns it with the shape of packed images, as models take them."""
+        """Returns the facts with the shape of packed images, as models take them."""
         if layout is None:
             return self
         return dataclasses.replace(self, image_shape=layout.packed)
@@ -78,8 +78,8 @@ class DatasetInfo:
         """Returns the weight of each class of a task in training; empty: all 1."""
         if isinstance(self.class_weights, Mapping):
             return tuple(self.class_weights.get(task.name, ()))
-        has_these = task.discrete and task.classes == self.classes
-        return self.class_weights if has_these else ()
+        shares_classes = task.discrete and task.classes == self.classes
+        return self.class_weights if shares_classes else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Groups:
       of: the group of each image, a name or a number, `[N]`.
       name: what groups are called, such as "buildings".
       frames: whether the images of a group, in their order, are frames of a video, so
-        that only near ones depend on each other. Those of other groups may lie between.
+        that only near ones depend on each other. Other groups may lie between them.
     """
 
     of: Sequence[str | int] | np.ndarray
@@ -103,11 +103,11 @@ class Column(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the whole array; the first number counts examples."""
+        """The shape of the whole array; the first number counts examples."""
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the arrays which it gives."""
+        """The type of the arrays that indexing returns."""
 
     def __len__(self) -> int: ...
 
@@ -118,7 +118,7 @@ class Column(Protocol):
 class Columns:
     """The arrays of one split, one row per example.
 
-    Any of them may be a memory map, or any other `Column`, which gives a NumPy array
+    Each of them may be a memory map, or any other `Column`, which returns a NumPy array
     for `column[rows]` with int64 `rows`.
 
     Attributes:
@@ -126,13 +126,13 @@ class Columns:
       targets: by task [N, *places] integer labels of classes, or [N, *places, channels]
         float32. Tasks that are computed from the picture (`autoencoder`,
         `edge_texture`, `keypoints2d`) are not stored; see `mtr_tf.data.picture`.
-      masks: by task bool [N, *places], False where the target is not known. A task
-        that is absent here is known everywhere.
+      masks: by task bool [N, *places], False where the target is not known. Targets of
+        a task that is absent here are known everywhere.
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
       groups: which images depend on each other; None where none do.
       original_sizes: int32 [N, 2], (height, width) of the files that the images were
-        made of; None where they are not kept.
+        made from; None if they are not kept.
       inputs: by name [N, ...] float32, what a model takes beside the image.
     """
 
@@ -157,7 +157,7 @@ class Columns:
         return Layout((height, width, channels), tuple(shapes))
 
     def without_inputs(self) -> Columns:
-        """Returns it with images alone, for models that take nothing else."""
+        """Returns the columns without inputs, for models that take only images."""
         return dataclasses.replace(self, inputs={})
 
 
@@ -169,8 +169,8 @@ class Source:
       info: facts about it.
       load: returns the columns of a split that exists, for the tasks asked for when
         the source was opened.
-      missing: of splits that are not there, why, and what to do about it.
-      declared: tasks that a user declares, with targets or without.
+      missing: by split that is not there, the reason, and what to do about it.
+      declared: tasks that a user declares, with or without targets.
       is_cut: whether there are more examples than could be loaded here.
       unknown: by split, the tasks whose targets no example has, as far as that is known
         without reading them.
@@ -200,11 +200,11 @@ class Source:
     def check(self, split: str) -> None:
         """Raises `InputError` unless there is such a split."""
         if split not in self.info.splits:
-            known = ", ".join(self.info.splits)
+            names = ", ".join(self.info.splits)
             hint = did_you_mean(split, self.info.splits)
             cure = self.missing.get(split, f"choose one of these.{hint}")
             raise InputError(
-                f"{self.info.name} has the splits {known}, not {split!r}: {cure}"
+                f"{self.info.name} has the splits {names}, not {split!r}: {cure}"
             )
 
 
@@ -214,31 +214,31 @@ def check_labels(
     """Raises `InputError` for a known label that is not a valid class.
 
     Args:
-      task: whose labels they are.
+      task: the name of the task.
       target: integer [n, *places].
       mask: [n, *places], zero where the label is not known.
       rows: the numbers of the n examples.
       num_classes: how many classes there are.
     """
-    wrong = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
-    if wrong.any():
-        first = np.argwhere(wrong)[0]
+    invalid = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
+    if invalid.any():
+        place = np.argwhere(invalid)[0]
         raise InputError(
             f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
-            f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
+            f"known, but example {rows[place[0]]} has {target[tuple(place)]}; mask "
             "it, or add classes to the data set."
         )
 
 
 def checked_size(
-    image_size: tuple[int, int] | None, usual: tuple[int, int]
+    image_size: tuple[int, int] | None, default: tuple[int, int]
 ) -> tuple[int, int]:
-    """The (height, width) to resize to: what is asked for, or the usual one.
+    """The (height, width) to resize to: `image_size`, or `default` if it is None.
 
     Raises:
-      InputError: It is none that a picture can have.
+      InputError: No picture can have this size.
     """
-    size = usual if image_size is None else tuple(image_size)
+    size = default if image_size is None else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise InputError(
             f"The image size must be a positive height and width, got {image_size}."
@@ -246,25 +246,25 @@ def checked_size(
     return size
 
 
-def given_folder(name: str, data_dir: str | None, holds: str) -> pathlib.Path:
+def given_folder(name: str, data_dir: str | None, contents: str) -> pathlib.Path:
     """The folder of a data set that the user must have fetched.
 
     Args:
-      name: What the data set is called in sentences.
-      data_dir: As it was given.
-      holds: What must be in it, as a few words.
+      name: The name of the data set in messages.
+      data_dir: The folder that the user gave.
+      contents: What must be in it, in a few words.
 
     Raises:
       InputError: No folder was given, or it is not there.
     """
     if not data_dir:
         raise InputError(
-            f"{name} is not downloaded automatically; give --data_dir: {holds}."
+            f"{name} is not downloaded automatically; give --data_dir: {contents}."
         )
     folder = pathlib.Path(data_dir).expanduser()
     if not folder.is_dir():
         raise InputError(
             f"--data_dir must be an existing folder, got '{data_dir}'. {name} needs "
-            f"{holds}."
+            f"{contents}."
         )
     return folder

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one process at a time may do in a folder that several machines may see.
+"""Turns: one process at a time may work in a folder that several machines may see.
 
-A lock (flock) says who it is among the processes of a machine, and ends with its
-process. Not every shared file system knows locks, or tells them to other machines, so
-there is a file beside it, the claim: who holds the turn writes into it every few
-seconds. A claim that has not changed for a minute is of a process, or a machine, that
-is gone, and whoever sees that takes the turn. Clocks are not compared.
+A lock (flock) decides between the processes of one machine, and ends with its process.
+Not every shared file system has locks, or shares them between machines, so there is
+also a file, the claim, to which the process that has the turn writes every few seconds.
+A claim that has not changed for a minute belongs to a process, or a machine, that is
+gone, and whoever sees this takes the turn. Clocks are not compared.
 """
 
 from __future__ import annotations
@@ -37,55 +37,57 @@ def turn(
 ) -> Iterator[None]:
     """Waits until it is this process's turn, and holds it.
 
-    Two may hold it at once only if one of them stood still for a minute: what they do
-    must be harmless then.
+    Two processes can hold it at once only if one of them stood still for a minute; what
+    they do must be harmless then.
 
     Args:
-      path: of the lock; its folder is there. The claim is beside it.
+      path: the lock file; its folder exists. The claim is beside it.
       what: what is made, for messages.
-      meanwhile: what to do first if another one has the turn.
+      meanwhile: what to do first if another process has the turn.
 
     Raises:
-      InputError: the claim of a process that is gone must not be taken away.
+      InputError: the claim of a process that is gone may not be removed.
       OSError: the lock or the claim cannot be written.
     """
     claim = path.with_suffix(".claim")
     with path.open("w") as file:
-        busy = _Once(f"Another process is making {what}; helping, or waiting for it.")
+        notice = _Notice(
+            f"Another process is making {what}; helping, or waiting for it."
+        )
         try:
             without_locks = files.flock(file)
         except BlockingIOError:
-            busy.say(meanwhile)
+            notice.say(meanwhile)
             without_locks = files.flock(file, wait=True)
         token = f"{machine()} {os.getpid()} {secrets.token_hex(8)}"
         watch = _Watch(claim, mine=None if without_locks else machine())
         while not _create(claim, token):
             if watch.is_dead() and watch.remove(what):
                 continue
-            busy.say(meanwhile)
+            notice.say(meanwhile)
             time.sleep(_LOOK_SECONDS)
-        with _beating(claim, token):
+        with _heartbeat(claim, token):
             yield
 
 
-class _Once:
-    """Says something, and does something, the first time."""
+class _Notice:
+    """Logs a notice and runs a function, but only the first time."""
 
     def __init__(self, words: str):
         self._words = words
 
-    def say(self, then: Callable[[], None]) -> None:
+    def say(self, action: Callable[[], None]) -> None:
         if self._words:
             logging.info("%s", self._words)
             self._words = ""
-            then()
+            action()
 
 
 class _Watch:
     """Watches another process's claim.
 
-    `mine` is this machine's name if the lock is held here, so that a claim of this
-    machine is of a process that has ended; else None.
+    `mine` is this machine's name if this process holds the lock, so that a claim of
+    this machine belongs to a process that has ended; None if there are no locks.
     """
 
     def __init__(self, claim: pathlib.Path, mine: str | None):
@@ -93,42 +95,43 @@ class _Watch:
         self._seen, self._since = "", time.monotonic()
 
     def is_dead(self) -> bool:
-        """Whether who made the claim, as it is now, is gone."""
-        found, now = _read(self._claim), time.monotonic()
-        if found != self._seen:
-            self._seen, self._since = found, now
-        is_ours = bool(self._mine) and found.split(" ")[0] == self._mine
+        """Whether the process of the current claim is gone."""
+        text, now = _read(self._claim), time.monotonic()
+        if text != self._seen:
+            self._seen, self._since = text, now
+        is_ours = bool(self._mine) and text.split(" ")[0] == self._mine
         return is_ours or now - self._since > _SILENT_SECONDS
 
     def remove(self, what: str) -> bool:
-        """Takes the claim away, unless another one has been there first.
+        """Removes the claim, unless it has changed since `is_dead`.
 
         Args:
           what: what is made, for the message.
 
         Returns:
-          Whether a look at once is worth while; False if the file system fails for now.
+          Whether to look again at once; False if the file system fails for now.
 
         Raises:
-          InputError: we must not, as in a sticky folder (/tmp) if it is another user's.
+          InputError: permission is missing, as for another user's claim in a sticky
+            folder (/tmp).
         """
-        aside = self._claim.with_name(f".{secrets.token_hex(8)}.claim")
+        trash = self._claim.with_name(f".{secrets.token_hex(8)}.claim")
         try:
             if _read(self._claim) == self._seen:
-                os.replace(self._claim, aside)
-                aside.unlink()
+                os.replace(self._claim, trash)
+                trash.unlink()
         except FileNotFoundError:
             return True
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
-                raise InputError(_stuck(self._claim, what, error)) from error
+                raise InputError(_stuck_message(self._claim, what, error)) from error
             return False
         return True
 
 
 @contextlib.contextmanager
-def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
-    """Shows that we live, until the end, where the claim goes."""
+def _heartbeat(claim: pathlib.Path, token: str) -> Iterator[None]:
+    """Updates the claim every few seconds, and removes it at the end."""
     end = threading.Event()
 
     def beat() -> None:
@@ -151,7 +154,10 @@ def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
 
 
 def _create(claim: pathlib.Path, token: str) -> bool:
-    """Makes the claim; whether there was none. On a full disk there is none then."""
+    """Makes the claim unless there is one; returns whether it did.
+
+    No claim is left behind if the disk is full.
+    """
     try:
         file = open(claim, "x")  # noqa: SIM115  (closed below)
     except FileExistsError:
@@ -165,11 +171,11 @@ def _create(claim: pathlib.Path, token: str) -> bool:
     return True
 
 
-def _stuck(claim: pathlib.Path, what: str, error: OSError) -> str:
-    """Says whose claim it is that cannot be taken away, and what to do."""
+def _stuck_message(claim: pathlib.Path, what: str, error: OSError) -> str:
+    """The message that a claim cannot be removed, whose it is, and what to do."""
     try:
         owner = f"the user {claim.owner()}"
-    except KeyError:  # It has no name on this machine.
+    except KeyError:  # The user has no name on this machine.
         owner = f"the user number {claim.stat().st_uid}"
     except OSError:
         owner = "another user"
@@ -182,7 +188,7 @@ def _stuck(claim: pathlib.Path, what: str, error: OSError) -> str:
 
 
 def _is_lost(claim: pathlib.Path, token: str) -> bool:
-    """Whether it is gone or another's; a failure to read it may pass."""
+    """Whether the claim is gone or another's; False if it cannot be read for now."""
     try:
         return not claim.read_text().startswith(token)
     except FileNotFoundError:
@@ -192,7 +198,7 @@ def _is_lost(claim: pathlib.Path, token: str) -> bool:
 
 
 def _read(claim: pathlib.Path) -> str:
-    """What is in it; nothing where it is gone."""
+    """The text of the claim; empty if it is gone."""
     try:
         return claim.read_text()
     except (OSError, UnicodeDecodeError):
@@ -200,7 +206,7 @@ def _read(claim: pathlib.Path) -> str:
 
 
 def machine() -> str:
-    """A word for the running system, the same in all its containers."""
+    """A word for the running system, the same in all of its containers."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -358,7 +358,7 @@ def test_broken_files_are_named_whatever_process_meets_them(root, monkeypatch):
     path = fixture.path(root, "gtFine", "val", fixture.VAL[1])
     fixture.save(path, np.full((24, 32), 77, np.uint8))
     for few in (1000, 1):
-        monkeypatch.setattr(parts, "_FEW", few)
+        monkeypatch.setattr(parts, "_MIN_SHARED", few)
         with pytest.raises(InputError, match=rf"^The labels of '{path}' .* one is 77"):
             open_at(root)
 
@@ -401,7 +401,7 @@ def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
 def test_few_open_files_are_allowed(tmp_path, monkeypatch):
     """TFDS sorts with a thousand, and raises the limit if it must."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
-    monkeypatch.setattr(parts, "_FEW", 1000)
+    monkeypatch.setattr(parts, "_MIN_SHARED", 1000)
     names = tuple(f"aachen_000000_{i:06}" for i in range(80))
     root = fixture.write(tmp_path / "many", train=names, size=(4, 4), block=2)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -186,8 +186,8 @@ from mtr_tf.data.rooms import reading
 splits = {"train": int(sys.argv[2]), "validation": 1, "test": 1}
 config = rooms.RoomsConfig(name="race", size=32, splits=splits)
 made = []
-real = prepared._make
-prepared._make = lambda builder: (made.append(1), real(builder))
+real = prepared._prepare_data
+prepared._prepare_data = lambda builder: (made.append(1), real(builder))
 reading.prepare(config, sys.argv[1])
 print(len(made))
 """

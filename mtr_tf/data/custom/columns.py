@@ -27,35 +27,36 @@ _END = object()
 
 
 def open_split(
-    split: str, given: Any, rules: Rules, readers: Readers | None = None
+    split: str, data: Any, rules: Rules, readers: Readers | None = None
 ) -> Columns:
-    """Opens a split: lazily if it can be indexed and is no list, else into memory.
+    """Opens a split: lazily if it can be indexed and is not a list, else into memory.
 
     Args:
       split: its name.
-      given: a sequence, iterable or tf.data.Dataset of examples.
+      data: a sequence, iterable or tf.data.Dataset of examples.
       rules: what targets may be. A lazy split of classes needs their number.
-      readers: who reads a lazy split; None for one reader of its own.
+      readers: the readers of a lazy split; None for a single reader.
 
     Raises:
-      InputError: it is no such thing, is empty or endless, or its examples are wrong
-        or differ in size or tasks (lazy ones: the first one now, others when read).
+      InputError: the split is of another type, empty or endless, or its examples are
+        wrong or differ in size or tasks (if it is lazy, the first example is checked
+        now, the others when they are read).
     """
-    readable = hasattr(given, "__iter__") or _is_lazy(given)
-    if isinstance(given, Mapping | str | bytes) or not readable:
+    readable = hasattr(data, "__iter__") or _is_lazy(data)
+    if isinstance(data, Mapping | str | bytes) or not readable:
         raise InputError(
             f"The split {split} must be a sequence, a generator or a tf.data.Dataset "
-            f"of examples, but is of type {type(given).__name__}."
+            f"of examples, but is of type {type(data).__name__}."
         )
-    if _is_lazy(given):
-        return _lazy(split, given, rules, readers or Readers())
-    return _in_memory(split, given, rules)
+    if _is_lazy(data):
+        return _open_lazily(split, data, rules, readers or Readers())
+    return _read_all(split, data, rules)
 
 
 def check_alike(splits: Mapping[str, Columns]) -> None:
     """Raises InputError unless images and targets have one shape in all splits."""
-    (first_name, first), *others = splits.items()
-    for name, columns in others:
+    (first_name, first), *other_splits = splits.items()
+    for name, columns in other_splits:
         shape, first_shape = columns.images.shape[1:], first.images.shape[1:]
         if shape != first_shape:
             raise InputError(
@@ -76,23 +77,23 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                 f"{first.layout or 'none'}."
             )
         for task, target in columns.targets.items():
-            here, there = target.shape[1:], first.targets[task].shape[1:]
-            if here != there:
+            dims, first_dims = target.shape[1:], first.targets[task].shape[1:]
+            if dims != first_dims:
                 raise InputError(
                     f"All targets of {task} must have the same shape, but those of "
-                    f"{name} have {list(here)} and those of {first_name} "
-                    f"{list(there)}."
+                    f"{name} have {list(dims)} and those of {first_name} "
+                    f"{list(first_dims)}."
                 )
 
 
 def in_order_of(first: Columns, columns: Columns) -> Columns:
-    """Columns with inputs in the order of the first ones: so they are packed."""
-    known = {n: columns.inputs[n] for n in first.inputs if n in columns.inputs}
-    return dataclasses.replace(columns, inputs={**known, **columns.inputs})
+    """The columns with inputs in the order of `first`, in which they are packed."""
+    ordered = {n: columns.inputs[n] for n in first.inputs if n in columns.inputs}
+    return dataclasses.replace(columns, inputs={**ordered, **columns.inputs})
 
 
 def unknown(columns: Columns) -> list[str]:
-    """The tasks whose targets no example has, of masks in memory."""
+    """The tasks whose targets no example has, of those with masks in memory."""
     masks = columns.masks.items()
     return [t for t, mask in masks if isinstance(mask, np.ndarray) and not mask.any()]
 
@@ -112,36 +113,36 @@ class First:
 
 
 class LazyColumn:
-    """A column whose rows are asked for when they are needed."""
+    """A column whose rows are read when they are needed."""
 
     def __init__(
         self,
         examples: LazyExamples,
         pick: Callable[[Example], np.ndarray],
-        like: np.ndarray,
+        template: np.ndarray,
     ):
-        """`pick` takes this column's array, of the kind of `like`, from an example."""
+        """`pick` takes this column's array, similar to `template`, from an example."""
         self._examples = examples
         self._pick = pick
-        self.shape = (len(examples), *like.shape)
-        self.dtype = like.dtype
+        self.shape = (len(examples), *template.shape)
+        self.dtype = template.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
         rows = np.arange(len(self))[rows]
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for place, example in enumerate(self._examples.read(rows)):
-            found[place] = self._pick(example)
-        return found
+            values[place] = self._pick(example)
+        return values
 
 
 class LazyExamples:
     """A user's sequence, checked example by example.
 
-    A batch reads the same rows of several columns: each thread keeps the examples that
-    it has read last. The sequence itself is asked by `readers`.
+    A batch reads the same rows of several columns, so each thread keeps the examples
+    that it has read last. Only `readers` read the sequence itself.
     """
 
     def __init__(self, split: str, sequence: Sequence, rules: Rules, readers: Readers):
@@ -150,7 +151,7 @@ class LazyExamples:
         self._rules = rules
         self._readers = readers
         self._last = threading.local()
-        (raw,) = readers.read(self._raw, [0])
+        (raw,) = readers.read(self._read_row, [0])
         self.first = self._check(0, raw, None)
 
     def __len__(self) -> int:
@@ -161,15 +162,15 @@ class LazyExamples:
         key = rows.tobytes()
         if getattr(self._last, "key", None) != key:
             rows = rows.tolist()
-            raw = self._readers.read(self._raw, rows)
+            raw = self._readers.read(self._read_row, rows)
             self._last.examples = [
                 self._check(*pair, self.first) for pair in zip(rows, raw, strict=True)
             ]
             self._last.key = key
         return self._last.examples
 
-    def _raw(self, row: int) -> Any:
-        with _reading(self._where(row)):
+    def _read_row(self, row: int) -> Any:
+        with _explain_errors(self._where(row)):
             return self._sequence[row]
 
     def _check(self, row: int, raw: Any, first: Example | None) -> Example:
@@ -179,17 +180,19 @@ class LazyExamples:
         return f"example {row} of {self._split}"
 
 
-def _is_lazy(examples: Any) -> bool:
+def _is_lazy(data: Any) -> bool:
     return (
-        hasattr(examples, "__len__")
-        and hasattr(examples, "__getitem__")
-        and not isinstance(examples, list | tuple)
+        hasattr(data, "__len__")
+        and hasattr(data, "__getitem__")
+        and not isinstance(data, list | tuple)
     )
 
 
-def _lazy(split: str, sequence: Sequence, rules: Rules, readers: Readers) -> Columns:
+def _open_lazily(
+    split: str, sequence: Sequence, rules: Rules, readers: Readers
+) -> Columns:
     if not len(sequence):
-        raise _empty(split)
+        raise _empty_error(split)
     lazy = LazyExamples(split, sequence, rules, readers)
     first = lazy.first
     for task in first.targets:
@@ -211,67 +214,67 @@ def _lazy(split: str, sequence: Sequence, rules: Rules, readers: Readers) -> Col
     return Columns(images, targets, masks, inputs=inputs)
 
 
-def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
-    found: list[Example] = []
-    may_change = not isinstance(given, list | tuple)  # Generators may reuse an array.
-    with _counted(split, given) as (iterator, advance):
+def _read_all(split: str, data: Iterable, rules: Rules) -> Columns:
+    records: list[Example] = []
+    may_change = not isinstance(data, list | tuple)  # Generators may reuse an array.
+    with _with_progress(split, data) as (iterator, advance):
         while True:
-            where = f"example {len(found)} of {split}"
-            with _reading(where):
+            where = f"example {len(records)} of {split}"
+            with _explain_errors(where):
                 raw = next(iterator, _END)
             if raw is _END:
                 break
-            first = found[0] if found else None
-            made = examples.check(raw, where, rules, first)
-            if may_change:  # All but bytes of images is in arrays of our own.
-                made = dataclasses.replace(made, image=made.image.copy())
-            found.append(made)
+            first = records[0] if records else None
+            example = examples.check(raw, where, rules, first)
+            if may_change:  # `check` has copied everything but uint8 images.
+                example = dataclasses.replace(example, image=example.image.copy())
+            records.append(example)
             advance(1)
-    if not found:
-        raise _empty(split)
-    images = np.stack([example.image for example in found])
+    if not records:
+        raise _empty_error(split)
+    images = np.stack([example.image for example in records])
     targets, masks = {}, {}
-    for task in found[0].targets:
-        targets[task] = np.stack([example.targets[task] for example in found])
+    for task in records[0].targets:
+        targets[task] = np.stack([example.targets[task] for example in records])
         if rules.tasks[task].discrete and targets[task].max() < 256:
             targets[task] = targets[task].astype(np.uint8)
-        known = np.stack([example.masks[task] for example in found])
-        if not known.all():
-            masks[task] = known
-    names = [example.name for example in found]
+        mask = np.stack([example.masks[task] for example in records])
+        if not mask.all():
+            masks[task] = mask
+    all_names = [example.name for example in records]
     inputs = {
-        name: np.stack([example.inputs[name] for example in found])
-        for name in found[0].inputs
+        name: np.stack([example.inputs[name] for example in records])
+        for name in records[0].inputs
     }
-    kept = names if any(names) else ()
-    return Columns(images, targets, masks, kept, inputs=inputs)
+    names = all_names if any(all_names) else ()
+    return Columns(images, targets, masks, names, inputs=inputs)
 
 
 @contextlib.contextmanager
-def _counted(split: str, examples: Any) -> Iterator[tuple[Iterator, Callable]]:
-    """Gives an iterator, and what is to be called for each example: a progress bar.
+def _with_progress(split: str, data: Any) -> Iterator[tuple[Iterator, Callable]]:
+    """Yields an iterator, and a function to call per example for a progress bar.
 
-    Nothing is shown of generators, whose length nobody knows.
+    No bar is shown for generators, whose length is not known.
     """
-    total = len(examples) if isinstance(examples, list | tuple) else -1
-    if hasattr(examples, "as_numpy_iterator"):
-        total = int(examples.cardinality())
+    total = len(data) if isinstance(data, list | tuple) else -1
+    if hasattr(data, "as_numpy_iterator"):
+        total = int(data.cardinality())
         if total == -1:  # tf.data.INFINITE_CARDINALITY
             raise InputError(
                 f"The split {split} must end, but its tf.data.Dataset repeats "
                 "forever; leave out .repeat()."
             )
-        examples = examples.as_numpy_iterator()
+        data = data.as_numpy_iterator()
     if total < 1:
-        yield iter(examples), lambda n: None
+        yield iter(data), lambda n: None
         return
     with progress.bar(total, f"reading {split}", "examples") as advance:
-        yield iter(examples), advance
+        yield iter(data), advance
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Turns what a user's code raises into one sentence."""
+def _explain_errors(where: str) -> Iterator[None]:
+    """Turns any error of a user's code into `InputError` with one sentence."""
     try:
         yield
     except InputError:
@@ -284,7 +287,7 @@ def _reading(where: str) -> Iterator[None]:
         ) from error
 
 
-def _empty(split: str) -> InputError:
+def _empty_error(split: str) -> InputError:
     return InputError(
         f"The split {split} must have at least one example, but it is empty."
     )

@@ -20,13 +20,13 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks.task import MAP
 
-_WHOLE = 2**24  # Float32 holds all whole numbers up to it.
+_MAX_WHOLE = 2**24  # Float32 holds all whole numbers up to this one.
 _KEYS = ("image", "targets", "masks", "name", "inputs")
 _MOST_LABELS = 2**31  # That int32 holds.
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
 _UNIT_ROUNDING = 1e-3  # How far from 1 a vector's length counts as 1.
-_BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
-_FEW = 4  # More channels than this are not expected of a picture.
+_BYTE_CHANNELS = (1, 3)  # Numbers of channels of float images that are kept as bytes.
+_MAX_CHANNELS = 4  # Pictures are not expected to have more channels than this.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Rules:
     """What targets may be.
 
     Attributes:
-      tasks: all that targets may be of; those of classes have channels, and those whose
-        places are known have places.
-      ignored: by task, the labels that mean that there is none.
+      tasks: all tasks that may have targets; those of classes have channels, and those
+        whose places are known have places.
+      ignored: by task, the labels that mean "no label".
       declared: names of the tasks that the user declares.
     """
 
@@ -54,7 +54,7 @@ class Example:
       targets: by task int32 [*places] or float32 [*places, channels], 0 where not
         known.
       masks: by task bool [*places].
-      name: "" where it has none.
+      name: "" if it has none.
       inputs: by name float32 arrays, what a model takes beside the image.
     """
 
@@ -65,75 +65,76 @@ class Example:
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Example:
-    """Checks an example as a user's function gives it.
+def check(raw: Any, where: str, rules: Rules, first: Example | None = None) -> Example:
+    """Checks an example as a user's function returns it.
 
     Args:
-      raw: {"image", "targets", "masks", "name", "inputs"}, the last three if there are
-        any, or (image, targets) or (image, targets, masks).
+      raw: {"image", "targets", "masks", "name", "inputs"}, where the last three are
+        optional, or (image, targets) or (image, targets, masks).
       where: what messages call it, such as "example 3 of train".
       rules: what its targets may be.
-      like: the first example, whose sizes and tasks all others have; None for itself.
+      first: the first example, whose sizes and tasks this one must have; None if this
+        is the first one.
 
     Raises:
-      InputError: anything is not as `docs/own_data.md` says.
+      InputError: the example is not as `docs/own_data.md` says.
     """
     parts = _parts(raw, where)
     image = _image(parts["image"], where)
-    inputs = _inputs(parts["inputs"], where, like)
-    targets = _by_task(parts["targets"], "targets", where, rules.tasks)
-    masks = _by_task(parts["masks"], "masks", where, rules.tasks)
-    if like is not None:
-        _check_alike(image, targets, where, like)
-    for task in masks:
-        if task not in targets:
+    inputs = _inputs(parts["inputs"], where, first)
+    raw_targets = _arrays_by_task(parts["targets"], "targets", where, rules.tasks)
+    raw_masks = _arrays_by_task(parts["masks"], "masks", where, rules.tasks)
+    if first is not None:
+        _check_alike(image, raw_targets, where, first)
+    for task in raw_masks:
+        if task not in raw_targets:
             raise InputError(
                 f"A mask says where a target is known, but {where} has a mask for "
                 f"{task} and no target; add the target or drop the mask."
             )
-    found, known = {}, {}
-    for task, target in targets.items():
+    targets, masks = {}, {}
+    for task, target in raw_targets.items():
         record = rules.tasks[task]
         if task == "autoencoder" and task not in rules.declared:
             record = record.bound(channels=image.shape[2])
         places = (
             _places(record, target, image.shape[:2], where)
-            if like is None
-            else like.masks[task].shape
+            if first is None
+            else first.masks[task].shape
         )
-        known[task] = _mask(masks.get(task), record, places, where)
+        masks[task] = _mask(raw_masks.get(task), record, places, where)
         if record.discrete:
             ignored = rules.ignored.get(task, ())
-            known[task] = known[task] & _is_label(target, ignored, places)
-        read = _labels if record.discrete else _numbers
-        found[task] = read(record, target, known[task], where)
-    return Example(image, found, known, parts["name"], inputs)
+            masks[task] = masks[task] & _is_label(target, ignored, places)
+        convert = _labels if record.discrete else _numbers
+        targets[task] = convert(record, target, masks[task], where)
+    return Example(image, targets, masks, parts["name"], inputs)
 
 
 def _check_alike(
-    image: np.ndarray, targets: Mapping[str, Any], where: str, like: Example
+    image: np.ndarray, targets: Mapping[str, Any], where: str, first: Example
 ) -> None:
     """Raises InputError unless an example has the size and tasks of the first one."""
-    if image.shape != like.image.shape:
+    if image.shape != first.image.shape:
         raise InputError(
             f"All images must have the same size, but {where} is {size(image.shape)} "
-            f"and the first one {size(like.image.shape)}; resize or crop them."
+            f"and the first one {size(first.image.shape)}; resize or crop them."
         )
-    if image.dtype != like.image.dtype:
+    if image.dtype != first.image.dtype:
         raise InputError(
             f"All images must have the same type, but {where} is {image.dtype} and "
-            f"the first one {like.image.dtype}; convert them."
+            f"the first one {first.image.dtype}; convert them."
         )
-    if targets.keys() != like.targets.keys():
+    if targets.keys() != first.targets.keys():
         raise InputError(
             f"All examples must have the same tasks, but {where} has "
-            f"{listed(targets)} and the first one {listed(like.targets)}; if a target "
+            f"{listed(targets)} and the first one {listed(first.targets)}; if a target "
             "is not known, give zeros and a mask of zeros."
         )
 
 
 def size(shape: Iterable[int]) -> str:
-    """The size of an image [H, W, C] in words; channels where they are not three."""
+    """The size of an image [H, W, C] in words, with channels unless there are three."""
     height, width, channels = shape
     return f"{height}x{width}" + (f"x{channels}" if channels != 3 else "")
 
@@ -144,10 +145,10 @@ def listed(tasks: Iterable[str]) -> str:
 
 
 def _parts(raw: Any, where: str) -> dict[str, Any]:
-    """What an example has under each of `_KEYS`."""
+    """The values of an example for each of `_KEYS`."""
     if isinstance(raw, tuple | list) and len(raw) in (2, 3):
-        image, targets, *rest = raw
-        raw = {"image": image, "targets": targets, "masks": rest[0] if rest else None}
+        image, targets, *masks = raw
+        raw = {"image": image, "targets": targets, "masks": masks[0] if masks else None}
     if not isinstance(raw, Mapping):
         raise InputError(
             f'An example must be {{"image": ..., "targets": {{task: ...}}}} or (image, '
@@ -165,10 +166,10 @@ def _parts(raw: Any, where: str) -> dict[str, Any]:
     return parts
 
 
-def _by_task(
+def _arrays_by_task(
     values: Any, what: str, where: str, tasks: TaskSet
 ) -> dict[str, np.ndarray]:
-    """Arrays by the tasks' own names."""
+    """The values as arrays, by the full names of the tasks."""
     if not isinstance(values, Mapping):
         raise InputError(
             f'The {what} must be a dict by task, such as {{"seg": ...}}, but those of '
@@ -194,14 +195,14 @@ def _array(value: Any, what: str, where: str) -> np.ndarray:
 
 
 def as_array(value: Any, what: str, which: str = "") -> np.ndarray:
-    """An array of what is given; `InputError` where it cannot be made one.
+    """Converts a value to an array; raises `InputError` if it cannot be converted.
 
-    NumPy would drop the mask of a masked array.
+    Masked values are refused too, because NumPy would drop the mask.
 
     Args:
-      value: Whatever NumPy takes.
+      value: Anything that NumPy converts.
       what: What it is, in words.
-      which: Which one of these it is, in words, with a space at the end.
+      which: Which of several it is, in words, with a space at the end.
     """
     if np.ma.is_masked(value):
         raise InputError(
@@ -231,7 +232,7 @@ def _image(value: Any, where: str) -> np.ndarray:
             "An image must have shape [height, width, channels], or [height, width] if "
             f"it is grey, but that of {where} has {list(image.shape)}."
         )
-    if image.shape[0] <= _FEW < image.shape[2]:
+    if image.shape[0] <= _MAX_CHANNELS < image.shape[2]:
         raise InputError(
             "An image must have shape [height, width, channels], but that of "
             f"{where} has {list(image.shape)}, with its channels first; move them "
@@ -250,56 +251,59 @@ def _image(value: Any, where: str) -> np.ndarray:
             f"An image of floats must lie in [0, 1], but that of {where} goes from "
             f"{low:g} to {high:g}; rescale it (divide by 255?), or give uint8."
         )
-    if image.shape[2] in _BYTES:
+    if image.shape[2] in _BYTE_CHANNELS:
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return np.clip(image, 0, 1).astype(np.float32)
 
 
-def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarray]:
+def _inputs(values: Any, where: str, first: Example | None) -> dict[str, np.ndarray]:
     """What a model takes beside the image, by name, all in float32."""
-    if not isinstance(given, Mapping) or "image" in given:
-        said = listed(map(str, given)) if isinstance(given, Mapping) else _kind(given)
+    if not isinstance(values, Mapping) or "image" in values:
+        actual = (
+            listed(map(str, values)) if isinstance(values, Mapping) else _kind(values)
+        )
         raise InputError(
             'The inputs must be a dict by name, such as {"camera": array}, without the '
-            f"image; those of {where} are {said}."
+            f"image; those of {where} are {actual}."
         )
     inputs = {}
-    for name, value in given.items():
+    for name, value in values.items():
         value = _array(value, f"input {name}", where)
         is_number = value.dtype.kind in "buif" and value.size > 0
-        kept = value.astype(np.float32) if is_number else value
-        if not (is_number and np.isfinite(kept).all() and _is_kept(value, kept)):
+        floats = value.astype(np.float32) if is_number else value
+        if not (is_number and np.isfinite(floats).all() and _is_exact(value, floats)):
             raise InputError(
                 f"The input {name} must be finite numbers (whole numbers up to "
                 f"16777216), but that of {where} is {_kind(value)} of {value.dtype}; "
                 "convert it."
             )
-        inputs[str(name)] = kept
-    if like is not None:
-        first = {name: value.shape for name, value in like.inputs.items()}
-        now = {name: value.shape for name, value in inputs.items()}
-        if first != now:
+        inputs[str(name)] = floats
+    if first is not None:
+        first_shapes = {name: value.shape for name, value in first.inputs.items()}
+        shapes = {name: value.shape for name, value in inputs.items()}
+        if first_shapes != shapes:
             raise InputError(
                 "All examples must have the same inputs with the same shapes, but "
-                f"{where} has {now or 'none'} and the first one {first or 'none'}."
+                f"{where} has {shapes or 'none'} and the first one "
+                f"{first_shapes or 'none'}."
             )
     return inputs
 
 
-def _is_kept(value: np.ndarray, kept: np.ndarray) -> bool:
+def _is_exact(value: np.ndarray, floats: np.ndarray) -> bool:
     """Whether float32 holds all whole numbers of an array."""
     if value.dtype.kind != "f":
-        return int(value.min()) >= -_WHOLE and int(value.max()) <= _WHOLE
-    small = np.abs(value) <= _WHOLE
-    return bool((small | (kept == value) | (np.rint(value) != value)).all())
+        return int(value.min()) >= -_MAX_WHOLE and int(value.max()) <= _MAX_WHOLE
+    is_small = np.abs(value) <= _MAX_WHOLE
+    return bool((is_small | (floats == value) | (np.rint(value) != value)).all())
 
 
 def _places(
     task: Task, value: np.ndarray, size: tuple[int, ...], where: str
 ) -> tuple[int, ...]:
-    """The shape of a target's places, by what the task says, else by the target.
+    """The shape of a target's places, as the task says, else as the target shows.
 
-    A wrong shape of a map is said when the target is read.
+    A wrong shape of a map is reported when the target is read.
     """
     if task.places == MAP:
         return size
@@ -312,8 +316,8 @@ def _places(
     if task.discrete:
         places = shape[:-1] if shape in ((1,), (*size, 1)) else shape
     else:
-        bare = task.channels == 1 and shape[-1:] != (1,)
-        places = shape if bare or shape == size else shape[:-1]
+        lacks_channels = task.channels == 1 and shape[-1:] != (1,)
+        places = shape if lacks_channels or shape == size else shape[:-1]
     if task.places is not None and len(places) != task.places:
         what = "one class" if task.discrete else f"{task.channels} numbers"
         raise InputError(
@@ -327,7 +331,7 @@ def _places(
 
 
 def one_hot(task: str, where: str, shape: tuple[int, ...]) -> str:
-    """The sentence that refuses one-hot targets of this shape, of a task's name."""
+    """The message that refuses one-hot targets of this shape for a task."""
     return (
         f"The target of {task} must be the class, but that of {where} has shape "
         f"{list(shape)} with a one for each class; give its argmax (or, if these are "
@@ -336,7 +340,7 @@ def one_hot(task: str, where: str, shape: tuple[int, ...]) -> str:
 
 
 def is_one_hot(value: np.ndarray, classes: int | None) -> bool:
-    """Whether this is a one for each place's class beside zeros, in the last axis."""
+    """Whether the last axis has a one for the class of each place, and zeros else."""
     if classes is None or classes < 2 or value.shape[-1:] != (classes,):
         return False
     return bool(np.isin(value, (0, 1)).all() and (value.sum(axis=-1) == 1).all())
@@ -349,9 +353,9 @@ def _mask(
         return np.ones(places, bool)
     if value.shape == (*places, 1):
         value = value[..., 0]
-    is_good = value.shape == places and value.dtype.kind in "buif"
-    has_nan = is_good and (value != value).any()
-    if has_nan or not is_good:
+    is_valid = value.shape == places and value.dtype.kind in "buif"
+    has_nan = is_valid and (value != value).any()
+    if has_nan or not is_valid:
         what = "image's height and width" if len(places) == MAP else "target's places"
         raise InputError(
             f"A mask must have its {what}, {list(places)}, and zeros where nothing is "
@@ -365,73 +369,71 @@ def _mask(
 def _is_label(
     value: np.ndarray, ignored: tuple[int, ...], shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Where a target is not one of the ignored labels, or is of another shape."""
+    """Mask of the places without an ignored label; all if the shape is wrong."""
     if value.shape not in (shape, (*shape, 1)):
-        return np.ones(shape, bool)  # Which is said by `_labels`.
+        return np.ones(shape, bool)  # `_labels` reports the shape.
     return ~np.isin(value.reshape(shape), ignored)
 
 
-def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.ndarray:
-    if value.shape == (*known.shape, 1):
+def _labels(task: Task, value: np.ndarray, mask: np.ndarray, where: str) -> np.ndarray:
+    if value.shape == (*mask.shape, 1):
         value = value[..., 0]
-    if value.shape != known.shape or value.dtype.kind not in "ui":
+    if value.shape != mask.shape or value.dtype.kind not in "ui":
         cure = "convert it (one-hot: argmax)"
-        if value.ndim == known.ndim and value.shape != known.shape:
+        if value.ndim == mask.ndim and value.shape != mask.shape:
             cure = "resize it (nearest neighbour), or see that each task has its own"
-            cure += _if_grid(task, known)
+            cure += _grid_advice(task, mask)
         raise InputError(
             f"The target of {task.name} must be whole numbers of shape "
-            f"{list(known.shape)}, the class of {_each(known)}, but that of {where} is "
-            f"{value.dtype} of shape {list(value.shape)}; {cure}."
+            f"{list(mask.shape)}, the class of {_place_name(mask)}, but that of "
+            f"{where} is {value.dtype} of shape {list(value.shape)}; {cure}."
         )
-    mask = f'put a zero into "masks": {{"{task.name}": ...}}'
-    if (value[known] < 0).any():
+    advice = f'put a zero into "masks": {{"{task.name}": ...}}'
+    if (value[mask] < 0).any():
         raise InputError(
             f"The labels of {task.name} must not be negative, but {where} has "
-            f"{value[known].min()}; where there is no label, say so "
-            f'("ignore_label": {value[known].min()}) or {mask}.'
+            f"{value[mask].min()}; where there is no label, say so "
+            f'("ignore_label": {value[mask].min()}) or {advice}.'
         )
-    value = np.where(known, value, 0)  # Not yet int32, in which it may be another one.
-    most = task.channels or _MOST_LABELS
-    if value.max(initial=0) >= most:
+    value = np.where(mask, value, 0)  # Not yet int32, which may change it.
+    limit = task.channels or _MOST_LABELS
+    if value.max(initial=0) >= limit:
         raise InputError(
             f"The labels of {task.name} must be below the number of classes, "
-            f"{'' if task.channels else 'at most '}{most}, but {where} has "
+            f"{'' if task.channels else 'at most '}{limit}, but {where} has "
             f'{value.max()}; name more classes in "classes" or, where this means no '
-            f'label, say so ("ignore_label": {value.max()}) or {mask}.'
+            f'label, say so ("ignore_label": {value.max()}) or {advice}.'
         )
     return value.astype(np.int32)
 
 
-def _if_grid(task: Task, known: np.ndarray) -> str:
-    """A cure for other places than a map's that have two axes, too."""
-    if known.ndim != MAP or task.places is not None:
+def _grid_advice(task: Task, mask: np.ndarray) -> str:
+    """Advice for targets with two axes of places that are not those of a map."""
+    if mask.ndim != MAP or task.places is not None:
         return ""
     return ", or, as two axes are always height and width, flatten another grid to one"
 
 
-def _each(known: np.ndarray) -> str:
-    return {0: "the image", MAP: "each pixel"}.get(known.ndim, "each place")
+def _place_name(mask: np.ndarray) -> str:
+    return {0: "the image", MAP: "each pixel"}.get(mask.ndim, "each place")
 
 
-def _numbers(
-    task: Task, value: np.ndarray, known: np.ndarray, where: str
-) -> np.ndarray:
-    if value.shape == known.shape and task.channels == 1:
+def _numbers(task: Task, value: np.ndarray, mask: np.ndarray, where: str) -> np.ndarray:
+    if value.shape == mask.shape and task.channels == 1:
         value = value[..., np.newaxis]
-    shape = (*known.shape, task.channels)
+    shape = (*mask.shape, task.channels)
     what = "uint8 or floats" if task.kind == "image" else "numbers"
     kinds = {"labels": "buif", "image": "f"}.get(task.kind, "uif")
-    is_good = value.dtype.kind in kinds or value.dtype == np.uint8
-    if value.shape != shape or not is_good:
-        is_other = value.ndim in (MAP, MAP + 1) and value.shape[:MAP] != known.shape
-        grid = _if_grid(task, known) if is_other else ""
+    is_valid = value.dtype.kind in kinds or value.dtype == np.uint8
+    if value.shape != shape or not is_valid:
+        size_differs = value.ndim in (MAP, MAP + 1) and value.shape[:MAP] != mask.shape
+        advice = _grid_advice(task, mask) if size_differs else ""
         raise InputError(
             f"The target of {task.name} must be {what} of shape {list(shape)}, but "
             f"that of {where} is {value.dtype} of shape {list(value.shape)}"
-            f"{grid and f'; resize it{grid}'}."
+            f"{advice and f'; resize it{advice}'}."
         )
-    if task.kind == "directions" and value.dtype.kind == "u" and known.any():
+    if task.kind == "directions" and value.dtype.kind == "u" and mask.any():
         raise InputError(
             f"The target of {task.name} must be vectors with a sign, but that of "
             f"{where} is {value.dtype}, as in a picture of them; decode it (bytes v as "
@@ -440,20 +442,21 @@ def _numbers(
     if task.kind == "image":
         value = picture.as_floats(value)
     value = value.astype(np.float32, copy=False)
-    wrong = np.argwhere(~np.isfinite(value).all(-1) & known)
-    if len(wrong):
-        place = tuple(wrong[0])
-        at = f" at {', '.join(map(str, place))}" if place else ""
+    bad_places = np.argwhere(~np.isfinite(value).all(-1) & mask)
+    if len(bad_places):
+        place = tuple(bad_places[0])
+        position = f" at {', '.join(map(str, place))}" if place else ""
         if len(place) == MAP:
-            at = f" at row {place[0]}, column {place[1]}"
-        found = " ".join(str(value[place]).split())  # NumPy may write several lines.
+            position = f" at row {place[0]}, column {place[1]}"
+        text = " ".join(str(value[place]).split())  # NumPy may write several lines.
         raise InputError(
             f"The target of {task.name} must be finite where it is known, but {where} "
-            f'has {found}{at}; put zeros there into "masks": {{"{task.name}": ...}}.'
+            f'has {text}{position}; put zeros there into "masks": '
+            f'{{"{task.name}": ...}}.'
         )
-    value = np.where(known[..., np.newaxis], value, np.float32(0))
+    value = np.where(mask[..., np.newaxis], value, np.float32(0))
     if task.kind == "directions":
-        value = _of_length_one(value)
+        value = _normalize(value)
     if task.kind == "labels" and (value.min() < 0 or value.max() > 1):
         raise InputError(
             f"The target of {task.name} must be 1 or 0 for each of its "
@@ -463,11 +466,11 @@ def _numbers(
     return value
 
 
-def _of_length_one(vectors: np.ndarray) -> np.ndarray:
-    """Vectors float32 [..., channels] over their lengths; those of 0 stay."""
+def _normalize(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., channels] divided by their lengths, float32; zero vectors stay."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
-    is_other = (lengths > 0) & (np.abs(lengths - 1) > _UNIT_ROUNDING)
-    return (vectors / np.where(is_other, lengths, 1)).astype(np.float32)
+    needs_scaling = (lengths > 0) & (np.abs(lengths - 1) > _UNIT_ROUNDING)
+    return (vectors / np.where(needs_scaling, lengths, 1)).astype(np.float32)
 
 
 def _kind(value: Any) -> str:

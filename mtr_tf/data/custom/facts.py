@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user says about a data set of their own, and what is found out instead."""
+"""The facts that a user gives about their own data set; others come from the data."""
 
 from __future__ import annotations
 
@@ -49,144 +49,147 @@ KEYS = (
     "frames",
     "readers",
 )
-# Statistics are of at most so many training examples, evenly spaced.
-_SAMPLE = 1000
-_PAINTED = 32
-_AT_ONCE = 16
+_SAMPLE = 1000  # Training examples, evenly spaced, for statistics, at most.
+_PAINTED = 32  # Examples, evenly spaced, for ranges of values, at most.
+_AT_ONCE = 16  # Images in memory while statistics are computed.
 
 
 def check(facts: Mapping[str, Any]) -> None:
     """Raises InputError unless the facts are as docs/own_data.md says."""
     names = facts.get("classes")
     count = len(names) if isinstance(names, Sequence) else 0
-    known = (*TASKS, *declared(facts))
+    tasks = (*TASKS, *declared(facts))
     rules = {
-        "tasks": (lambda given: True, ""),  # Which `declared` has said.
+        "tasks": (lambda value: True, ""),  # `declared` checks them.
         "classes": (_is_names, "a list of names, in the order of their labels"),
         "colors": (
-            lambda given: _are_within(given, (count, 3), 0, 255),
+            lambda value: _are_within(value, (count, 3), 0, 255),
             'an (R, G, B) of 0-255 for each of the "classes"',
         ),
         "class_weights": (
-            lambda given: (
-                _is_by_task(given, known, lambda weights: _are_weights(weights, None))
-                or _are_weights(given, count)
+            lambda value: (
+                _is_by_task(value, tasks, lambda weights: _are_weights(weights, None))
+                or _are_weights(value, count)
             ),
             'a finite number that is not negative for each of the "classes", or a dict '
             "of such lists by task",
         ),
         "mean": (
-            lambda given: _are_within(given, (_length(given),), 0, 1),
+            lambda value: _are_within(value, (_length(value),), 0, 1),
             "one number for each channel, for images in [0, 1]",
         ),
         "std": (
-            lambda given: _are_within(given, (_length(given),), 1e-6, 1),
+            lambda value: _are_within(value, (_length(value),), 1e-6, 1),
             "one number above 0 for each channel, for images in [0, 1]",
         ),
         "ranges": (
-            lambda given: _is_by_task(
-                given, known, lambda pair: _are_within(pair, (2,))
+            lambda value: _is_by_task(
+                value, tasks, lambda pair: _are_within(pair, (2,))
             ),
             "a dict of (low, high) by task, two finite numbers",
         ),
         "units": (
-            lambda given: _is_by_task(given, known, lambda unit: isinstance(unit, str)),
+            lambda value: _is_by_task(value, tasks, lambda unit: isinstance(unit, str)),
             "a dict of strings by task",
         ),
         "ignore_label": (
-            lambda given: _are_labels(given) or _is_by_task(given, known, _are_labels),
+            lambda value: _are_labels(value) or _is_by_task(value, tasks, _are_labels),
             "a whole number, or a list of them, or a dict of these by task",
         ),
         "groups": (
-            lambda given: isinstance(given, Mapping),
+            lambda value: isinstance(value, Mapping),
             "a dict by split, with a name or number for each example",
         ),
         "frames": (
-            lambda given: isinstance(given, bool) and (not given or "groups" in facts),
+            lambda value: isinstance(value, bool) and (not value or "groups" in facts),
             'True or False, beside "groups"',
         ),
         "readers": (
-            lambda given: is_whole(given) and 1 <= given <= readers.MOST,
+            lambda value: is_whole(value) and 1 <= value <= readers.MOST,
             f"a whole number from 1 to {readers.MOST}: how many threads may read "
             "examples at the same time",
         ),
     }
-    for key, given in facts.items():
+    for key, value in facts.items():
         is_good, what = rules[key]
-        if not is_good(given):
-            raise InputError(f'"{key}" must be {what}; got {_shown(given)}.')
+        if not is_good(value):
+            raise InputError(f'"{key}" must be {what}; got {_one_line(value)}.')
 
 
 def declared(facts: Mapping[str, Any]) -> TaskSet:
-    """The tasks that a user declares, of their own or in place of some of the eleven.
+    """The tasks that a user declares, new ones or in place of built-in ones.
 
     Raises:
-      InputError: they are no tasks, or are called as another one is.
+      InputError: they are not tasks, or a name stands for another task.
     """
-    given = facts.get("tasks", ())
-    if isinstance(given, Mapping):
-        given = [_task(name, task) for name, task in given.items()]
-    is_list = isinstance(given, list | tuple | TaskSet)
-    if not is_list or not all(isinstance(task, str | Task) for task in given):
+    entries = facts.get("tasks", ())
+    if isinstance(entries, Mapping):
+        entries = [_task(name, task) for name, task in entries.items()]
+    is_list = isinstance(entries, list | tuple | TaskSet)
+    if not is_list or not all(isinstance(task, str | Task) for task in entries):
         raise InputError(
             '"tasks" must be a list such as [Task("flow", kind="numbers", channels=2)] '
-            f"(from mtr_tf.tasks import Task), or a dict by name; got {given!r}."
+            f"(from mtr_tf.tasks import Task), or a dict by name; got {entries!r}."
         )
-    tasks = task_set(given)
+    tasks = task_set(entries)
     for name in tasks:
-        (meant,) = canonical((name,))
-        if meant != name:
+        (full_name,) = canonical((name,))
+        if full_name != name:
             raise InputError(
                 f'A task of your own ("tasks") must not be called {name}, because '
-                f"that is another name for {meant}; rename it."
+                f"that is another name for {full_name}; rename it."
             )
     _check_aliases(tasks)
     return tasks
 
 
 def _check_aliases(tasks: TaskSet) -> None:
-    """Raises `InputError` where an alias is what another task is called.
+    """Raises `InputError` if an alias also stands for another task.
 
-    A copy of one of the eleven under another name keeps that one's aliases: they do no
-    harm as long as the data do not have it, too.
+    A copy of a built-in task under another name keeps the aliases of the original: they
+    do no harm unless the data have the original too.
     """
-    taken = {name.lower(): name for name in tasks}
+    owners = {name.lower(): name for name in tasks}
     for name, task in tasks.items():
         for alias in task.aliases:
-            (usual,) = canonical((alias,))
-            copied = usual in TASKS and usual not in tasks
-            if copied and alias in TASKS[usual].aliases:
+            (full_name,) = canonical((alias,))
+            is_copy = full_name in TASKS and full_name not in tasks
+            if is_copy and alias in TASKS[full_name].aliases:
                 continue
-            other = usual if usual in TASKS else taken.setdefault(alias.lower(), name)
-            if other != name:
+            owner = (
+                full_name
+                if full_name in TASKS
+                else owners.setdefault(alias.lower(), name)
+            )
+            if owner != name:
                 raise InputError(
                     f'An alias of a task of your own ("tasks") must name that task '
-                    f"alone, but {alias!r} of {name} means {other} too; choose another "
+                    f"alone, but {alias!r} of {name} means {owner} too; choose another "
                     "alias."
                 )
 
 
-def _task(name: Any, given: Any) -> Task:
-    """The task of a dict by name: a record, or a kind."""
-    if isinstance(given, str) and given in KINDS:
-        return Task(name, kind=given)
-    if isinstance(given, Task) and given.name == name:
-        return given
+def _task(name: Any, entry: Any) -> Task:
+    """The task of an entry in a dict by name: a record, or a kind."""
+    if isinstance(entry, str) and entry in KINDS:
+        return Task(name, kind=entry)
+    if isinstance(entry, Task) and entry.name == name:
+        return entry
     raise InputError(
         '"tasks" must map each name to a Task of that name, or to a kind, one of '
-        f"{', '.join(KINDS)}; got {given!r} for {name!r}."
+        f"{', '.join(KINDS)}; got {entry!r} for {name!r}."
     )
 
 
 def rules(facts: Mapping[str, Any]) -> Rules:
-    """What targets may be, of checked facts.
+    """What targets may be, according to checked facts.
 
     Raises:
-      InputError: a task has but one class, or labels to ignore and no classes.
+      InputError: a task has only one class, or labels to ignore but no classes.
     """
-    own = declared(facts)
-    known = TASKS.replaced(*own.values()).values()
-    tasks = TaskSet(_with_facts(task, facts) for task in known)
+    declared_tasks = declared(facts)
+    all_tasks = TASKS.replaced(*declared_tasks.values()).values()
+    tasks = TaskSet(_with_facts(task, facts) for task in all_tasks)
     ignored = facts.get("ignore_label", ())
     if not isinstance(ignored, Mapping):
         ignored = {name: ignored for name, task in tasks.items() if task.discrete}
@@ -202,15 +205,15 @@ def rules(facts: Mapping[str, Any]) -> Rules:
             task: tuple(map(int, labels if isinstance(labels, Sequence) else [labels]))
             for task, labels in ignored.items()
         },
-        own,
+        declared_tasks,
     )
 
 
 def _with_facts(task: Task, facts: Mapping[str, Any]) -> Task:
-    """A task with the unit, classes and colors of the facts where it says none.
+    """A task with the unit, classes and colors of the facts where it has none.
 
     Raises:
-      InputError: it has a single class, which every place has.
+      InputError: the task has a single class.
     """
     if not task.unit:
         task = task.bound(unit=facts.get("units", {}).get(task.name, ""))
@@ -230,7 +233,7 @@ def _with_facts(task: Task, facts: Mapping[str, Any]) -> Task:
 
 
 def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
-    """Raises `InputError` where groups are given for a split that is not there."""
+    """Raises `InputError` if groups are given for a split that is not there."""
     for split in facts.get("groups", {}):
         if split not in splits:
             raise InputError(
@@ -242,40 +245,40 @@ def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
 def groups(
     facts: Mapping[str, Any], split: str, count: int, is_cut: bool = False
 ) -> Groups | None:
-    """The groups of a split of so many examples; None where none are given.
+    """The groups of a split of `count` examples; None if none are given.
 
     Args:
       facts: What the user says, checked.
-      split: Its name.
+      split: The name of the split.
       count: How many examples were read.
-      is_cut: Whether there are more, which may have groups too.
+      is_cut: Whether there are more examples, which may have groups too.
 
     Raises:
-      InputError: they are not one for each example.
+      InputError: there is not one group for each example.
     """
-    given = facts.get("groups", {}).get(split)
-    if given is None:
+    values = facts.get("groups", {}).get(split)
+    if values is None:
         return None
-    must = f'"groups" must have a name or number for each of the {count} examples of '
+    rule = f'"groups" must have a name or number for each of the {count} examples of '
     try:
-        given = np.asarray(given)
+        values = np.asarray(values)
     except ValueError as error:
-        raise InputError(f"{must}{split}; got lists of several lengths.") from error
-    if given.dtype == object and all(map(_is_group, given.flat)):
-        given = np.asarray(given.tolist())  # As pandas has names.
-    if is_cut and given.ndim:
-        given = given[:count]
-    if given.shape != (count,) or given.dtype.kind not in "uiSU":
+        raise InputError(f"{rule}{split}; got lists of several lengths.") from error
+    if values.dtype == object and all(map(_is_group, values.flat)):
+        values = np.asarray(values.tolist())  # pandas holds names as objects.
+    if is_cut and values.ndim:
+        values = values[:count]
+    if values.shape != (count,) or values.dtype.kind not in "uiSU":
         raise InputError(
-            f"{must}{split}; got {given.dtype} of shape {list(given.shape)}."
+            f"{rule}{split}; got {values.dtype} of shape {list(values.shape)}."
         )
     frames = facts.get("frames", False)
-    return Groups(given, "videos" if frames else "groups", frames)
+    return Groups(values, "videos" if frames else "groups", frames)
 
 
-def _shown(given: Any) -> str:
-    """What was given, on one line: NumPy writes arrays on several."""
-    return " ".join(repr(given).split())
+def _one_line(value: Any) -> str:
+    """The repr of a value on one line; NumPy writes arrays on several."""
+    return " ".join(repr(value).split())
 
 
 def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
@@ -286,10 +289,10 @@ def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
 def dataset_info(
     name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns], rules: Rules
 ) -> DatasetInfo:
-    """The facts of a data set; those that are not given are found out.
+    """The facts of a data set; those that are not given are derived from the data.
 
     Args:
-      name: of the data set on the command line.
+      name: the name of the data set on the command line.
       facts: what the user says, checked.
       splits: the columns by split; all of one size, with the same tasks.
       rules: all tasks that there may be, and labels that mean "no label".
@@ -303,16 +306,16 @@ def dataset_info(
         if len(facts.get(key, (0,) * channels)) != channels:
             raise InputError(
                 f'"{key}" must be one number for each of the {channels} channels of '
-                f"the images; got {_shown(facts[key])}."
+                f"the images; got {_one_line(facts[key])}."
             )
     tasks = _tasks(splits, columns, rules)
     _check_weights(facts.get("class_weights", ()), tasks, facts.get("classes", ()))
     classes = facts.get("classes") or (tasks["seg"].classes if "seg" in tasks else ())
     mean, std = facts.get("mean"), facts.get("std")
     if mean is None or std is None:
-        found = _statistics(columns.images)
-        mean = found[0] if mean is None else mean
-        std = found[1] if std is None else std
+        statistics = _statistics(columns.images)
+        mean = statistics[0] if mean is None else mean
+        std = statistics[1] if std is None else std
     colors = facts.get("colors", palettes.distinct_colors(len(classes)))
     return DatasetInfo(
         name=name,
@@ -334,40 +337,43 @@ def dataset_info(
 
 
 def _tasks(splits: Mapping[str, Columns], columns: Columns, rules: Rules) -> TaskSet:
-    """The tasks that there are, with the places, classes and colors of the data.
+    """The tasks of the data, with the places, classes and colors of the data.
 
     Args:
       splits: the columns by split.
-      columns: those of one of them.
+      columns: the columns of one split.
       rules: all tasks that there may be, and labels that mean "no label".
     """
     channels = columns.images.shape[3]
-    there = {*columns.targets, *picture.of_channels(channels)}
+    names = {*columns.targets, *picture.of_channels(channels)}
     tasks = []
     for name, task in rules.tasks.items():
         if name not in columns.targets:
             if task.kind == "image" and task.channels != channels:
-                task = task.bound(channels=channels)  # It is the picture.
+                task = task.bound(channels=channels)  # The target is the picture.
         else:
             _, *places = columns.targets[name].shape
             if task.discrete:
                 if task.places is None and task.channels is None:
                     _check_not_one_hot(name, splits)
                 task = task.bound(places=len(places))
-                task = _of_classes(task, splits, rules.ignored.get(name, ()))
+                task = _with_classes(task, splits, rules.ignored.get(name, ()))
             else:
                 task = task.bound(places=len(places) - 1, channels=places[-1])
-        if name in there:
+        if name in names:
             tasks.append(task)
     return TaskSet(tasks)
 
 
-def _of_classes(
+def _with_classes(
     task: Task, splits: Mapping[str, Columns], ignored: Sequence[int]
 ) -> Task:
-    """A task of classes, each of which has a name and a color.
+    """A task of classes with a name and a color for each class.
 
-    `ignored`: labels that mean "no label", which may be numbers of classes.
+    Args:
+      task: the task, perhaps without names or colors.
+      splits: the columns by split.
+      ignored: labels that mean "no label"; they may be numbers of classes.
     """
     classes = task.classes
     if not classes:
@@ -379,26 +385,26 @@ def _of_classes(
             f"The task {task.name} must have as many colors as classes; got "
             f"{len(colors)} colors and {len(classes)} classes."
         )
-    known = range(len(classes)) if task.places else ()  # Without, there is no mean IoU.
-    ignored = tuple(sorted({label for label in ignored if label in known}))
+    numbers = range(len(classes)) if task.places else ()  # Else there is no mean IoU.
+    ignored = tuple(sorted({label for label in ignored if label in numbers}))
     return task.bound(channels=None, classes=classes, colors=colors, ignored=ignored)
 
 
-def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
-    """Raises InputError unless weights by task are one for each of its classes.
+def _check_weights(values: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
+    """Raises InputError unless weights by task have one for each class of the task.
 
     Args:
-      given: weights of `classes`, or by task.
-      tasks: those that there are.
+      values: weights of `classes`, or by task.
+      tasks: the tasks of the data.
       classes: the names that the user gives for tasks that have none of their own.
     """
-    of_classes = [t.discrete and t.classes == tuple(classes) for t in tasks.values()]
-    if len(given) and not isinstance(given, Mapping) and not any(of_classes):
+    matches = [t.discrete and t.classes == tuple(classes) for t in tasks.values()]
+    if len(values) and not isinstance(values, Mapping) and not any(matches):
         logging.warning(
             '"class_weights" has no effect: the examples have no task of the "classes" '
             "that it is for (weights of others are a dict of lists by task)"
         )
-    for name, weights in given.items() if isinstance(given, Mapping) else ():
+    for name, weights in values.items() if isinstance(values, Mapping) else ():
         if name not in tasks or not tasks[name].discrete:
             raise InputError(
                 '"class_weights" must be for tasks with classes that the examples '
@@ -407,73 +413,73 @@ def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
         if len(weights) != tasks[name].channels:
             raise InputError(
                 f'"class_weights" must be a number for each of the '
-                f"{tasks[name].channels} classes of {name}; got {_shown(weights)}."
+                f"{tasks[name].channels} classes of {name}; got {_one_line(weights)}."
             )
 
 
-def _floats(given: Any) -> Any:
+def _floats(values: Any) -> Any:
     """Numbers, or numbers by name, as floats."""
-    if isinstance(given, Mapping):
-        return {name: _floats(numbers) for name, numbers in given.items()}
-    return tuple(map(float, given))
+    if isinstance(values, Mapping):
+        return {name: _floats(numbers) for name, numbers in values.items()}
+    return tuple(map(float, values))
 
 
 def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
-    """Raises `InputError` where a task has a one for each class in all examples.
+    """Raises `InputError` if the labels of a task are one-hot in all examples.
 
-    Nobody has said how many classes or places it has, so that a row of ones and zeros
-    might be as many places of two classes, too. Rows that are masked are passed over.
+    The number of the task's classes and places is not known, so a row of ones and zeros
+    might also be several places of two classes. Masked rows are skipped.
 
     Args:
-      task: Its name.
+      task: The name of the task.
       splits: The columns by split.
     """
     shape = next(iter(splits.values())).targets[task].shape[1:]
     if len(shape) in (0, MAP):
         return
-    seen = False
+    has_rows = False
     for columns in splits.values():
-        target, known = columns.targets[task], columns.masks.get(task)
+        target, mask = columns.targets[task], columns.masks.get(task)
         for i in range(len(target)):  # No copy of the whole split.
-            rows = target[i] if known is None else target[i][known[i].any(axis=-1)]
+            rows = target[i] if mask is None else target[i][mask[i].any(axis=-1)]
             if not examples.is_one_hot(rows, shape[-1]):
                 return
-            seen |= rows.size > 0
-    if seen:
+            has_rows |= rows.size > 0
+    if has_rows:
         raise InputError(examples.one_hot(task, "the examples", shape))
 
 
 def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
-    """How many classes the labels in memory of a task need; 0 where none is known.
+    """How many classes a task's labels in memory need; 0 if no label is known.
 
     Raises:
-      InputError: some numbers below the largest label are no label of any example, so
-        that nobody can know which labels are classes.
+      InputError: no example has some label below the largest one, so that it is not
+        clear which labels are classes.
     """
-    found: set[int] = set()
+    labels: set[int] = set()
     for columns in splits.values():
-        target, known = columns.targets[task], columns.masks.get(task)
+        target, mask = columns.targets[task], columns.masks.get(task)
         for row in range(len(target)):  # No copy of the whole split.
-            labels = target[row] if known is None else target[row][known[row]]
-            found |= set(np.unique(labels).tolist())
-    if found and len(found) <= max(found):
-        most, hint = max(found), ""
-        others = found - {most}
-        if len(others) == max(others, default=0) + 1:  # They have no gaps.
+            row_labels = target[row] if mask is None else target[row][mask[row]]
+            labels |= set(np.unique(row_labels).tolist())
+    if labels and len(labels) <= max(labels):
+        largest, hint = max(labels), ""
+        smaller = labels - {largest}
+        if len(smaller) == max(smaller, default=0) + 1:  # Without gaps.
             hint = (
-                f', or, if {most} means "no label", say so ("ignore_label": {most}) '
-                "or put zeros into masks"
+                f', or, if {largest} means "no label", say so '
+                f'("ignore_label": {largest}) or put zeros into masks'
             )
         raise InputError(
             f"Labels of {task} must be 0, 1, 2, ... without gaps, but they are "
-            f'{_ranges_of(found)}; name all classes ("classes": [...], in the order '
+            f'{_range_text(labels)}; name all classes ("classes": [...], in the order '
             f"of their labels, from 0 and with those of ignored labels){hint}."
         )
-    return max(2, len(found)) if found else 0  # Of one class all places are right.
+    return max(2, len(labels)) if labels else 0  # With one class every output is right.
 
 
-def _ranges_of(numbers: Iterable[int]) -> str:
-    """Whole numbers as people write them: 0-18 and 255."""
+def _range_text(numbers: Iterable[int]) -> str:
+    """Whole numbers as text with ranges, such as "0-18 and 255"."""
     ranges: list[list[int]] = []
     for number in sorted(numbers):
         if ranges and number == ranges[-1][1] + 1:
@@ -485,91 +491,91 @@ def _ranges_of(numbers: Iterable[int]) -> str:
 
 
 def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel, in [0, 1], of images."""
-    rows = _spaced(len(images), _SAMPLE)
+    """The mean and standard deviation of images per channel, in [0, 1]."""
+    rows = _spaced_rows(len(images), _SAMPLE)
     channels = range(images.shape[-1])
-    counts = np.zeros((len(channels), 256))  # Of bytes, the levels; else three moments.
+    counts = np.zeros((len(channels), 256))  # Of byte levels, else three moments.
     is_bytes = images.dtype == np.uint8
     with progress.bar(len(rows), "averaging training images", "images") as advance:
-        for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
-            pixels = images[part].reshape(-1, len(channels))
+        for batch in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
+            pixels = images[batch].reshape(-1, len(channels))
             if is_bytes:
                 counts += [np.bincount(pixels[:, i], minlength=256) for i in channels]
             else:
                 pixels = pixels.astype(np.float64)
                 for power in range(3):
                     counts[:, power] += (pixels**power).sum(axis=0)
-            advance(len(part))
+            advance(len(batch))
     levels = np.arange(256) / 255
     if is_bytes:
         shares = counts / counts.sum(axis=1, keepdims=True)
-        mean, square = shares @ levels, shares @ levels**2
+        mean, mean_square = shares @ levels, shares @ levels**2
     else:
-        mean, square = (counts[:, power] / counts[:, 0] for power in (1, 2))
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    return mean, np.maximum(std, 1 / 255)  # Of one grey, to be divided by.
+        mean, mean_square = (counts[:, power] / counts[:, 0] for power in (1, 2))
+    std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+    return mean, np.maximum(std, 1 / 255)  # Constant images, too, need a divisor.
 
 
 def ranges_of(columns: Columns, tasks: TaskSet) -> dict[str, tuple[float, float]]:
-    """What maps are painted between: most of what is known in some examples.
+    """The (low, high) of most known values of some examples, for pictures of maps.
 
     Args:
-      columns: whose targets they are; images may be more.
-      tasks: those of the targets.
+      columns: the columns with the targets; there may be more images than targets.
+      tasks: the tasks of the targets.
     """
-    found = {}
+    ranges = {}
     for task, target in columns.targets.items():
         if tasks[task].discrete or tasks[task].kind == "labels":
             continue
-        rows = _spaced(len(target), _PAINTED)
+        rows = _spaced_rows(len(target), _PAINTED)
         values = target[rows]
         if task in columns.masks:
             values = values[columns.masks[task][rows]]
         values = values[np.isfinite(values)]
         if values.size:
             low, high = np.percentile(values, (2, 98))
-            found[task] = (float(low), float(high))
-    return found
+            ranges[task] = (float(low), float(high))
+    return ranges
 
 
-def _spaced(count: int, most: int) -> np.ndarray:
-    """At most so many numbers below `count`, evenly spaced: int64."""
-    return np.arange(min(count, most)) * count // min(count, most)
+def _spaced_rows(count: int, limit: int) -> np.ndarray:
+    """At most `limit` row numbers below `count`, evenly spaced, int64."""
+    return np.arange(min(count, limit)) * count // min(count, limit)
 
 
-def _is_names(given: Any) -> bool:
+def _is_names(value: Any) -> bool:
     return (
-        isinstance(given, Sequence)
-        and not isinstance(given, str)
-        and len(given) > 0
-        and all(isinstance(name, str) for name in given)
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(name, str) for name in value)
     )
 
 
-def _are_weights(given: Any, count: int | None) -> bool:
-    """Whether these are numbers that are not negative; so many, if that is known."""
-    return _are_within(given, (_length(given) if count is None else count,), 0, np.inf)
+def _are_weights(value: Any, count: int | None) -> bool:
+    """Whether these are `count` numbers (None: any number) that are not negative."""
+    return _are_within(value, (_length(value) if count is None else count,), 0, np.inf)
 
 
-def _is_group(given: Any) -> bool:
-    return isinstance(given, str) or is_whole(given)
+def _is_group(value: Any) -> bool:
+    return isinstance(value, str) or is_whole(value)
 
 
-def _length(given: Any) -> int:
-    return len(given) if isinstance(given, Sequence | np.ndarray) else 0
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, Sequence | np.ndarray) else 0
 
 
-def _are_labels(given: Any) -> bool:
-    given = given if isinstance(given, list | tuple) else [given]
-    return all(map(is_whole, given))
+def _are_labels(labels: Any) -> bool:
+    labels = labels if isinstance(labels, list | tuple) else [labels]
+    return all(map(is_whole, labels))
 
 
 def _are_within(
-    given: Any, shape: tuple[int, ...], low: float = -np.inf, high: float = np.inf
+    values: Any, shape: tuple[int, ...], low: float = -np.inf, high: float = np.inf
 ) -> bool:
-    """Whether these are finite numbers of a shape, in [low, high]."""
+    """Whether these are finite numbers in [low, high], of this shape."""
     try:
-        array = np.asarray(given, float)
+        array = np.asarray(values, float)
     except (TypeError, ValueError):
         return False
     is_good = np.isfinite(array) & (array >= low) & (array <= high)
@@ -577,8 +583,8 @@ def _are_within(
 
 
 def _is_by_task(
-    given: Any, known: Sequence[str], is_good: Callable[[Any], bool]
+    values: Any, tasks: Sequence[str], is_good: Callable[[Any], bool]
 ) -> bool:
-    return isinstance(given, Mapping) and all(
-        task in known and is_good(value) for task, value in given.items()
+    return isinstance(values, Mapping) and all(
+        task in tasks and is_good(value) for task, value in values.items()
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reads the examples of a user's sequences: one thread at a time, or several."""
+"""Reads the examples of a user's sequences, in one thread at a time or in several."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import TypeVar
 from absl import logging
 
 MOST = 256  # Threads.
-_TIMED = 64  # Examples, after which it is known whether reading is slow.
-_SLOW_SECONDS = 0.005  # An example.
+_TIMED = 64  # Examples that are timed to know whether reading is slow.
+_SLOW_SECONDS = 0.005  # Per example.
 
 _Read = TypeVar("_Read")
 
 
 class Readers:
-    """Reads the examples of a data set, of all its splits, so many at a time.
+    """Reads the examples of all splits of a data set, a number of them at a time.
 
-    One reader is whoever asks, when nobody else reads. Several are threads, which do
-    not keep the process from ending: a stop waits for no example.
+    A single reader is the calling thread, once no other thread reads. Several readers
+    are daemon threads, so that the process can end without waiting for an example.
     """
 
     def __init__(self, count: int = 1):
-        """`count` is at least 1."""
+        """`count` is the number of readers, at least 1."""
         self._lock = threading.Lock()
         self._asked: queue.SimpleQueue | None = None
         self._reads, self._seconds = 0, 0.0
@@ -38,19 +38,19 @@ class Readers:
             self._asked = queue.SimpleQueue()
             for _ in range(count):
                 thread = threading.Thread(
-                    target=_work, args=(self._asked,), name="reader", daemon=True
+                    target=_run_jobs, args=(self._asked,), name="reader", daemon=True
                 )
                 thread.start()
-            weakref.finalize(self, _dismiss, self._asked, count)
+            weakref.finalize(self, _stop_threads, self._asked, count)
 
     def read(self, function: Callable[[int], _Read], rows: Iterable[int]) -> list:
-        """What a function gives for each row, in the order of the rows.
+        """The results of a function for each row, in the order of the rows.
 
         Raises:
-          Exception: what it raises for the first of the rows for which it does.
+          Exception: what the function raises, for the first such row.
         """
         if self._asked is None:
-            return [self._alone(function, row) for row in rows]
+            return [self._read_timed(function, row) for row in rows]
         jobs = [(concurrent.futures.Future(), function, row) for row in rows]
         for job in jobs:
             self._asked.put(job)
@@ -60,10 +60,10 @@ class Readers:
             for future, _, _ in jobs:
                 future.cancel()
 
-    def _alone(self, function: Callable[[int], _Read], row: int) -> _Read:
+    def _read_timed(self, function: Callable[[int], _Read], row: int) -> _Read:
         with self._lock:
             start = time.perf_counter()
-            found = function(row)
+            result = function(row)
             self._reads += 1
             self._seconds += time.perf_counter() - start
             if self._reads == _TIMED and self._seconds > _TIMED * _SLOW_SECONDS:
@@ -73,16 +73,16 @@ class Readers:
                     "in it (docs/own_data.md).",
                     1000 * self._seconds / _TIMED,
                 )
-        return found
+        return result
 
 
-def _work(asked: queue.SimpleQueue) -> None:
-    while _do(asked.get()):
+def _run_jobs(jobs: queue.SimpleQueue) -> None:
+    while _run_job(jobs.get()):
         pass
 
 
-def _do(job: tuple[concurrent.futures.Future, Callable, Any] | None) -> bool:
-    """Does a job, which nothing refers to afterwards; whether there was one."""
+def _run_job(job: tuple[concurrent.futures.Future, Callable, Any] | None) -> bool:
+    """Runs a job and keeps no reference to it; returns False for None, the end."""
     if job is None:
         return False
     future, function, row = job
@@ -94,6 +94,6 @@ def _do(job: tuple[concurrent.futures.Future, Callable, Any] | None) -> bool:
     return True
 
 
-def _dismiss(asked: queue.SimpleQueue, count: int) -> None:
+def _stop_threads(jobs: queue.SimpleQueue, count: int) -> None:
     for _ in range(count):
-        asked.put(None)
+        jobs.put(None)

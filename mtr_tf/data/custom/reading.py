@@ -4,9 +4,9 @@
 The function returns a dict with one entry per split and, if needed, facts about the
 data set. docs/own_data.md is the manual; `examples` says what an example must be.
 
-A split that has a length and can be indexed is read lazily: its examples are asked for
-when a batch needs them, by one thread or by as many as "readers" says, and checked then
-(the first one at once). Any other is read into memory at once.
+A split that has a length and can be indexed is read lazily: its examples are read and
+checked when a batch needs them (the first one at once), by one thread or by as many as
+"readers" says. Any other split is read into memory at once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from mtr_tf.errors import check_keys
 from mtr_tf.errors import did_you_mean
 
 SPLITS = ("train", "validation", "test")
-# Where files are whose lines would tell a user nothing.
-_NOT_THEIRS = ("<", os.path.dirname(mtr_tf.__file__), os.path.dirname(os.__file__))
+# Beginnings of the paths of files that are not the user's code.
+_LIBRARY_PATHS = ("<", os.path.dirname(mtr_tf.__file__), os.path.dirname(os.__file__))
 
 
 def open_source(
@@ -48,45 +48,45 @@ def open_source(
 
     Args:
       name: "package.module:function"; modules of the current directory are found.
-      image_size: None, or the examples' own: nothing is resized here.
-      data_dir: handed to the function, which must take `data_dir` then.
+      image_size: None, or the size of the examples: nothing is resized here.
+      data_dir: passed to the function, which must then take `data_dir`.
       tasks: the tasks whose targets are kept; None for all that the examples have.
 
     Raises:
       InputError: there is no such function, it fails, or what it returns does not have
         the form described in docs/own_data.md.
     """
-    return open_given(name, _call(name, data_dir), image_size, tasks)
+    return open_given(name, _call_function(name, data_dir), image_size, tasks)
 
 
 def open_given(
     name: str,
-    given: Any,
+    data: Any,
     image_size: tuple[int, int] | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Source:
-    """Opens what a user's function gives; `name` is what messages call it.
+    """Opens the data that a user's function returned; messages call them `name`.
 
     Raises:
-      InputError: it is not as docs/own_data.md says.
+      InputError: the data are not as docs/own_data.md says.
     """
-    splits, facts = _sort(name, given)
+    splits, facts = _splits_and_facts(name, data)
     facts_lib.check(facts)
     rules = facts_lib.rules(facts)
     facts_lib.check_groups(facts, splits)
     readers = Readers(facts.get("readers", 1))
-    opened = {}
+    all_columns = {}
     for split, examples in splits.items():
         columns = columns_lib.open_split(split, examples, rules, readers)
         is_cut = isinstance(examples, columns_lib.First) and examples.is_cut
         groups = facts_lib.groups(facts, split, len(columns), is_cut)
-        opened[split] = dataclasses.replace(columns, groups=groups)
-    first = next(iter(opened.values()))
-    opened = {
+        all_columns[split] = dataclasses.replace(columns, groups=groups)
+    first = next(iter(all_columns.values()))
+    all_columns = {
         split: columns_lib.in_order_of(first, columns)
-        for split, columns in opened.items()
+        for split, columns in all_columns.items()
     }
-    columns_lib.check_alike(opened)
+    columns_lib.check_alike(all_columns)
     size = first.images.shape[1:3]
     if image_size and tuple(image_size) != tuple(size):
         raise InputError(
@@ -94,17 +94,20 @@ def open_given(
             f"needs {image_size[0]}x{image_size[1]}; resize images, targets and masks "
             "in the function."
         )
-    info = facts_lib.dataset_info(name, facts, opened, rules)
+    info = facts_lib.dataset_info(name, facts, all_columns, rules)
     return Source(
         info,
-        lambda split: only(opened[split], tasks),
+        lambda split: only(all_columns[split], tasks),
         declared=tuple(rules.tasks[name] for name in rules.declared),
-        unknown={split: columns_lib.unknown(of) for split, of in opened.items()},
+        unknown={
+            split: columns_lib.unknown(columns)
+            for split, columns in all_columns.items()
+        },
     )
 
 
 def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
-    """The columns of some tasks."""
+    """The columns with the targets and masks of some tasks only."""
     if tasks is None:
         return columns
     targets, masks = (
@@ -114,8 +117,8 @@ def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
     return dataclasses.replace(columns, targets=targets, masks=masks)
 
 
-def _call(name: str, data_dir: str | None) -> Any:
-    """What the user's function gives."""
+def _call_function(name: str, data_dir: str | None) -> Any:
+    """Calls the user's function and returns its result."""
     function = own_function(name)
     arguments = {}
     if data_dir:
@@ -130,10 +133,10 @@ def _call(name: str, data_dir: str | None) -> Any:
 
 
 def called(name: str, function: Callable[..., Any], what: str, **arguments: Any) -> Any:
-    """What a function of the user's own gives; `what` that must be.
+    """Calls a user's function, which must return `what`, and returns its result.
 
     Raises:
-      InputError: it fails.
+      InputError: the function fails.
     """
     try:
         return function(**arguments)
@@ -151,7 +154,7 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
     Modules of the current directory are found.
 
     Raises:
-      InputError: there is none, or its module cannot be imported.
+      InputError: there is no such function, or its module cannot be imported.
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
@@ -160,7 +163,7 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
             f"my_data:examples; got {name!r}."
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # As `python -m` has it.
+        sys.path.insert(0, os.getcwd())  # As with `python -m`.
     importlib.invalidate_caches()  # The file may be new.
     try:
         module = importlib.import_module(module_name)
@@ -177,10 +180,10 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
     if callable(function):
         return function
     hint = did_you_mean(function_name, dir(module))
-    found = "none" if function is None else f"a {type(function).__name__} of that name"
+    actual = "none" if function is None else f"a {type(function).__name__} of that name"
     raise InputError(
         f"The module {module_name!r} must have a function {function_name!r}, but has "
-        f"{found}.{hint}"
+        f"{actual}.{hint}"
     )
 
 
@@ -193,31 +196,31 @@ def _import_error(name: str, flag: str, error: Exception) -> InputError:
 def _describe(error: Exception) -> str:
     """The error in one line, and where in the user's code it came from."""
     text = " ".join(str(error).split()) or "no message"
-    theirs = [
+    frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_NOT_THEIRS)
+        if not frame.filename.startswith(_LIBRARY_PATHS)
         and "site-packages" not in frame.filename
     ]
     where = ""
-    if theirs:
-        where = f" ({os.path.relpath(theirs[-1].filename)}, line {theirs[-1].lineno})"
+    if frames:
+        where = f" ({os.path.relpath(frames[-1].filename)}, line {frames[-1].lineno})"
     return f"{type(error).__name__}: {text}{where}."
 
 
-def _sort(name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits and facts of what the function gave."""
-    known = (*SPLITS, *facts_lib.KEYS)
-    if not isinstance(given, Mapping):
+def _splits_and_facts(name: str, data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The splits, and the facts, of the dict that the function returned."""
+    keys = (*SPLITS, *facts_lib.KEYS)
+    if not isinstance(data, Mapping):
         raise InputError(
             f"{name} must return a dict such as {{'train': ..., 'validation': ...}}, "
-            f"but returned a {type(given).__name__}."
+            f"but returned a {type(data).__name__}."
         )
-    check_keys(given, known, f"{name} may return", "but returned")
-    splits = {split: given[split] for split in SPLITS if split in given}
+    check_keys(data, keys, f"{name} may return", "but returned")
+    splits = {split: data[split] for split in SPLITS if split in data}
     if not splits:
         raise InputError(
             f"{name} must return at least one split of {', '.join(SPLITS)}, but "
-            f"returned {', '.join(given) or 'an empty dict'}."
+            f"returned {', '.join(data) or 'an empty dict'}."
         )
-    return splits, {key: given[key] for key in facts_lib.KEYS if key in given}
+    return splits, {key: data[key] for key in facts_lib.KEYS if key in data}
