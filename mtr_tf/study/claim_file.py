@@ -53,7 +53,7 @@ _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "meas
 _KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
 # Of a measure: what is done with the records, and what chooses them.
-_USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
+_USE_KEYS = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
 _WAYS = ("better", "terms", "measure")
 
 
@@ -138,23 +138,23 @@ def read(study: Study) -> tuple[Claim, ...]:
     Raises:
       InputError: A claim has a mistake; the message names claim and key.
     """
-    found = []
+    claims = []
     for number, content in enumerate(study.claims, start=1):
         name = content.get("id", f"number {number}")
         table = Table(f"{study.name}.toml, claim {name!r}", content)
-        found.append(_claim(table, study))
-        if found[-1].id in [other.id for other in found[:-1]]:
+        claims.append(_claim(table, study))
+        if claims[-1].id in [claim.id for claim in claims[:-1]]:
             table.fail(
                 "each claim must have its own id, but another claim has this one too."
             )
-        if found[-1].main and any(other.main for other in found[:-1]):
+        if claims[-1].main and any(claim.main for claim in claims[:-1]):
             table.fail("only one claim must be main, but another one is, too.")
-    return tuple(found)
+    return tuple(claims)
 
 
 def _claim(table: Table, study: Study) -> Claim:
     table.check_keys(_KEYS)
-    said = {key: table.value(key, str) for key in ("id", "source", "statement")}
+    texts = {key: table.value(key, str) for key in ("id", "source", "statement")}
     ways = [key for key in _WAYS if key in table.content]
     if len(ways) != 1:
         table.fail(
@@ -166,7 +166,7 @@ def _claim(table: Table, study: Study) -> Claim:
     margin = table.value("margin", float, 0.0)
     if margin < 0:
         table.fail(f"margin must be 0 or more; got {margin}.")
-    fields = said | {"relative": table.value("relative", bool, False)}
+    fields = texts | {"relative": table.value("relative", bool, False)}
     if fields["relative"] and margin >= 1:
         table.fail(
             "margin must be below 1 where relative is true, as a share of the clean "
@@ -177,28 +177,28 @@ def _claim(table: Table, study: Study) -> Claim:
     if ways == ["measure"]:
         if fields["relative"]:
             table.fail("relative must not be given with measure; see ratio_to.")
-        inner = Table(f"{table.where}, measure", table.value("measure", dict))
-        measure = _measure(inner, study)
+        subtable = Table(f"{table.where}, measure", table.value("measure", dict))
+        measure = _measure(subtable, study)
         if measure["within"] is not None and "margin" in table.content:
             table.fail(
                 "margin must not be given with within, which itself says how near is "
                 "near enough."
             )
         return Claim(**fields, attack=measure["attack"], measure=measure)
-    made = _compared(table, study) if ways == ["better"] else _listed(table, study)
-    first = made["terms"][0].points[0]
+    sides = _comparison(table, study) if ways == ["better"] else _term_sum(table, study)
+    point = sides["terms"][0].points[0]
     names = ("attack", "task", "metric", "attacked")
-    return Claim(**fields, **made, **{name: getattr(first, name) for name in names})
+    return Claim(**fields, **sides, **{name: getattr(point, name) for name in names})
 
 
-def _compared(table: Table, study: Study) -> dict[str, Any]:
+def _comparison(table: Table, study: Study) -> dict[str, Any]:
     """The fields of a claim with better and than."""
     better = table.values("better", str)
     candidates: tuple[str, ...] = ()
     if isinstance(table.content.get("than"), dict):
-        inner = Table(f"{table.where}, than", table.content["than"])
-        inner.check_keys(("matched",))
-        candidates = than = inner.values("matched", str)
+        subtable = Table(f"{table.where}, than", table.content["than"])
+        subtable.check_keys(("matched",))
+        candidates = than = subtable.values("matched", str)
     else:
         than = table.values("than", str)
     if not better or not than:
@@ -211,7 +211,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
     if candidates:
         share = 1 / len(better)
         pairs = [(term(share, v), term(-share, *candidates)) for v in better]
-        terms = tuple(one for pair in pairs for one in pair)
+        terms = tuple(side for pair in pairs for side in pair)
         _check_matched(table, study, better[0])
         return {"better": better, "matched": candidates, "terms": terms}
     terms = (term(1.0, *better), term(-1.0, *than))
@@ -231,24 +231,24 @@ def _check_matched(table: Table, study: Study, variant: str) -> None:
         )
 
 
-def _listed(table: Table, study: Study) -> dict[str, Any]:
+def _term_sum(table: Table, study: Study) -> dict[str, Any]:
     """The fields of a claim with terms, which inherit the claim's own."""
-    own = {key: table.content[key] for key in _POINT if key in table.content}
+    claim_fields = {key: table.content[key] for key in _POINT if key in table.content}
     terms = []
     for number, content in enumerate(table.values("terms", dict), start=1):
-        inner = Table(f"{table.where}, term {number}", {**own, **content})
-        inner.check_keys(_TERM)
-        variants = _several(inner, "variant", str)
+        subtable = Table(f"{table.where}, term {number}", {**claim_fields, **content})
+        subtable.check_keys(_TERM)
+        variants = _values(subtable, "variant", str)
         if not variants:
-            inner.fail("variant must name one or more.")
-        points = [p for v in variants for p in _points(inner, study, v)]
-        terms.append(Term(float(inner.value("weight", float)), tuple(points)))
+            subtable.fail("variant must name one or more.")
+        points = [p for v in variants for p in _points(subtable, study, v)]
+        terms.append(Term(float(subtable.value("weight", float)), tuple(points)))
     if not terms:
         table.fail("terms must hold one or more tables.")
     return {"terms": tuple(terms)}
 
 
-def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
+def _values(table: Table, key: str, kind: type) -> tuple[Any, ...]:
     """One value or a list of them."""
     if isinstance(table.content.get(key), list):
         return table.values(key, kind)
@@ -257,7 +257,7 @@ def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
     """A point per radius, of one variant."""
-    table.one_of("variant", variant, [each.name for each in study.variants])
+    table.one_of("variant", variant, [v.name for v in study.variants])
     spec = _spec(table, study)
     attack = spec.name
     table.one_of(f"variant of attack {attack!r}", variant, spec.variants)
@@ -265,29 +265,31 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     with table.explained():
         task = study.names([table.value("task", str)])[0]
         attacked = study.names(table.values("attacked", str, [task]))
-    for one in (task, *attacked):
-        table.one_of(f"task of variant {variant!r}", one, config.tasks)
+    for name in (task, *attacked):
+        table.one_of(f"task of variant {variant!r}", name, config.tasks)
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
         metrics = metrics_of(study, attack, variant, task)
-        table.one_of(f"metric of {task}", metric, [each.name for each in metrics])
-    radii = [float(eps) for eps in _several(table, "eps", float)]
+        table.one_of(f"metric of {task}", metric, [m.name for m in metrics])
+    radii = [float(eps) for eps in _values(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")
-    choice = {k: table.value(k, of) for k, of in CHOICES.items() if k in table.content}
+    choice = {
+        k: table.value(k, kind) for k, kind in CHOICES.items() if k in table.content
+    }
     for eps in radii:
-        wanted = {"eps": eps, "attacked": list(attacked)} if eps else {}
-        wanted |= {"task": task, **choice}
-        check_attack(table, study, attack, variant, wanted)
-    chosen = tuple(choice.items())
+        fields = {"eps": eps, "attacked": list(attacked)} if eps else {}
+        fields |= {"task": task, **choice}
+        check_attack(table, study, attack, variant, fields)
+    choices = tuple(choice.items())
     return [
-        Point(variant, attack, eps, task, metric, attacked, chosen) for eps in radii
+        Point(variant, attack, eps, task, metric, attacked, choices) for eps in radii
     ]
 
 
 def _measure(table: Table, study: Study) -> dict[str, Any]:
     """The measure of a claim, with all that it leaves out filled in."""
-    table.check_keys((*_USED, *MEASURE, "minus"))
+    table.check_keys((*_USE_KEYS, *MEASURE, "minus"))
     spec = _spec(table, study)
     variants = _variants(table, spec)
     table.value("measure", str)
@@ -303,14 +305,14 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     if not sign:
         table.fail("sign must not be 0, which makes every effect 0; give 1 or -1.")
     measure: dict[str, Any] = {
-        **_choosing(table, study),
+        **_checked_content(table, study),
         "variants": variants,
         "sign": sign,
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),
         "ratio_to": table.value("ratio_to", str, ""),
-        "minus": _choosing(minus, study),
+        "minus": _checked_content(minus, study),
     }
     check_measure(table, study, measure)
     if measure["minus"]:
@@ -320,8 +322,8 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
 
 def _spec(table: Table, study: Study) -> AttackSpec:
     """The attack that a table names."""
-    known = [each.name for each in study.attacks]
-    return study.spec(table.one_of("attack", table.value("attack", str), known))
+    names = [attack.name for attack in study.attacks]
+    return study.spec(table.one_of("attack", table.value("attack", str), names))
 
 
 def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
@@ -334,13 +336,13 @@ def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
     return variants
 
 
-def _choosing(table: Table, study: Study) -> dict[str, Any]:
+def _checked_content(table: Table, study: Study) -> dict[str, Any]:
     """What a table holds, with what chooses records checked; tasks by their names."""
     for key, kind in MEASURE.items():
-        if key in table.content and not _several(table, key, kind):
+        if key in table.content and not _values(table, key, kind):
             table.fail(f"{key} must hold one or more.")
     if "tasks" not in table.content:
         return dict(table.content)
     with table.explained():
-        named = study.names(table.values("tasks", str))
-    return {**table.content, "tasks": list(named)}
+        tasks = study.names(table.values("tasks", str))
+    return {**table.content, "tasks": list(tasks)}

@@ -72,18 +72,18 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
       margin: The claim's; 0 for none.
       claims: How many directional claims the study has.
     """
-    known = by_seed[~np.isnan(by_seed)]
-    if len(known) < 2:
+    values = by_seed[~np.isnan(by_seed)]
+    if len(values) < 2:
         return None
-    deviation = float(known.std(ddof=1))
+    deviation = float(values.std(ddof=1))
     level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
-    least = statistics.least_seeds(ALPHA, claims)
-    needed = found = None
+    least_seeds = statistics.least_seeds(ALPHA, claims)
+    seeds_needed = detectable = None
     if margin:
-        needed = statistics.seeds_needed(deviation, margin, level, least)
-    if len(known) >= least:
-        found = margin + statistics.detectable(deviation, len(known), level)
-    return Power(deviation, least, found, needed)
+        seeds_needed = statistics.seeds_needed(deviation, margin, level, least_seeds)
+    if len(values) >= least_seeds:
+        detectable = margin + statistics.detectable(deviation, len(values), level)
+    return Power(deviation, least_seeds, detectable, seeds_needed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +137,20 @@ def check(study: Study) -> None:
 def evaluate(results: Results) -> list[Verdict]:
     """The verdict on each claim, in the order of the study's file."""
     claims = claim_file.read(results.study)
-    found = [effects.of(claim, results) for claim in claims]
-    directed = [i for i, claim in enumerate(claims) if claim.within is None]
-    above = [found[i].by_seed - claims[i].margin for i in directed]
-    ours, theirs = tests(above), tests([-each for each in above])
-    tested = {i: (ours[:, j], theirs[1, j]) for j, i in enumerate(directed)}
+    claim_effects = [effects.of(claim, results) for claim in claims]
+    directional = [i for i, claim in enumerate(claims) if claim.within is None]
+    excess = [claim_effects[i].by_seed - claims[i].margin for i in directional]
+    above, below = tests(excess), tests([-x for x in excess])
+    p_values = {i: (above[:, j], below[1, j]) for j, i in enumerate(directional)}
     verdicts = []
-    for i, (claim, effect) in enumerate(zip(claims, found, strict=True)):
-        (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
-        numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
+    for i, (claim, effect) in enumerate(zip(claims, claim_effects, strict=True)):
+        (p, p_corrected), p_opposite = p_values.get(i, ((np.nan, np.nan), np.nan))
+        numbers = (effect.mean, effect.interval, effect.n, p_corrected, p_opposite)
         word, reason = judge(claim, *numbers)
-        doubt = _unlike(claim, effect) or _mixed(claim, results)
+        doubt = _gap_reason(claim, effect) or _mixture_reason(claim, results)
         if word != OPEN and doubt:
             word, reason = OPEN, doubt
-        spread = (effect.by_seed, claim.margin, len(directed))
+        power_inputs = (effect.by_seed, claim.margin, len(directional))
         verdicts.append(
             Verdict(
                 claim=claim,
@@ -160,12 +160,12 @@ def evaluate(results: Results) -> list[Verdict]:
                 over=effect.over,
                 n=effect.n,
                 p=float(p),
-                p_corrected=float(corrected),
-                p_opposite=float(opposite),
+                p_corrected=float(p_corrected),
+                p_opposite=float(p_opposite),
                 by_seed=effect.by_seed,
                 clean=effect.clean,
                 reason=reason,
-                power=power(*spread) if i in tested else None,
+                power=power(*power_inputs) if i in p_values else None,
                 gaps=effect.gaps,
                 negated=effect.negated,
                 note=effect.note,
@@ -181,21 +181,21 @@ def tests(effects: Sequence[np.ndarray]) -> np.ndarray:
     return statistics.max_t(effects, statistics.least_seeds(ALPHA))
 
 
-def _unlike(claim: Claim, effect: effects.Effect) -> str:
+def _gap_reason(claim: Claim, effect: effects.Effect) -> str:
     """Why `matched` models are no control for clean accuracy; empty if they are."""
     if effect.gaps is None or effect.mean is None:
         return ""
     gap = float(np.nanmean(effect.gaps))
-    most = claim.margin or abs(effect.mean)
-    if gap <= most:
+    limit = claim.margin or abs(effect.mean)
+    if gap <= limit:
         return ""
     return (
         "No model has the same clean accuracy: that of the nearest differs by "
-        f"{gap:.3g} on average, more than {most:.3g}."
+        f"{gap:.3g} on average, more than {limit:.3g}."
     )
 
 
-def _mixed(claim: Claim, results: Results) -> str:
+def _mixture_reason(claim: Claim, results: Results) -> str:
     """Why numbers of one variant and seed are not of one model; empty if they are."""
     attacks_on: dict[str, set[str]] = {}
     for point in (point for term in claim.terms for point in term.points):
@@ -237,22 +237,22 @@ def judge(
         return _nearness(claim.within, claim.measure["reference"], low, high)
     margin = claim.margin
     if low > margin and p <= ALPHA:
-        said = f"above {_said(claim, margin)}" if margin else "positive"
-        whole = f"{said.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
-        return HOLDS, f"{whole} interval is {said}."
+        side = f"above {_value_text(claim, margin)}" if margin else "positive"
+        start = f"{side.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
+        return HOLDS, f"{start} interval is {side}."
     if high < margin and opposite <= ALPHA:
-        said = f"Below {_said(claim, margin)}" if margin else "Negative"
-        tested = f"{said} over {n} seeds (p {opposite:.2g})"
+        side = f"Below {_value_text(claim, margin)}" if margin else "Negative"
+        finding = f"{side} over {n} seeds (p {opposite:.2g})"
         if not margin:
-            return FAILS, f"{tested}."
+            return FAILS, f"{finding}."
         if high >= 0:
-            return FAILS, f"{tested}: too small to matter."
-        below = _said(claim, -margin if high < -margin else 0.0)
-        return FAILS, f"{tested}; the whole interval is below {below}."
-    return OPEN, _open(claim, low, high, n, p if effect > margin else opposite)
+            return FAILS, f"{finding}: too small to matter."
+        bound = _value_text(claim, -margin if high < -margin else 0.0)
+        return FAILS, f"{finding}; the whole interval is below {bound}."
+    return OPEN, _open_reason(claim, low, high, n, p if effect > margin else opposite)
 
 
-def _said(claim: Claim, value: float) -> str:
+def _value_text(claim: Claim, value: float) -> str:
     """A number of a claim as tables show it."""
     return f"{100 * value:g} points" if claim.relative else f"{value:g}"
 
@@ -266,17 +266,17 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
     return OPEN, f"Only part of the interval is within {within:g} of {value:g}."
 
 
-def _open(claim: Claim, low: float, high: float, n: int, p: float) -> str:
+def _open_reason(claim: Claim, low: float, high: float, n: int, p: float) -> str:
     """What a claim that is neither lacks; `p` is of the side that the effect is on."""
-    margin, said = claim.margin, _said(claim, claim.margin)
+    margin, margin_text = claim.margin, _value_text(claim, claim.margin)
     if low <= margin <= high:
-        what = ", the smallest effect that matters" if margin else ""
-        return f"The interval includes {said}{what} (n = {n}, p {p:.2g})."
+        meaning = ", the smallest effect that matters" if margin else ""
+        return f"The interval includes {margin_text}{meaning} (n = {n}, p {p:.2g})."
     side = "above" if low > margin else "below"
-    whole = f"The whole interval is {side} {said}, but"
+    start = f"The whole interval is {side} {margin_text}, but"
     if 2.0**-n > ALPHA:
         return (
-            f"{whole} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
+            f"{start} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
             "best): 5 are needed, or 6 among several directional claims."
         )
-    return f"{whole} p is {p:.2g} after correction for all claims."
+    return f"{start} p is {p:.2g} after correction for all claims."

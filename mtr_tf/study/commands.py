@@ -98,17 +98,17 @@ def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
     """
     cells = []
     for seed in study.seeds:
-        trained = {}
+        runs = {}
         for variant in study.in_training_order:
-            first = trained.get(variant.init_from)
-            cell = _train_cell(study, variant.name, seed, first, workdir)
-            trained[variant.name] = cell
-        cells += trained.values()
+            init_run = runs.get(variant.init_from)
+            cell = _train_cell(study, variant.name, seed, init_run, workdir)
+            runs[variant.name] = cell
+        cells += runs.values()
         for variant in study.variants:
             for spec in study.attacks:
                 if variant.name in spec.variants:
-                    source = trained.get(spec.source)
-                    run = trained[variant.name]
+                    source = runs.get(spec.source)
+                    run = runs[variant.name]
                     cells.append(_attack_cell(study, spec, run, source, workdir))
     return cells
 
@@ -125,16 +125,16 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     What is said there in another form than it was written counts for nothing.
     """
     try:
-        return has_files(cell, workdir) and _is_done(cell, workdir / cell.folder)
+        return has_files(cell, workdir) and _is_current(cell, workdir / cell.folder)
     except files.DAMAGED as error:
         files.say_damaged(workdir / cell.folder, error)
         return False
 
 
-def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
+def _is_current(cell: Cell, folder: pathlib.Path) -> bool:
     """The same of files that are there."""
     if cell.kind == "train":
-        old = files.read_object(folder / "config.json").get("train", {})
+        old_settings = files.read_object(folder / "config.json").get("train", {})
     else:
         marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
@@ -142,16 +142,20 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
         if marker.get("checksums") != _checksums(cell, folder):
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
-        old = marker.get("settings", {})
-    if not isinstance(old, Mapping):  # Damaged.
+        old_settings = marker.get("settings", {})
+    if not isinstance(old_settings, Mapping):  # Damaged.
         return False
     config = cell.config
     if isinstance(config, TrainConfig):  # A run keeps each task by its one name.
         config = directory.canonical(config)
-    now = _settings(config)
+    new_settings = _settings(config)
     if cell.begins_with:
-        del now["init"]  # The hash says which run it is, wherever that is now.
-    return all(old[name] == now[name] for name in now if name in old)
+        del new_settings["init"]  # The hash says which run it is, wherever that is now.
+    return all(
+        old_settings[name] == new_settings[name]
+        for name in new_settings
+        if name in old_settings
+    )
 
 
 def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
@@ -177,7 +181,7 @@ def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
 def write_marker(
     cell: Cell,
     workdir: pathlib.Path,
-    ended: Ended,
+    outcome: Ended,
     whole: bool,
 ) -> None:
     """Says that a cell's command has ended well.
@@ -192,10 +196,10 @@ def write_marker(
         "hash": cell.hash,
         "settings": _settings(cell.config),
         "command": cell.shown,
-        "seconds": round(ended.seconds, 1),
+        "seconds": round(outcome.seconds, 1),
         "whole": whole,
-        "environment": dict(ended.environment),
-        "host": ended.host,
+        "environment": dict(outcome.environment),
+        "host": outcome.host,
         "checksums": _checksums(cell, workdir / cell.folder),
     }
     store.write_file(workdir / cell.folder / MARKER, marker)
@@ -207,13 +211,13 @@ def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
 
 
 def _train_cell(
-    study: Study, variant: str, seed: int, first: Cell | None, workdir: pathlib.Path
+    study: Study, variant: str, seed: int, init_run: Cell | None, workdir: pathlib.Path
 ) -> Cell:
     config = study.train_config(variant, seed)
     content: dict[str, Any] = {"train": _content(config)}
-    if first:
-        content["init_from"] = first.hash
-        config = dataclasses.replace(config, init=str(workdir / first.folder))
+    if init_run:
+        content["init_from"] = init_run.hash
+        config = dataclasses.replace(config, init=str(workdir / init_run.folder))
     digest = _hash(content)
     folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
     flags = [*config.flags(), f"--workdir={workdir / folder}"]
@@ -223,7 +227,7 @@ def _train_cell(
         seed=seed,
         attack=None,
         folder=folder,
-        needs=(first.folder,) if first else (),
+        needs=(init_run.folder,) if init_run else (),
         command=("mtr_tf.train", *flags),
         hash=digest,
         files=("model.keras",),
@@ -239,10 +243,10 @@ def _attack_cell(
     workdir: pathlib.Path,
 ) -> Cell:
     fields = study.attack_fields(spec.name, run.variant, run.seed)
-    place = {"ckpt": str(workdir / run.folder)}
+    checkpoints = {"ckpt": str(workdir / run.folder)}
     if source:
-        place["source_ckpt"] = str(workdir / source.folder)
-    config = AttackConfig(**fields, **place)
+        checkpoints["source_ckpt"] = str(workdir / source.folder)
+    config = AttackConfig(**fields, **checkpoints)
     digest = _hash(
         {
             "attack": _content(config),
@@ -252,11 +256,12 @@ def _attack_cell(
     )
     config = dataclasses.replace(config, name=f"{slug(spec.name)}-{digest[:8]}")
     flags = config.flags()
-    trained = study.train_config(run.variant, run.seed).dataset
-    if ":" in trained and not config.dataset:  # Code, which no run may name for itself.
-        flags.append(f"--dataset={trained}")
-    files = ["results.json"] if config.attack != NO_ATTACK else []
-    files += ["measures.json"] if config.measure else []
+    run_dataset = study.train_config(run.variant, run.seed).dataset
+    # Only a flag may name code: a run may not name its own.
+    if ":" in run_dataset and not config.dataset:
+        flags.append(f"--dataset={run_dataset}")
+    outputs = ["results.json"] if config.attack != NO_ATTACK else []
+    outputs += ["measures.json"] if config.measure else []
     return Cell(
         kind="attack",
         variant=run.variant,
@@ -266,7 +271,7 @@ def _attack_cell(
         needs=tuple(cell.folder for cell in (run, source) if cell),
         command=("mtr_tf.attack", *flags),
         hash=digest,
-        files=tuple(files),
+        files=tuple(outputs),
         config=config,
     )
 
@@ -278,8 +283,8 @@ def _settings(config: Settings) -> dict[str, Any]:
 
 def _content(config: Settings) -> dict[str, Any]:
     """Those of them that are not at their defaults."""
-    given = config.not_default()
-    return {k: v for k, v in _settings(config).items() if k in given}
+    changes = config.not_default()
+    return {k: v for k, v in _settings(config).items() if k in changes}
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -32,8 +32,8 @@ _PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
 def of_training(config: TrainConfig) -> float:
     """The cost of a training run."""
     images = config.epochs * (config.train_examples or _EXAMPLES)
-    attacked = config.adversarial_steps if config.adversarial_tasks else 0
-    passes = _TRAINING + attacked
+    attack_passes = config.adversarial_steps if config.adversarial_tasks else 0
+    passes = _TRAINING + attack_passes
     return images * passes * _size(config.image_size, len(config.tasks))
 
 
@@ -52,11 +52,13 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
 
 def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
     """The costs of cells, by their folders."""
-    trained = {c.folder: c.config for c in cells if isinstance(c.config, TrainConfig)}
+    train_configs = {
+        c.folder: c.config for c in cells if isinstance(c.config, TrainConfig)
+    }
     return {
-        cell.folder: of_attack(cell.config, trained[cell.needs[0]])
+        cell.folder: of_attack(cell.config, train_configs[cell.needs[0]])
         if isinstance(cell.config, AttackConfig)
-        else of_training(trained[cell.folder])
+        else of_training(train_configs[cell.folder])
         for cell in cells
     }
 
@@ -71,9 +73,9 @@ def passes_of(config: AttackConfig, tasks: int) -> float:
     if config.attack == NO_ATTACK or not any(config.eps):
         return 0.0
     passes = config.eot + (1 - FORWARD) * len(config.spare)
-    each = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
+    per_cell = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
     groups, radii = _groups(config, tasks - len(config.spare)), _radii(config)
-    return groups * radii * len(config.attack_loss) * len(config.balance) * each
+    return groups * radii * len(config.attack_loss) * len(config.balance) * per_cell
 
 
 def _groups(config: AttackConfig, tasks: int) -> int:
@@ -138,16 +140,16 @@ class Clock:
     def add(self, cell: Cell, seconds: float) -> None:
         """Learns from a cell that was done from its beginning to its end."""
         rate = max(seconds - _START, 0.1 * seconds) / self.costs[cell.folder]
-        for likeness in _likenesses(cell):
-            bisect.insort(self._rates.setdefault(likeness, []), rate)
+        for key in _similarity_keys(cell):
+            bisect.insort(self._rates.setdefault(key, []), rate)
 
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell will take; None as long as nothing is known.
 
         As the nearest cells did, by cost: their median, as one may have stood still.
         """
-        for likeness in _likenesses(cell):
-            if rates := self._rates.get(likeness):
+        for key in _similarity_keys(cell):
+            if rates := self._rates.get(key):
                 middle = len(rates) // 2
                 rate = (rates[middle] + rates[~middle]) / 2
                 return _START + rate * self.costs[cell.folder]
@@ -168,18 +170,18 @@ class Clock:
         """
         if not self._rates:
             return None
-        rest = []
+        times_left = []
         for cell, elapsed in [*((cell, 0.0) for cell in waiting), *running]:
-            needed = present(self.seconds(cell), "a cell that is done")
-            rest.append(max(needed - elapsed, 0.1 * needed))
-        return max(sum(rest) / workers, max(rest, default=0.0))
+            duration = present(self.seconds(cell), "a cell that is done")
+            times_left.append(max(duration - elapsed, 0.1 * duration))
+        return max(sum(times_left) / workers, max(times_left, default=0.0))
 
 
-def _likenesses(cell: Cell) -> tuple[tuple, ...]:
+def _similarity_keys(cell: Cell) -> tuple[tuple, ...]:
     """What cells are like this one in, the nearest first.
 
     The same variant and attack, with other seeds; the same attack on other variants, or
     training of others; the same kind; none.
     """
-    of_attack = (cell.kind, cell.attack)
-    return ((*of_attack, cell.variant), of_attack, (cell.kind,), ())
+    attack_key = (cell.kind, cell.attack)
+    return ((*attack_key, cell.variant), attack_key, (cell.kind,), ())

@@ -87,17 +87,17 @@ class Study:
     @property
     def has_own_data(self) -> bool:
         """Whether some data are of a user's own, module:function, and bring tasks."""
-        fields = [self.train, self.attack, *(each.train for each in self.variants)]
-        fields += [each.attack for each in self.attacks]
-        return any(data.may_bring_tasks(each.get("dataset", "")) for each in fields)
+        fields = [self.train, self.attack, *(v.train for v in self.variants)]
+        fields += [spec.attack for spec in self.attacks]
+        return any(data.may_bring_tasks(f.get("dataset", "")) for f in fields)
 
-    def names(self, given: str | Sequence[str]) -> tuple[str, ...]:
+    def names(self, tasks: str | Sequence[str]) -> tuple[str, ...]:
         """Tasks' own names; those of a user's own data are known once they are open.
 
         Raises:
           InputError: An unknown task, the same one twice, or none at all.
         """
-        return canonical(given) if self.has_own_data else resolve(given)
+        return canonical(tasks) if self.has_own_data else resolve(tasks)
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; `InputError` for an unknown one."""
@@ -106,16 +106,16 @@ class Study:
     @property
     def in_training_order(self) -> tuple[Variant, ...]:
         """The variants as in the file, but each after the one that it begins with."""
-        found: dict[str, Variant] = {}
+        by_name: dict[str, Variant] = {}
 
         def add(variant: Variant) -> None:
-            if variant.init_from and variant.name not in found:
+            if variant.init_from and variant.name not in by_name:
                 add(self.variant(variant.init_from))
-            found.setdefault(variant.name, variant)
+            by_name.setdefault(variant.name, variant)
 
         for variant in self.variants:
             add(variant)
-        return tuple(found.values())
+        return tuple(by_name.values())
 
     def spec(self, name: str) -> AttackSpec:
         """The attack of a name; `InputError` for an unknown one."""
@@ -127,12 +127,12 @@ class Study:
         Of those that all variants have, without the ones that it makes no use of. The
         `init` of a variant with `init_from` is the runner's to say.
         """
-        own = self.variant(variant).train
-        fields: dict[str, Any] = {**self.train, **own, "seed": seed}
+        variant_fields = self.variant(variant).train
+        fields: dict[str, Any] = {**self.train, **variant_fields, "seed": seed}
         if self.variant(variant).init_from:
             fields["init"] = ""
         for name in TrainConfig(**fields).unused:
-            if name not in own:
+            if name not in variant_fields:
                 del fields[name]
         return TrainConfig(**fields)
 
@@ -166,16 +166,16 @@ class Study:
                 "attack": _settings(values["attack"]),
                 "claims": tuple(values["claims"]),
                 "variants": tuple(
-                    Variant(**_with_settings(each, "train"))
-                    for each in values["variants"]
+                    Variant(**_with_settings(fields, "train"))
+                    for fields in values["variants"]
                 ),
                 "attacks": tuple(
-                    AttackSpec(**_with_settings(each, "attack"))
-                    for each in values["attacks"]
+                    AttackSpec(**_with_settings(fields, "attack"))
+                    for fields in values["attacks"]
                 ),
             }
-            plain = {key: values[key] for key in ("name", "about", "file")}
-            return cls(**plain, **parts)
+            texts = {key: values[key] for key in ("name", "about", "file")}
+            return cls(**texts, **parts)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"this study is not from this version of mtr_tf ({error!r}); repeat "
@@ -188,13 +188,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name)
 
 
-def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
-    for one in known:
-        if one.name == name:
-            return one
-    names = [one.name for one in known]
+def _by_name(kind: str, name: str, items: Sequence[Any]) -> Any:
+    for item in items:
+        if item.name == name:
+            return item
+    names = [item.name for item in items]
     raise InputError(
-        f"there is no {what} {name!r} in this study; there are "
+        f"there is no {kind} {name!r} in this study; there are "
         f"{', '.join(names) or 'none'}{did_you_mean(name, names, '; did') or '.'}"
     )
 

@@ -22,11 +22,11 @@ class Queue:
     are completed one after the other, and a worker never waits while there is work.
     """
 
-    def __init__(self, cells: Sequence[Cell], chosen: Iterable[str]):
+    def __init__(self, cells: Sequence[Cell], folders: Iterable[str]):
         """Takes all cells, each after its needs, and the folders of those to do."""
         self.cells = tuple(cells)
         self._states = dict.fromkeys((cell.folder for cell in cells), MISSING)
-        self._chosen = set(chosen)
+        self._chosen = set(folders)
         self._needed_by: dict[str, list[int]] = {}
         for number, cell in enumerate(self.cells):
             for need in cell.needs:
@@ -59,15 +59,16 @@ class Queue:
 
     def waiting(self) -> list[Cell]:
         """The chosen cells that are still to be run; not those that cannot be."""
-        found, stopped = [], set()  # By failures, also of what their needs need.
+        # Cells that need a failed one, directly or through others, are blocked.
+        cells, blocked_folders = [], set()
         for cell in self.cells:
             state = self._states[cell.folder]
-            cannot = state == MISSING and stopped.intersection(cell.needs)
-            if state == FAILED or cannot:
-                stopped.add(cell.folder)
+            is_blocked = state == MISSING and blocked_folders.intersection(cell.needs)
+            if state == FAILED or is_blocked:
+                blocked_folders.add(cell.folder)
             elif self._waits(cell):
-                found.append(cell)
-        return found
+                cells.append(cell)
+        return cells
 
     def _waits(self, cell: Cell) -> bool:
         return cell.folder in self._chosen and self._states[cell.folder] == MISSING
@@ -80,7 +81,7 @@ class Queue:
     def is_spent(self, cell: Cell) -> bool:
         """Whether there are cells that need this one, and all of these are done."""
         users = [self.cells[number] for number in self._needed_by.get(cell.folder, ())]
-        return bool(users) and all(self._states[each.folder] == DONE for each in users)
+        return bool(users) and all(self._states[user.folder] == DONE for user in users)
 
     def count(self, state: str) -> int:
         """How many of the chosen cells are in a state."""

@@ -76,22 +76,25 @@ class Results:
     def _read_all(cls, workdir: pathlib.Path) -> Results:
         content = _json(workdir / "study.json")
         cells = tuple(_json(workdir / "index.json")["cells"])
-        found, measured = [], []
+        result_records, measure_records = [], []
         for cell in cells:
             if cell["kind"] != "attack" or cell["state"] != "done":
                 continue
-            about = {name: cell[name] for name in ("variant", "seed", "folder")}
-            about["spec"] = cell["attack"]
+            origin = {name: cell[name] for name in ("variant", "seed", "folder")}
+            origin["spec"] = cell["attack"]
             folder = workdir / cell["folder"]
-            for name, kept in (("results", found), ("measures", measured)):
+            for name, all_records in (
+                ("results", result_records),
+                ("measures", measure_records),
+            ):
                 if (folder / f"{name}.json").exists():
                     records = _json(folder / f"{name}.json")
-                    kept += [record | about for record in records]
+                    all_records += [record | origin for record in records]
         return cls(
             Study.from_dict(content),
             workdir,
-            tuple(found),
-            tuple(measured),
+            tuple(result_records),
+            tuple(measure_records),
             cells,
             dict(content.get("provenance", {})),
         )
@@ -113,7 +116,7 @@ class Results:
         seed: int | None = None,
     ) -> list[Record]:
         """Those of results.json with `variant`, `seed`, `spec` (the attack) added."""
-        return _choose(self._found, attack, variant, seed)
+        return _select(self._found, attack, variant, seed)
 
     def measures(
         self,
@@ -122,7 +125,7 @@ class Results:
         seed: int | None = None,
     ) -> list[Record]:
         """The same of measures.json."""
-        return _choose(self._measured, attack, variant, seed)
+        return _select(self._measured, attack, variant, seed)
 
     def models(self, variant: str, seed: int, attack: str) -> set[str]:
         """Fingerprints of the models that an attack saw as one variant and seed."""
@@ -134,16 +137,16 @@ class Results:
 
         A model that is lost is trained again, on another machine with other bits.
         """
-        found: dict[str, list[int]] = {}
+        seeds_by_variant: dict[str, list[int]] = {}
         for (variant, seed), by_attack in sorted(self._models.items()):
             if len(set().union(*by_attack.values())) > 1:
-                found.setdefault(variant, []).append(seed)
-        return found
+                seeds_by_variant.setdefault(variant, []).append(seed)
+        return seeds_by_variant
 
     @functools.cached_property
     def _models(self) -> dict[tuple[str, int], dict[str, set[str]]]:
         """Fingerprints by (variant, seed) and attack, of sources of attacks too."""
-        found: dict[tuple[str, int], dict[str, set[str]]] = {}
+        models: dict[tuple[str, int], dict[str, set[str]]] = {}
         for record in (*self._found, *self._measured):
             attack, seed = record["spec"], record["seed"]
             for variant, name in (
@@ -151,9 +154,9 @@ class Results:
                 (self.study.spec(attack).source, "source_fingerprint"),
             ):
                 if variant and record.get(name):
-                    of = found.setdefault((variant, seed), {})
-                    of.setdefault(attack, set()).add(record[name])
-        return found
+                    attacks = models.setdefault((variant, seed), {})
+                    attacks.setdefault(attack, set()).add(record[name])
+        return models
 
     def record(
         self,
@@ -164,7 +167,7 @@ class Results:
         task: str,
         metric: str,
         attacked: Sequence[str] = (),
-        **more: Any,
+        **choices: Any,
     ) -> Record | None:
         """The one record of these; None if it is not there (yet).
 
@@ -181,16 +184,16 @@ class Results:
         Raises:
           InputError: Several records fit; the message says by what they differ.
         """
-        wanted = {"task": task, "metric": metric, **more}
+        fields = {"task": task, "metric": metric, **choices}
         if eps:
-            wanted |= {"eps": eps, "attacked": list(attacked) or [task]}
-        there = self._index.get((attack, variant, seed), ())
-        fitting = [record for record in there if fits(record, wanted)]
-        if len(fitting) > 1 and eps:
-            raise InputError(ambiguous(attack, fitting, wanted))
-        if not fitting and self.study.has_own_data:
-            _check_metric(task, metric, there)
-        return fitting[0] if fitting else None
+            fields |= {"eps": eps, "attacked": list(attacked) or [task]}
+        records = self._index.get((attack, variant, seed), ())
+        matches = [record for record in records if fits(record, fields)]
+        if len(matches) > 1 and eps:
+            raise InputError(ambiguous(attack, matches, fields))
+        if not matches and self.study.has_own_data:
+            _check_metric(task, metric, records)
+        return matches[0] if matches else None
 
     def values(
         self,
@@ -200,12 +203,12 @@ class Results:
         task: str,
         metric: str,
         attacked: Sequence[str] = (),
-        **more: Any,
+        **choices: Any,
     ) -> np.ndarray:
         """The metric of each seed, `[seeds]`, NaN where absent; see `record`."""
-        where = (attack, eps, task, metric, attacked)
-        found = [self.record(variant, s, *where, **more) for s in self.seeds]
-        return np.array([value_of(record, eps) for record in found], float)
+        point = (attack, eps, task, metric, attacked)
+        records = [self.record(variant, s, *point, **choices) for s in self.seeds]
+        return np.array([value_of(record, eps) for record in records], float)
 
     def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
         """What a record's metric is of, float64 `[images, K]`; None where absent.
@@ -242,8 +245,8 @@ class Results:
         run = (self.workdir / record["folder"]).parent.parent
         if run not in self._tasks:
             self._tasks[run] = files.read_object(run / "config.json").get("tasks", ())
-        of = (task for task in self._tasks[run] if task["name"] == record["task"])
-        return tuple(next(of, {}).get("ignored", ()))
+        tasks = (task for task in self._tasks[run] if task["name"] == record["task"])
+        return tuple(next(tasks, {}).get("ignored", ()))
 
     @functools.cached_property
     def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
@@ -255,12 +258,12 @@ class Results:
         record: Record,
         name: str,
         prefix: str,
-        part: Callable[[Result], np.ndarray],
+        extract: Callable[[Result], np.ndarray],
     ) -> np.ndarray:
         """A part of a file in a record's folder; `prefix` is that of its arrays."""
         path = self.workdir / record["folder"] / name
         try:
-            return part(cell_files.read(path, prefix))
+            return extract(cell_files.read(path, prefix))
         except files.DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({files.reason(error)}); delete the "
@@ -270,23 +273,23 @@ class Results:
     @functools.cached_property
     def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
         """Records by (attack, variant, seed)."""
-        found: dict[tuple[str, str, int], list[Record]] = {}
+        index: dict[tuple[str, str, int], list[Record]] = {}
         for record in self._found:
-            place = (record["spec"], record["variant"], record["seed"])
-            found.setdefault(place, []).append(record)
-        return found
+            key = (record["spec"], record["variant"], record["seed"])
+            index.setdefault(key, []).append(record)
+        return index
 
 
-def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
+def _check_metric(task: str, metric: str, records: Sequence[Record]) -> None:
     """Raises `InputError` where a task of a user's own data has no such metric.
 
     A study file names it before anybody knows what metrics there are.
     """
-    known = list(dict.fromkeys(r["metric"] for r in there if r["task"] == task))
-    if known and metric not in known:
+    metrics = list(dict.fromkeys(r["metric"] for r in records if r["task"] == task))
+    if metrics and metric not in metrics:
         raise InputError(
             f"The study asks for {metric!r} of {task}, whose metrics are "
-            f"{', '.join(known)}; name one of these.{did_you_mean(metric, known)}"
+            f"{', '.join(metrics)}; name one of these.{did_you_mean(metric, metrics)}"
         )
 
 
@@ -296,32 +299,34 @@ def value_of(record: Record | None, eps: float) -> float:
     return np.nan if value is None else float(value)
 
 
-def _choose(records, attack, variant, seed) -> list[Record]:
-    wanted = {"spec": attack, "variant": variant, "seed": seed}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    return [r for r in records if all(r[name] == v for name, v in wanted.items())]
+def _select(records, attack, variant, seed) -> list[Record]:
+    conditions = {"spec": attack, "variant": variant, "seed": seed}
+    conditions = {
+        name: value for name, value in conditions.items() if value is not None
+    }
+    return [r for r in records if all(r[name] == v for name, v in conditions.items())]
 
 
-def fits(record: Record, wanted: Mapping[str, Any]) -> bool:
+def fits(record: Record, fields: Mapping[str, Any]) -> bool:
     """Whether a record has these fields; the order of lists of tasks is no matter."""
     return all(
         sorted(record[name]) == sorted(value)
         if isinstance(record.get(name), list) and isinstance(value, list)
         else record.get(name) == value
-        for name, value in wanted.items()
+        for name, value in fields.items()
     )
 
 
-def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any]) -> str:
+def ambiguous(attack: str, records: Sequence[Record], fields: Mapping[str, Any]) -> str:
     """What to say where several records of an attack fit."""
-    said = []
+    differences = []
     for name in CHOICES:
         values = sorted({str(record.get(name)) for record in records})
-        if name not in wanted and len(values) > 1:
-            said.append(f"{name} ({', '.join(values)})")
+        if name not in fields and len(values) > 1:
+            differences.append(f"{name} ({', '.join(values)})")
     return (
         f"attack {attack!r} of the study has several results that fit; choose one "
-        f"with {' and '.join(said) or 'another name for one of them'}."
+        f"with {' and '.join(differences) or 'another name for one of them'}."
     )
 
 

@@ -38,7 +38,7 @@ _SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
 
 
 @dataclasses.dataclass(eq=False)
-class _Begun:
+class _Job:
     """A cell that an executor has."""
 
     cell: Cell
@@ -46,7 +46,7 @@ class _Begun:
     whole: bool  # Whether there was nothing of it before.
 
 
-class _Sparing:
+class _Throttle:
     """Calls a function, unless its calls would take more than a share of the time."""
 
     def __init__(self, fn: Callable[[], Any]):
@@ -86,21 +86,21 @@ class Runner:
         self._study = study
         self._workdir = workdir
         cells = commands.make_cells(study, workdir)
-        self.queue = queue.Queue(cells, _chosen(cells, variants))
+        self.queue = queue.Queue(cells, _chosen_folders(cells, variants))
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
-        self._running: list[_Begun] = []
+        self._running: list[_Job] = []
         self._room = 1
-        self._write_index_sparingly = _Sparing(self._write_index)
-        self._left = _Sparing(self._time_left)
-        self.before = _before(workdir)
+        self._write_index_sparingly = _Throttle(self._write_index)
+        self._left = _Throttle(self._time_left)
+        self.before = _previous_cells(workdir)
         for cell in cells:
-            left = self.before.get(cell.folder, {})
+            previous = self.before.get(cell.folder, {})
             if commands.is_done(cell, workdir):
                 self._set_done(cell)
-            elif left.get("state") == queue.FAILED:
-                self._set_failed(cell, left["error"])
+            elif previous.get("state") == queue.FAILED:
+                self._set_failed(cell, previous["error"])
         for cell in reversed(cells):  # Results outlive models, which are large.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
@@ -113,8 +113,8 @@ class Runner:
             was run before.
         """
         path = self._workdir / "study.json"
-        before = {} if computes else files.read_object(path)
-        provenance = before.get("provenance") or directory.environment()
+        old_content = {} if computes else files.read_object(path)
+        provenance = old_content.get("provenance") or directory.environment()
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 
@@ -128,27 +128,27 @@ class Runner:
           Stopped: a signal came; what ran then has kept what it had.
         """
         self._room = engine.room
-        with stopping.saying(self._kept), stopping.later():
+        with stopping.saying(self._progress_text), stopping.later():
             try:
-                for begun, future in executors.results(engine, self._take):
-                    self._finish(begun, future)
+                for job, future in executors.results(engine, self._take):
+                    self._finish(job, future)
             finally:
                 self._write_index()
 
-    def _take(self) -> tuple[_Begun, command.Command] | None:
+    def _take(self) -> tuple[_Job, command.Command] | None:
         """The next cell, and its command."""
         cell = self.queue.take()
         if not cell:
             return None
-        begun = _Begun(cell, time.monotonic(), self._prepare(cell))
-        self._running.append(begun)
-        return begun, command.Command(cell.command, str(self._workdir / cell.log))
+        job = _Job(cell, time.monotonic(), self._prepare(cell))
+        self._running.append(job)
+        return job, command.Command(cell.command, str(self._workdir / cell.log))
 
-    def _kept(self) -> str:
-        done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
+    def _progress_text(self) -> str:
+        done, missing = map(self.queue.count, (queue.DONE, queue.MISSING))
         return (
-            f"{done} cells are done and kept in {self._workdir}, and {left} are left; "
-            "the same command continues with these."
+            f"{done} cells are done and kept in {self._workdir}, and {missing} are "
+            "left; the same command continues with these."
         )
 
     def failures(self) -> list[str]:
@@ -160,8 +160,8 @@ class Runner:
         ]
 
     def _error(self, cell: Cell) -> str | None:
-        failed = self.queue.state(cell) == queue.FAILED
-        return self._errors[cell.folder] if failed else None
+        has_failed = self.queue.state(cell) == queue.FAILED
+        return self._errors[cell.folder] if has_failed else None
 
     # One cell.
 
@@ -171,13 +171,13 @@ class Runner:
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
             commands.renew_init(cell, self._workdir)
-        begun = ("config.json", "settings.json")
-        return not any((folder / name).exists() for name in begun)
+        names = ("config.json", "settings.json")
+        return not any((folder / name).exists() for name in names)
 
-    def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
+    def _finish(self, job: _Job, future: futures.Future[command.Ended]) -> None:
         """Takes note of a cell that has ended, in whichever way."""
-        self._running.remove(begun)
-        cell = begun.cell
+        self._running.remove(job)
+        cell = job.cell
         failure = executors.failure(future)
         if not failure and not commands.has_files(cell, self._workdir):
             failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
@@ -187,19 +187,19 @@ class Runner:
             self._write_index()
             logging.error("%s FAILED: %s (log: %s)", cell.title, failure, log)
         else:
-            ended = future.result()
-            commands.write_marker(cell, self._workdir, ended, begun.whole)
+            outcome = future.result()
+            commands.write_marker(cell, self._workdir, outcome, job.whole)
             self._set_done(cell)
             self._write_index_sparingly()
-            self._say_done(cell, ended.seconds)
+            self._say_done(cell, outcome.seconds)
 
     def _set_done(self, cell: Cell) -> None:
         marker = files.read_object(self._workdir / cell.folder / commands.MARKER)
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, queue.DONE)
-        measured = isinstance(seconds, int | float) and seconds > 0
-        if measured and marker.get("whole"):
+        has_time = isinstance(seconds, int | float) and seconds > 0
+        if has_time and marker.get("whole"):
             self.clock.add(cell, float(seconds))
 
     def _set_failed(self, cell: Cell, error: str) -> None:
@@ -207,19 +207,21 @@ class Runner:
         self.queue.set(cell, queue.FAILED)
 
     def _say_done(self, cell: Cell, seconds: float) -> None:
-        count, left = self._left()
-        about = f", about {costs.in_words(left)}" if left and count else ""
+        count, seconds_left = self._left()
+        estimate = (
+            f", about {costs.in_words(seconds_left)}" if seconds_left and count else ""
+        )
         logging.info(
-            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, about
+            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, estimate
         )
 
     def _time_left(self) -> tuple[int, float | None]:
         """How many cells are left, and the seconds that they take, if that is known."""
         now = time.monotonic()
-        running = [(begun.cell, now - begun.start) for begun in self._running]
+        running = [(job.cell, now - job.start) for job in self._running]
         waiting = self.queue.waiting()
-        left = self.clock.left(waiting, running, self._room)
-        return len(running) + len(waiting), left
+        seconds_left = self.clock.left(waiting, running, self._room)
+        return len(running) + len(waiting), seconds_left
 
     def _write_index(self) -> None:
         cells = [
@@ -242,16 +244,16 @@ class Runner:
         files.write_json(self._workdir / "index.json", content)
 
 
-def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
+def _chosen_folders(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
     """The folders of the cells of some variants, or of all, and of what they need."""
-    found: set[str] = set()
+    folders: set[str] = set()
     for cell in reversed(cells):
-        if not variants or cell.variant in variants or cell.folder in found:
-            found.update((cell.folder, *cell.needs))
-    return found
+        if not variants or cell.variant in variants or cell.folder in folders:
+            folders.update((cell.folder, *cell.needs))
+    return folders
 
 
-def _before(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+def _previous_cells(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
     """The kind, state and error of each folder as index.json has them."""
     path = workdir / "index.json"
     try:

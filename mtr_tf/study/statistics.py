@@ -49,11 +49,11 @@ def studentised(effects: np.ndarray, flips: np.ndarray) -> np.ndarray:
       float64 `[flips]`: infinite where all effects are equal and not 0; 0 where they
       are all 0 or there are fewer than two.
     """
-    known = ~np.isnan(effects)
-    values, count = effects[known], known.sum()
+    valid = ~np.isnan(effects)
+    values, count = effects[valid], valid.sum()
     if count < 2 or not values.any():
         return np.zeros(len(flips))
-    flipped = flips[:, known] * values
+    flipped = flips[:, valid] * values
     mean = flipped.mean(axis=1)
     error = flipped.std(axis=1, ddof=1) / np.sqrt(count)
     equal = error <= _ROUNDING * np.abs(values).max()
@@ -87,7 +87,7 @@ def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     Raises:
       InputError: The effects are of different numbers of seeds.
     """
-    counts = {len(each) for each in effects}
+    counts = {len(values) for values in effects}
     if len(counts) > 1:
         raise InputError(
             f"effects must all have the same seeds; got {sorted(counts)} seeds."
@@ -95,20 +95,24 @@ def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     if not effects:
         return np.zeros((2, 0))
     flips = sign_flips(counts.pop())
-    found = np.stack([studentised(np.asarray(each, float), flips) for each in effects])
-    seen = found[:, :1]
-    lowest = seen - _ROUNDING * np.where(np.isinf(seen), 0.0, np.abs(seen))
-    alone = (found >= lowest).mean(axis=1)
-    known = (~np.isnan(np.stack(effects))).sum(axis=1)
-    order = np.argsort(-seen[:, 0], kind="stable")
-    order = order[known[order] >= least]
-    corrected = np.ones_like(alone)
+    t_values = np.stack(
+        [studentised(np.asarray(values, float), flips) for values in effects]
+    )
+    observed = t_values[:, :1]
+    thresholds = observed - _ROUNDING * np.where(
+        np.isinf(observed), 0.0, np.abs(observed)
+    )
+    p_single = (t_values >= thresholds).mean(axis=1)
+    seed_counts = (~np.isnan(np.stack(effects))).sum(axis=1)
+    order = np.argsort(-observed[:, 0], kind="stable")
+    order = order[seed_counts[order] >= least]
+    p_corrected = np.ones_like(p_single)
     if len(order):
         # Of each and those after it.
-        largest = np.maximum.accumulate(found[order[::-1]])[::-1]
-        above = (largest >= lowest[order]).mean(axis=1)
-        corrected[order] = np.maximum.accumulate(above)
-    return np.where(known == 0, 1.0, np.stack([alone, corrected]))
+        maxima = np.maximum.accumulate(t_values[order[::-1]])[::-1]
+        shares = (maxima >= thresholds[order]).mean(axis=1)
+        p_corrected[order] = np.maximum.accumulate(shares)
+    return np.where(seed_counts == 0, 1.0, np.stack([p_single, p_corrected]))
 
 
 def resampled_seeds(seeds: int, resamples: int, seed: int) -> np.ndarray:
@@ -134,9 +138,9 @@ def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Returns:
       float64 `[resamples]`, NaN where no seed is left.
     """
-    known = ~np.isnan(values)
-    total = (np.where(known, values, 0.0) * counts).sum(axis=1)
-    count = (known * counts).sum(axis=1)
+    valid = ~np.isnan(values)
+    total = (np.where(valid, values, 0.0) * counts).sum(axis=1)
+    count = (valid * counts).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return total / count
 
@@ -164,13 +168,13 @@ def bootstrap(
       seed: Equal seeds draw equally.
     """
     effects = np.asarray(effects, float)
-    known = ~np.isnan(effects)
-    if not known.any():
+    valid = ~np.isnan(effects)
+    if not valid.any():
         return np.full(resamples, np.nan)
-    counts = resampled_seeds(int(known.sum()), resamples, seed)
-    values = effects[np.newaxis, known]
+    counts = resampled_seeds(int(valid.sum()), resamples, seed)
+    values = effects[np.newaxis, valid]
     if on_images and images:
-        values = on_images(resampled_images(images, resamples, seed))[:, known]
+        values = on_images(resampled_images(images, resamples, seed))[:, valid]
     return weighted_means(values, counts)
 
 
@@ -265,9 +269,9 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place.reshape(-1)]
+    return (last - (count - 1) / 2)[inverse.reshape(-1)]
 
 
 def rank_interval(

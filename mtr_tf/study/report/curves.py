@@ -67,9 +67,9 @@ class Curve:
     @property
     def title(self) -> str:
         """A line above the plot."""
-        less = f" minus that of {self.reference}" if self.reference else ""
-        of = f", {self.images}" if self.images else ""
-        return f"{self.task} {self.metric}{less} under {self.attack}{of}"
+        difference = f" minus that of {self.reference}" if self.reference else ""
+        images = f", {self.images}" if self.images else ""
+        return f"{self.task} {self.metric}{difference} under {self.attack}{images}"
 
     @property
     def first(self) -> bool:
@@ -79,8 +79,8 @@ class Curve:
     @property
     def attack(self) -> str:
         """The attack in words."""
-        how = "" if self.label == self.spec else f"{self.label} "
-        return f"{self.spec} ({how}on {'+'.join(self.attacked)})"
+        label = "" if self.label == self.spec else f"{self.label} "
+        return f"{self.spec} ({label}on {'+'.join(self.attacked)})"
 
 
 def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int]):
@@ -94,19 +94,19 @@ def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int
     Returns:
       A list of `Curve`.
     """
-    grouped: dict[tuple, list[Record]] = {}
+    groups: dict[tuple, list[Record]] = {}
     for record in records:
-        grouped.setdefault(_key(record), []).append(record)
-    headline: dict[str, str] = {}
+        groups.setdefault(_key(record), []).append(record)
+    headlines: dict[str, str] = {}
     for record in records:
-        headline.setdefault(record["task"], record["metric"])
-    found = [
-        _curve(key, members, headline, variants, seeds)
-        for key, members in grouped.items()
+        headlines.setdefault(record["task"], record["metric"])
+    curves = [
+        _curve(key, members, headlines, variants, seeds)
+        for key, members in groups.items()
     ]
     if len(_kinds_of_images(records)) == 1:
-        found = [dataclasses.replace(curve, images="") for curve in found]
-    return found
+        curves = [dataclasses.replace(curve, images="") for curve in curves]
+    return curves
 
 
 def _key(record: Record) -> tuple:
@@ -114,23 +114,23 @@ def _key(record: Record) -> tuple:
     return record["spec"], record["attack"], attacked, record["task"], record["metric"]
 
 
-def _curve(key, records, headline, variants, seeds) -> Curve:
+def _curve(key, records, headlines, variants, seeds) -> Curve:
     spec, label, attacked, task, metric = key
     eps = np.array(sorted({0.0, *(float(record["eps"]) for record in records)}))
-    known = {record["variant"] for record in records}
+    names = {record["variant"] for record in records}
     values = {
-        v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in known
+        v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in names
     }
     ends = {v: np.full((2, len(seeds), len(eps)), np.nan) for v in values}
     for record in records:
-        seed, whose = list(seeds).index(record["seed"]), record["variant"]
+        seed, variant = list(seeds).index(record["seed"]), record["variant"]
         kinds = {0.0: ("clean", "clean_interval")}
         if record["eps"]:
             kinds[record["eps"]] = ("attacked_value", "attacked_interval")
         for radius, (value, interval) in kinds.items():
-            place = seed, np.searchsorted(eps, radius)
-            values[whose][place] = _number(record[value])
-            ends[whose][:, *place] = record.get(interval) or (np.nan, np.nan)
+            index = seed, np.searchsorted(eps, radius)
+            values[variant][index] = _number(record[value])
+            ends[variant][:, *index] = record.get(interval) or (np.nan, np.nan)
     first = records[0]
     facts = {name: first.get(name) for name in ("unit", "better", "targets", *CHOICES)}
     return Curve(
@@ -139,7 +139,7 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
         attacked,
         task,
         metric,
-        headline[task] == metric,
+        headlines[task] == metric,
         facts,
         eps,
         values,
@@ -149,21 +149,21 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
     )
 
 
-def with_differences(found: Sequence[Curve]) -> list[Curve]:
+def with_differences(curves: Sequence[Curve]) -> list[Curve]:
     """The curves, each of the first rank followed by its differences.
 
     These are between each variant and the first one, at equal seed.
     """
-    curves = []
-    for curve in found:
-        curves.append(curve)
+    all_curves = []
+    for curve in curves:
+        all_curves.append(curve)
         if curve.first and len(curve.values) > 1:
-            reference, *others = curve.values
-            off = curve.values[reference]
-            values = {name: curve.values[name] - off for name in others}
-            less = {"values": values, "ends": {}, "reference": reference}
-            curves.append(dataclasses.replace(curve, warnings={}, **less))
-    return curves
+            reference, *names = curve.values
+            baseline = curve.values[reference]
+            values = {name: curve.values[name] - baseline for name in names}
+            changes = {"values": values, "ends": {}, "reference": reference}
+            all_curves.append(dataclasses.replace(curve, warnings={}, **changes))
+    return all_curves
 
 
 def _number(value: float | None) -> float:
@@ -195,23 +195,23 @@ def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str,
 
 def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
     """{what a check found: {variant: its seeds}}; the numbers it measured left out."""
-    found: dict[str, dict[str, list[int]]] = {}
+    by_reason: dict[str, dict[str, list[int]]] = {}
     for record in records:
         for warning in record.get("warnings") or ():
             reason = re.sub(r" \([^()]*\)\.?$", "", warning)
-            seeds = found.setdefault(reason, {}).setdefault(record["variant"], [])
+            seeds = by_reason.setdefault(reason, {}).setdefault(record["variant"], [])
             if record["seed"] not in seeds:
                 seeds.append(record["seed"])
-    return found
+    return by_reason
 
 
-def warning_lines(found: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
+def warning_lines(by_reason: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
     """A sentence per warning, with whose it is."""
     return [
-        f"{reason} [{'; '.join(_whose(*item) for item in of.items())}]"
-        for reason, of in found.items()
+        f"{reason} [{'; '.join(_variant_seeds(*item) for item in by_variant.items())}]"
+        for reason, by_variant in by_reason.items()
     ]
 
 
-def _whose(variant: str, seeds: Iterable[int]) -> str:
+def _variant_seeds(variant: str, seeds: Iterable[int]) -> str:
     return f"{variant}: {text.numbers_in_words(sorted(seeds))}"

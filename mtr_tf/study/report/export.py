@@ -25,8 +25,8 @@ PAGE = "README.md"
 RECORDS = "records.json"
 _CLAIMS = "claims.json"
 _RESULTS = "results.csv.gz"
-_FORMER = ("claims.csv", "results.csv")  # Of exports before 0.2.
-_DERIVED = "relative_vulnerability"  # The column that follows from others.
+_OLD_FILES = ("claims.csv", "results.csv")  # Of exports before 0.2.
+_DERIVED_COLUMN = "relative_vulnerability"  # The column that follows from others.
 
 
 def check(folder: pathlib.Path) -> None:
@@ -34,19 +34,19 @@ def check(folder: pathlib.Path) -> None:
 
     One that was stopped half-way is an export.
     """
-    there = _names(folder)
-    strange = sorted(there - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_FORMER, "plots"})
-    if there and _CLAIMS not in there:
-        strange = sorted(there)
-    elif "plots" in there:
+    names = _names(folder)
+    extras = sorted(names - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_OLD_FILES, "plots"})
+    if names and _CLAIMS not in names:
+        extras = sorted(names)
+    elif "plots" in names:
         page = folder / PAGE
         text = page.read_text("utf-8") if page.exists() else ""
-        shown = re.findall(r"\]\(plots/([^)]+)\)", text)
-        strange += sorted(_names(folder / "plots") - {*shown})
-    if strange or (folder.exists() and not folder.is_dir()):
+        plots = re.findall(r"\]\(plots/([^)]+)\)", text)
+        extras += sorted(_names(folder / "plots") - {*plots})
+    if extras or (folder.exists() and not folder.is_dir()):
         raise InputError(
             "--export must be a new folder or an earlier export; got "
-            f"'{folder}'{f', which contains {strange[0]!r}' if strange else ''}. Give "
+            f"'{folder}'{f', which contains {extras[0]!r}' if extras else ''}. Give "
             "another."
         )
 
@@ -72,26 +72,26 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
     # `check` knows an export by its claims, and its plots by its page: these first.
     names = [_CLAIMS, PAGE, RECORDS, *(f"plots/{plot}.png" for plot in plots)]
     files.clear_leftovers(folder, folder / "plots")
-    for path in [*folder.glob("plots/*.png"), *(folder / name for name in _FORMER)]:
+    for path in [*folder.glob("plots/*.png"), *(folder / name for name in _OLD_FILES)]:
         if str(path.relative_to(folder)) not in names:
             path.unlink(missing_ok=True)
     for name in names:
-        with files.whole_file(folder / name) as beside:
-            shutil.copyfile(report / name, beside)
-    with files.whole_file(folder / _RESULTS) as beside:
-        beside.write_bytes(_packed(report / "results.csv"))
+        with files.whole_file(folder / name) as temporary:
+            shutil.copyfile(report / name, temporary)
+    with files.whole_file(folder / _RESULTS) as temporary:
+        temporary.write_bytes(_compressed(report / "results.csv"))
 
 
-def _packed(table: pathlib.Path) -> bytes:
+def _compressed(table: pathlib.Path) -> bytes:
     """A CSV file without the column that follows from others, compressed.
 
     The same table always gives the same bytes.
     """
     with open(table, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name != _DERIVED]
-        packed = io.StringIO()
-        writer = csv.DictWriter(packed, columns, extrasaction="ignore")
+        columns = [name for name in reader.fieldnames or () if name != _DERIVED_COLUMN]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(reader)
-    return gzip.compress(packed.getvalue().encode(), mtime=0)
+    return gzip.compress(buffer.getvalue().encode(), mtime=0)

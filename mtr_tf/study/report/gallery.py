@@ -46,9 +46,9 @@ class Shots:
     def scores(self) -> str:
         """The metric before and after."""
         unit = f" {self.record['unit']}" if self.record["unit"] else ""
-        before = text.number(self.record["clean"])
-        after = text.number(self.record["attacked_value"])
-        return f"{self.record['metric']} {before} → {after}{unit}"
+        clean = text.number(self.record["clean"])
+        attacked = text.number(self.record["attacked_value"])
+        return f"{self.record['metric']} {clean} → {attacked}{unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,13 @@ def make(records: Sequence[Record], workdir: pathlib.Path) -> list[Gallery]:
     """
     galleries = []
     for task in dict.fromkeys(task for r in records for task in r["attacked"]):
-        own = [r for r in records if r["task"] == task and task in r["attacked"]]
-        metric = own[0]["metric"] if own else ""
-        shots = _shots([r for r in own if r["metric"] == metric], task, workdir)
+        task_records = [
+            r for r in records if r["task"] == task and task in r["attacked"]
+        ]
+        metric = task_records[0]["metric"] if task_records else ""
+        shots = _shots(
+            [r for r in task_records if r["metric"] == metric], task, workdir
+        )
         if shots:
             galleries.append(Gallery(task, shots))
     return galleries
@@ -107,8 +111,8 @@ def _shots(
         return -len(attacked), len(by_attack[key]), eps, -seed
 
     for key in sorted(by_attack, key=rank, reverse=True):
-        found = [_read(workdir, record, task) for record in by_attack[key]]
-        shots = tuple(shot for shot in found if shot)
+        candidates = [_read(workdir, record, task) for record in by_attack[key]]
+        shots = tuple(shot for shot in candidates if shot)
         if shots:
             return shots
     return ()
@@ -136,11 +140,11 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
 # What is shown.
 
 
-def plot(found: Gallery) -> Plot:
+def plot(examples: Gallery) -> Plot:
     """The first example of each variant, for files and TensorBoard."""
-    title = f"{found.task} under {found.attack}"
+    title = f"{examples.task} under {examples.attack}"
     caption = f"{title}. The perturbation is magnified."
-    variants = [shots.variant for shots in found.shots]
-    pictures = [shots.pictures for shots in found.shots]
+    variants = [shots.variant for shots in examples.shots]
+    pictures = [shots.pictures for shots in examples.shots]
     draw = functools.partial(gallery.of_variants, title, variants, pictures)
-    return Plot(found.id, found.task, caption, caption, draw)
+    return Plot(examples.id, examples.task, caption, caption, draw)

@@ -85,31 +85,32 @@ class Content:
     @property
     def plots(self) -> list[Plot]:
         """Every plot that becomes a file."""
-        of_theory = [plot for part in self.theory.values() for plot in part]
-        return [*self.effects, *self.curve_plots, *of_theory, *self.gallery_plots]
+        theory_plots = [plot for part in self.theory.values() for plot in part]
+        return [*self.effects, *self.curve_plots, *theory_plots, *self.gallery_plots]
 
     @property
     def shown(self) -> list[str]:
         """The plots that verdicts rest on, and the differences of their curves."""
-        pinned = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
+        claim_plots = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
         differences = [
             curve.id
             for curve in self.curves
-            if curve.reference and dataclasses.replace(curve, reference="").id in pinned
+            if curve.reference
+            and dataclasses.replace(curve, reference="").id in claim_plots
         ]
-        return [*(plot.id for plot in self.effects), *pinned, *differences]
+        return [*(plot.id for plot in self.effects), *claim_plots, *differences]
 
     @property
     def curve_plots_by_attack(self) -> dict[str, list[Plot]]:
         """The plots of curves, attack by attack."""
-        return _grouped(
+        return _groups(
             zip((curve.attack for curve in self.curves), self.curve_plots, strict=True)
         )
 
     @property
     def cells_by_variant(self) -> dict[str, list[Cell]]:
         """The cells, variant by variant."""
-        return _grouped((cell["variant"], cell) for cell in self.cells)
+        return _groups((cell["variant"], cell) for cell in self.cells)
 
     @property
     def done(self) -> list[Cell]:
@@ -124,9 +125,14 @@ class Content:
     @property
     def missing(self) -> list[str]:
         """What is not there of a study that is not finished, with its seeds."""
-        left = [cell for cell in self.cells if cell["state"] != "done"]
-        seeds = _grouped((_cell_name(cell, seed=False), cell["seed"]) for cell in left)
-        return [f"{name}: {text.numbers_in_words(of)}" for name, of in seeds.items()]
+        unfinished = [cell for cell in self.cells if cell["state"] != "done"]
+        seeds = _groups(
+            (_cell_name(cell, seed=False), cell["seed"]) for cell in unfinished
+        )
+        return [
+            f"{name}: {text.numbers_in_words(numbers)}"
+            for name, numbers in seeds.items()
+        ]
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -139,13 +145,13 @@ class Content:
 
         Without attacks against the model's own outputs: it agrees with itself.
         """
-        curves = _grouped(
+        curves = _groups(
             (f"{c.task}, {c.images}" if c.images else c.task, c)
             for c in self.curves
             if not c.reference and c.facts.get("targets") != OWN_TARGETS
         )
         variants = [variant.name for variant in self.study.variants]
-        return [_clean_table(name, own, variants) for name, own in curves.items()]
+        return [_clean_table(name, group, variants) for name, group in curves.items()]
 
     def values_of(self, plot: str) -> list[tuple[list[str], list[list[str]]]]:
         """The table (head, rows) of a curve, over its radii; of another plot none."""
@@ -154,24 +160,24 @@ class Content:
     @property
     def origin(self) -> list[tuple[str, Any]]:
         """Where the numbers are from, without what is of one machine only."""
-        facts, none = self.provenance, text.NONE
+        facts, dash = self.provenance, text.NONE
         versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
         count = f"{len(self.done)} of {len(self.cells)} done"
         return [
             ("command", Code(_command(facts.get("command", "")))),
             ("seeds", ", ".join(map(str, self.study.seeds))),
-            ("cells", f"{count}, in {_seconds(self.done)} of processes"),
-            ("commits of the cells", facts.get("commits of the cells", none)),
-            ("versions", versions or none),
-            ("cores", facts.get("cores", none)),
-            ("date", str(facts.get("time", none))[:10]),
+            ("cells", f"{count}, in {_total_time(self.done)} of processes"),
+            ("commits of the cells", facts.get("commits of the cells", dash)),
+            ("versions", versions or dash),
+            ("cores", facts.get("cores", dash)),
+            ("date", str(facts.get("time", dash))[:10]),
         ]
 
 
-def html(content: Content, drawn: Mapping[str, bytes]) -> str:
+def html(content: Content, svgs: Mapping[str, bytes]) -> str:
     """The page; `drawn` has the SVG of each plot by its id."""
     page = _HTML.get_template("page.html")
-    return page.render(content=content, drawn=drawn, headings=HEADINGS)
+    return page.render(content=content, drawn=svgs, headings=HEADINGS)
 
 
 def markdown(content: Content) -> str:
@@ -183,11 +189,15 @@ def markdown(content: Content) -> str:
 
 
 def _clean_table(task: str, curves: Sequence[Curve], variants: Sequence[str]) -> Table:
-    by_metric = _grouped((curve.metric, curve) for curve in curves)
-    head = ["variant", *(_metric_head(of[0]) for of in by_metric.values()), "seeds"]
+    by_metric = _groups((curve.metric, curve) for curve in curves)
+    head = [
+        "variant",
+        *(_metric_head(group[0]) for group in by_metric.values()),
+        "seeds",
+    ]
     rows = []
     for variant in variants:
-        values = [_clean_values(own, variant) for own in by_metric.values()]
+        values = [_clean_values(group, variant) for group in by_metric.values()]
         seeds = max(map(len, values))
         if seeds:
             rows.append([variant, *map(_mean_and_sd, values), str(seeds)])
@@ -202,11 +212,13 @@ def _metric_head(curve: Curve) -> str:
 
 def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
     """Of each seed, from the first curve that has it; without NaN."""
-    found = [curve.values[variant][:, 0] for curve in curves if variant in curve.values]
-    if not found:
+    columns = [
+        curve.values[variant][:, 0] for curve in curves if variant in curve.values
+    ]
+    if not columns:
         return np.zeros(0)
-    first = np.array(found).T  # [seeds, curves]
-    values = [row[~np.isnan(row)][0] for row in first if (~np.isnan(row)).any()]
+    by_seed = np.array(columns).T  # [seeds, curves]
+    values = [row[~np.isnan(row)][0] for row in by_seed if (~np.isnan(row)).any()]
     return np.array(values)
 
 
@@ -214,7 +226,7 @@ def _values(curve: Curve) -> tuple[list[str], list[list[str]]]:
     """Mean and spread over seeds of each variant at each radius."""
     head = ["variant", *("clean" if not e else f"eps {e:g}" for e in curve.eps)]
     rows = [
-        [variant, *(_mean_and_sd(of[~np.isnan(of)]) for of in values.T)]
+        [variant, *(_mean_and_sd(column[~np.isnan(column)]) for column in values.T)]
         for variant, values in curve.values.items()
     ]
     return head, rows
@@ -231,7 +243,7 @@ def _mean_and_sd(values: np.ndarray) -> str:
 # Words.
 
 
-def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
+def _groups(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
     """{name: all that stands beside it}."""
     groups: dict[_K, list[_V]] = {}
     for name, value in pairs:
@@ -244,25 +256,27 @@ def _cell_name(cell: Cell, seed: bool = True) -> str:
     return f"{what} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
 
 
-def _seconds(cells: Sequence[Cell]) -> str:
+def _total_time(cells: Sequence[Cell]) -> str:
     """How long cells took together."""
     return text.seconds(sum(cell["seconds"] or 0 for cell in cells))
 
 
-def _setting(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_setting, value))
+        return ",".join(map(_setting_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _flat_pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values, those of a table within as `NAME: INNER`."""
     pairs = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            pairs += [(f"{name}: {inner}", words) for inner, words in _flat(value)]
+            pairs += [
+                (f"{name}: {inner}", words) for inner, words in _flat_pairs(value)
+            ]
         else:
-            pairs.append((name, text.NONE if value is None else _setting(value)))
+            pairs.append((name, text.NONE if value is None else _setting_text(value)))
     return pairs
 
 
@@ -272,22 +286,22 @@ _PLACES = ("workdir", "export", "workers", "executor", "executor_options")
 
 def _command(command: str) -> str:
     """The command with neither the folders of a machine nor what changes no number."""
-    kept, words = [], iter(shlex.split(command))
+    result, words = [], iter(shlex.split(command))
     for word in words:
         flag, equals, _ = word.partition("=")
         name = flag.lstrip("-") if flag.startswith("-") else ""
         if name in (*_PLACES, "data_dir") and not equals:
             next(words, None)  # Its value.
         if name == "data_dir":
-            kept.append("--data_dir=DIR")
+            result.append("--data_dir=DIR")
         elif name not in (*_PLACES, "report", "noreport"):
-            kept.append(word)
-    return shlex.join(kept)
+            result.append(word)
+    return shlex.join(result)
 
 
-def _ranked(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
+def _plot_groups(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
     """(whether they are shown at once, these plots), without empty groups."""
-    groups = _grouped((plot.first, plot) for plot in plots)
+    groups = _groups((plot.first, plot) for plot in plots)
     return sorted(groups.items(), reverse=True)
 
 
@@ -347,14 +361,14 @@ _FILTERS: dict[str, Any] = {
     "answer": verdicts.answer,
     "cell_name": _cell_name,
     "data_url": _data_url,
-    "flat": _flat,
+    "flat": _flat_pairs,
     "paragraph": _markdown_paragraph,
     "picture": _picture,
     "powers": verdicts.powers,
-    "ranked": _ranked,
-    "seconds": _seconds,
+    "ranked": _plot_groups,
+    "seconds": _total_time,
     "sentences": leading.sentences,
-    "setting": _setting,
+    "setting": _setting_text,
     "tally": verdicts.tally,
     "time": text.seconds,
     "zip": zip,

@@ -31,29 +31,29 @@ def plots(
         eps is the gradient's mean dual norm.
       seeds: Those of the study, as curves count them.
     """
-    found = []
+    plot_list = []
     for curve in curves:
         if not curve.first or len(curve.attacked) > 1:
             continue
         nets = _nets(curve, _norms(measures, curve), seeds)
         if len(nets) >= statistics.LEAST_RANKED:
-            found.append(_plot(curve, nets))
-    return found
+            plot_list.append(_plot(curve, nets))
+    return plot_list
 
 
 def _norms(measures: Sequence[Record], curve: Curve) -> dict[tuple[str, int], float]:
     """{(variant, seed): norm of the gradient of the task's loss}."""
-    of_task = series.chosen(
+    rise_records = series.chosen(
         measures,
         measure="first_order",
         quantity="rise",
         tasks=[curve.task],
         norm=curve.facts["norm"],
     )
-    of_task.sort(key=lambda record: -record["eps"])  # The least one stays.
+    rise_records.sort(key=lambda record: -record["eps"])  # The least one stays.
     return {
         (record["variant"], record["seed"]): record["predicted"] / record["eps"]
-        for record in of_task
+        for record in rise_records
         if record.get("predicted")
     }
 
@@ -77,8 +77,8 @@ def _plot(curve: Curve, nets: Sequence[theory.Net]) -> Plot:
     norms = np.array([net.norm for net in nets])
     losses = np.array([net.lost for net in nets])
     titles = []
-    for place, eps in enumerate(curve.eps[1:]):
-        rho = statistics.rank_correlation(norms, losses[:, place])
+    for index, eps in enumerate(curve.eps[1:]):
+        rho = statistics.rank_correlation(norms, losses[:, index])
         ends = statistics.rank_interval(rho, len(nets)) if abs(rho) < 1 else None
         titles.append(
             f"eps {eps:g}: ρ {text.number(rho)} ({text.interval(ends, text.number)})"

@@ -198,9 +198,9 @@ def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> str:
     """How near the clean values of matched models are, by seed; empty of others."""
     if verdict.gaps is None:
         return ""
-    known = verdict.gaps[~np.isnan(verdict.gaps)]
-    listed = ", ".join(write(gap).lstrip("+") for gap in known) or text.NONE
-    return f"up or down from those of the nearest models, by seed: {listed}"
+    gaps = verdict.gaps[~np.isnan(verdict.gaps)]
+    listing = ", ".join(write(gap).lstrip("+") for gap in gaps) or text.NONE
+    return f"up or down from those of the nearest models, by seed: {listing}"
 
 
 def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
@@ -208,12 +208,12 @@ def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, 
     power, margin = verdict.power, verdict.claim.margin
     if not power:
         return {}
-    needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
+    seeds_needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
     return {
         "margin": write(margin).lstrip("+") if margin else text.NONE,
         "deviation": write(power.deviation).lstrip("+"),
         "detectable": write(power.detectable).lstrip("+"),
-        "seeds_needed": needed if margin else text.NONE,
+        "seeds_needed": seeds_needed if margin else text.NONE,
     }
 
 
@@ -224,7 +224,7 @@ def tally(rows: Sequence[Row]) -> str:
     """
     if not rows:
         return "The study makes no claims."
-    known = [row for row in rows if row.algebra]
+    algebraic = [row for row in rows if row.algebra]
     rows = [row for row in rows if not row.algebra] or rows
     count = Counter(row.verdict for row in rows)
     verbs = {
@@ -234,10 +234,12 @@ def tally(rows: Sequence[Row]) -> str:
     }
     parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
     claims = "claim" if len(rows) == 1 else "claims"
-    said = f"Of {len(rows)} {claims} {', '.join(parts)}."
-    if known and known[0] not in rows:
-        said += f" {len(known)} more follow{'s' * (len(known) == 1)} from algebra."
-    return said
+    sentence = f"Of {len(rows)} {claims} {', '.join(parts)}."
+    if algebraic and algebraic[0] not in rows:
+        sentence += (
+            f" {len(algebraic)} more follow{'s' * (len(algebraic) == 1)} from algebra."
+        )
+    return sentence
 
 
 def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -245,13 +247,13 @@ def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
     rows = [row for row in rows if not row.algebra]
     parts = []
     for verdict in _LOOKS:
-        of = [row for row in rows if row.verdict == verdict]
+        group = [row for row in rows if row.verdict == verdict]
         if verdict == OPEN:
-            shown = ", ".join(row.claim for row in of)
+            content = ", ".join(row.claim for row in group)
         else:
-            shown = " ".join(f"{row.claim}: {row.statement}" for row in of)
-        if of:
-            parts.append((text.capital(verdict), shown))
+            content = " ".join(f"{row.claim}: {row.statement}" for row in group)
+        if group:
+            parts.append((text.capital(verdict), content))
     return parts
 
 
@@ -284,12 +286,12 @@ def terminal(rows: Sequence[Row]) -> str:
 
 def mixed(models: Mapping[str, Sequence[int]]) -> str:
     """A sentence about the variants and seeds of `Results.mixed`; empty without any."""
-    whose = "; ".join(
+    listing = "; ".join(
         f"{variant}: {text.numbers_in_words(seeds)}"
         for variant, seeds in models.items()
     )
-    return whose and (
-        f"The results of some variants [{whose}] are of several models each, trained "
+    return listing and (
+        f"The results of some variants [{listing}] are of several models each, trained "
         "apart; delete the folders of their attacks, and repeat mtr_tf.reproduce to "
         "have all results of one."
     )
@@ -308,15 +310,15 @@ def _probability(verdict: Verdict) -> str:
     """The corrected p of the side that the effect is on; nearness has none."""
     if verdict.claim.within is not None or verdict.effect is None:
         return text.NONE
-    against = verdict.effect < verdict.claim.margin
-    return text.probability(verdict.p_opposite if against else verdict.p_corrected)
+    is_below = verdict.effect < verdict.claim.margin
+    return text.probability(verdict.p_opposite if is_below else verdict.p_corrected)
 
 
 def _quantity(verdict: Verdict, curves: Sequence[Curve]) -> str:
     """What the effect is a number of: metrics with their units, or a measure."""
     claim = verdict.claim
     if claim.measure:
-        return _measured(claim.measure, verdict.negated)
+        return _measure_text(claim.measure, verdict.negated)
     points = [point for term in claim.terms for point in term.points]
     pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
@@ -329,7 +331,7 @@ def _with_unit(task: str, metric: str, unit: str) -> str:
     return f"{task} {metric} [{unit}]" if unit else f"{task} {metric}"
 
 
-def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
+def _measure_text(measure: Mapping[str, Any], negated: bool = False) -> str:
     """As `slope less -0.5`; where the sign is -1 the other way round.
 
     Args:
@@ -346,7 +348,7 @@ def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
     if measure["ratio_to"]:
         words += f" / {measure['ratio_to']}"
     if measure["minus"]:
-        words += f" minus that of {_keys(measure['minus'])}"
+        words += f" minus that of {_keys_text(measure['minus'])}"
     reference = text.short(measure["reference"])
     if not measure["reference"]:
         return f"{words}, negated" if sign < 0 else words
@@ -355,13 +357,13 @@ def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
     return f"{words} minus {reference}"
 
 
-def _keys(fields: Mapping[str, Any]) -> str:
+def _keys_text(fields: Mapping[str, Any]) -> str:
     """As `count 1`; variants by their names alone."""
-    words = []
+    parts = []
     for name, value in fields.items():
-        said = " and ".join(map(str, value)) if isinstance(value, list) else value
-        words.append(said if name == "variants" else f"{name} {said}")
-    return ", ".join(words)
+        words = " and ".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(words if name == "variants" else f"{name} {words}")
+    return ", ".join(parts)
 
 
 def _probabilities(verdict: Verdict) -> str:
@@ -369,13 +371,13 @@ def _probabilities(verdict: Verdict) -> str:
     if verdict.claim.within is not None:
         return "A claim that two numbers are near has no p."
     values = verdict.p, verdict.p_corrected, verdict.p_opposite
-    what = "the margin" if verdict.claim.margin else "0"
+    bound = "the margin" if verdict.claim.margin else "0"
     return "Above {what}: p {}, corrected {}; below it: corrected p {}.".format(
-        *map(text.probability, values), what=what
+        *map(text.probability, values), what=bound
     )
 
 
 def _mean(values: np.ndarray) -> str:
     """The mean of `[seeds]`; a dash where none has a number."""
-    known = values[~np.isnan(values)]
-    return text.number(known.mean()) if len(known) else text.NONE
+    numbers = values[~np.isnan(values)]
+    return text.number(numbers.mean()) if len(numbers) else text.NONE
