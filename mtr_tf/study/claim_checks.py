@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks before a study runs that its attacks will give the numbers its claims need.
 
-An attack's cells are known before it runs, and so are the records of a measure. If no
-record fits a claim, or several do, that is a mistake which should not take hours to
-appear.
+The cells of an attack and the records of a measure are known before anything runs. A
+claim that no record fits, or several do, is a mistake that should be reported at once
+rather than after hours.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks.metrics import Metric
 
-# By measure and quantity: (fields with numbers, keys that tell its records apart). Of
-# `tasks` it depends on the model's tasks whether they must be named.
+# By measure and quantity: (fields with numbers, keys that tell its records apart).
+# Whether the key `tasks` is needed may also depend on the model's number of tasks.
 _SUM_FIELDS = ("value", "predicted", "norm_of_sum")
 _SIZE_FIELDS = ("value", "predicted", "factor", "root_mean_square", "norm_of_sum")
 _PIXEL_FIELDS = (
@@ -69,7 +69,7 @@ QUANTITIES = {
     },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
 }
-# What chooses the records of a measure, and of what kind it is.
+# The keys that choose records of a measure, and the types of their values.
 MEASURE = {
     "measure": str,
     "quantity": str,
@@ -83,8 +83,8 @@ MEASURE = {
     "severity": float,
 }
 _OUTPUT_MEASURES = ("pixels", "blocks")
-_LEAST_PIXELS = 64  # Pixels of an image.
-_CORRUPTION_VALUES = {  # Of corruptions.
+_LEAST_PIXELS = 64  # The fewest pixels that an image may have.
+_CORRUPTION_VALUES = {
     "corruption": tuple(corruptions.SEVERITIES),
     "severity": tuple(range(1, 1 + len(next(iter(corruptions.SEVERITIES.values()))))),
 }
@@ -93,22 +93,22 @@ _CORRUPTION_VALUES = {  # Of corruptions.
 def check_attack(
     table: Table, study: Study, attack: str, variant: str, fields: Mapping[str, Any]
 ) -> None:
-    """Refuses a number that an attack on a variant will not have just one of.
+    """Refuses a number for which an attack on a variant will not have just one record.
 
     Args:
       table: The claim, for messages.
       study: The study.
-      attack: Name of an attack of it.
-      variant: Name of a variant that it is run on.
-      wanted: What `Results.record` is to find: `task`, and of attacked images also
-        `eps`, `attacked` and what else is given of `results.CHOICES`.
+      attack: Name of one of its attacks.
+      variant: Name of a variant that the attack is run on.
+      fields: What `Results.record` will search for: `task`, and for attacked images
+        also `eps`, `attacked` and those of `results.CHOICES` that the claim gives.
     """
     config = _config(study, attack, variant)
     if config.attack == NO_ATTACK:
         table.fail(f"attack {attack!r} of the study only measures.")
     tasks = _tasks(study, config, variant)
     table.one_of(f"task of attack {attack!r}", fields["task"], tasks)
-    if study.has_own_data:  # Which losses fit their tasks, only the data know.
+    if study.has_own_data:  # Only the data know which losses fit their tasks.
         if "eps" in fields:
             table.one_of(f"eps of attack {attack!r}", fields["eps"], config.eps)
         return
@@ -127,7 +127,7 @@ def check_attack(
 
 
 def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each cell of an attack, the fields of its records that claims choose by."""
+    """For each cell of an attack, the fields of its records that claims choose by."""
     return [
         {
             "eps": cell.eps,
@@ -145,7 +145,7 @@ def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> None:
-    """Refuses a measure of a claim that its attack will not leave one number of."""
+    """Refuses a measure for which the claim's attack will not leave one number."""
     attack = measure["attack"]
     for variant in measure["variants"]:
         config = _config(study, attack, variant)
@@ -165,7 +165,7 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         for key in keys:
             if key not in measure:
                 table.fail(f"{key} must be given to say which {quantity} is meant.")
-        if "metric" in keys and not study.has_own_data:  # Else the results say.
+        if "metric" in keys and not study.has_own_data:  # Else results tell.
             _check_metric(table, study, measure, variant, tasks)
         size = config.parsed_image_size
         size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
@@ -182,7 +182,7 @@ def _check_keys(
     keys: Sequence[str],
     key_values: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Refuses values of keys that no record has, and keys that none has."""
+    """Refuses keys that no record has, and values that no record has for a key."""
     for key, values in key_values.items():
         for value in _as_list(measure.get(key, [])):
             table.one_of(key, value, values)
@@ -210,7 +210,7 @@ def _check_metric(
     variant: str,
     tasks: Sequence[str],
 ) -> None:
-    """Refuses a metric that records lack, and metrics that no mean can be taken of."""
+    """Refuses metrics that records lack, or that differ in which values are better."""
     better = {}
     for task in measure.get("tasks", tasks):
         metrics = pixel_records.shown_metrics(TASKS[task])
@@ -241,9 +241,9 @@ def _key_values(
     tasks: Sequence[str],
     size: tuple[int, int] | None,
 ) -> Mapping[str, Sequence[Any]]:
-    """By key, but for tasks and metrics, the values that records of a quantity have.
+    """The values that records of a quantity have, by key; without tasks and metrics.
 
-    Images are of `size`; see `_counts`.
+    `size` is that of the images; see `_counts`.
     """
     kind, quantity = measure["measure"], measure["quantity"]
     numbers = range(1, 1 + len(tasks))
@@ -272,7 +272,7 @@ def _key_values(
 def _groups(
     config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
 ) -> list[list[str]] | None:
-    """The tasks that records of a quantity are of together; None for any of them."""
+    """The groups of tasks that records of a quantity have; None if any group is."""
     kind, quantity = measure["measure"], measure["quantity"]
     if quantity == "norm_of_mean":
         return None
@@ -286,9 +286,10 @@ def _groups(
 
 
 def _counts(measure: Mapping[str, Any], size: tuple[int, int] | None) -> list[int]:
-    """The numbers of output pixels that records have, of images of a size.
+    """The numbers of output pixels that records have for images of a size.
 
-    Of unknown size (None), all pixels may be any number that an image may have.
+    The largest is the number of all pixels. If the size is unknown (None), that may be
+    any number of pixels that an image can have.
     """
     if size:
         return measure_lib.COUNTS[measure["measure"]](*size)
@@ -304,7 +305,7 @@ def _config(study: Study, attack: str, variant: str) -> AttackConfig:
 
 
 def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
-    """Those that the attack looks at, in the model's order."""
+    """The tasks that the attack looks at, in the model's order."""
     model_tasks = study.names(study.train_config(variant, study.seeds[0]).tasks)
     attack_tasks = study.names(config.tasks) if config.tasks else model_tasks
     return tuple(task for task in model_tasks if task in attack_tasks)

@@ -12,24 +12,26 @@
     better = ["s+d", "s+A"]         # one of: better and than, terms, measure
     than = ["s"]                    # or { matched = ["s", "s early"] }
 
-A positive effect supports the claim. Higher is better for every metric: a metric where
-lower is better is negated. `relative` uses minus the relative vulnerability, (attacked
-- clean) / clean, instead.
+A positive effect supports the claim. Metrics where lower is better are negated, so that
+higher is always better. With `relative`, minus the relative vulnerability, (attacked -
+clean) / clean, takes the place of the metric.
 
-- `better` and `than`: the mean over better's models and radii, less that over than's.
-  Of `matched` models, each seed and each of better's takes the one whose clean value
-  is nearest, the control for clean accuracy.
-- `terms`: a sum of `weight` times such means, each term with `variant` (one or several)
-  and whatever differs from the claim's own fields.
-- `measure`: `sign` times (`quantity` of measures.json less `reference`), metrics where
-  lower is better negated, too; its other keys choose records, lists of values are
-  averaged over, of which each must be there, and metrics of one direction. `field` is
-  read (value), divided by the field `ratio_to` if that is named; `minus` is a table of
-  keys, and of `variants`, for what is taken off. With `within`, the number is claimed
-  to be that near to `reference`, and there is no `margin`.
-- `margin`: an effect below is too small to matter; of `relative` claims a share.
-- `main`: the report leads with it; else with the first claim that algebra does not
-  decide.
+- `better` and `than`: the mean over the models of `better` and radii, minus the mean
+  over those of `than`. With `matched`, each model of `better` is compared, per seed,
+  with the one of the matched models whose clean value is nearest to its own: the
+  control for clean accuracy.
+- `terms`: a sum of such means, each times its `weight`. Each term has `variant` (one or
+  several) and the fields in which it differs from the claim.
+- `measure`: `sign` times (`quantity` of measures.json minus `reference`); metrics where
+  lower is better are negated here, too. Its other keys choose records. A list of
+  values is averaged over; each value must be there, and metrics must agree in their
+  direction. `field` names the field to read (value), which is divided by the field
+  `ratio_to` if that is given. `minus` is a table of keys, and of `variants`, that
+  choose what is subtracted. With `within`, the claim is that the number is that near
+  to `reference`, and there is no `margin`.
+- `margin`: the smallest effect that matters; for `relative` claims, as a share.
+- `main`: whether the report leads with this claim; without one, it leads with the first
+  claim that algebra does not decide.
 """
 
 from __future__ import annotations
@@ -52,14 +54,14 @@ _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
 _KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
-# Of a measure: what is done with the records, and what chooses them.
+# Keys of a measure beside those that choose its records: how the records are used.
 _USE_KEYS = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
 _WAYS = ("better", "terms", "measure")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A number of each seed's model: a metric under an attack, or clean at eps 0."""
+    """One number per seed: a metric of a model under an attack; at eps 0, clean."""
 
     variant: str
     attack: str
@@ -86,17 +88,18 @@ class Claim:
       id: Its name.
       source: Who claims it.
       statement: What is claimed.
-      attack: Name of the attack that is named first.
-      task: The task that is named first.
-      metric: The metric that is named first.
-      attacked: The group of tasks that is.
+      attack: Name of the first attack of the claim.
+      task: The first task.
+      metric: The first metric.
+      attacked: The first group of attacked tasks.
       better: Variants that are claimed to be more robust.
       than: Variants that they are compared with.
-      matched: Or variants of which the nearest in clean value is taken.
-      terms: What is added up, unless it is a measure; those of `matched` are in pairs
-        (one of better's, all candidates).
-      measure: The measure; empty: none.
-      relative: Compare relative vulnerabilities.
+      matched: Instead of `than`, the variants from which the one of the nearest clean
+        value is taken.
+      terms: What is added up; empty for a measure. With `matched`, terms come in pairs:
+        one model of `better`, then all candidates.
+      measure: The measure; empty if there is none.
+      relative: Whether relative vulnerabilities are compared.
       margin: The smallest effect that matters, at least 0.
       algebra: Whether algebra alone decides it, so that its number is the finding.
       main: Whether the report leads with it.
@@ -121,12 +124,12 @@ class Claim:
 
     @property
     def within(self) -> float | None:
-        """How near to its reference a measure is claimed to be; None: no such claim."""
+        """How near a measure is claimed to be to its reference; None if it is not."""
         return self.measure.get("within")
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """All that it is about, each once."""
+        """All variants that the claim is about, each once."""
         named = [point.variant for term in self.terms for point in term.points]
         named += self.measure.get("variants", ())
         return tuple(dict.fromkeys(named))
@@ -219,7 +222,7 @@ def _comparison(table: Table, study: Study) -> dict[str, Any]:
 
 
 def _check_matched(table: Table, study: Study, variant: str) -> None:
-    """Refuses models matched by values of which all are alike."""
+    """Refuses to match models by clean values that are the same for all models."""
     attack = table.value("attack", str)
     fields = study.attack_fields(attack, variant, study.seeds[0])
     if fields.get("targets") == OWN_TARGETS:
@@ -249,14 +252,14 @@ def _term_sum(table: Table, study: Study) -> dict[str, Any]:
 
 
 def _values(table: Table, key: str, kind: type) -> tuple[Any, ...]:
-    """One value or a list of them."""
+    """The values of a key that holds one value or a list of them."""
     if isinstance(table.content.get(key), list):
         return table.values(key, kind)
     return (table.value(key, kind),)
 
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
-    """A point per radius, of one variant."""
+    """The points of one variant, one per radius."""
     table.one_of("variant", variant, [v.name for v in study.variants])
     spec = _spec(table, study)
     attack = spec.name
@@ -268,7 +271,7 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     for name in (task, *attacked):
         table.one_of(f"task of variant {variant!r}", name, config.tasks)
     metric = table.value("metric", str)
-    if not study.has_own_data:  # Else the results say which there are.
+    if not study.has_own_data:  # Else only results tell.
         metrics = metrics_of(study, attack, variant, task)
         table.one_of(f"metric of {task}", metric, [m.name for m in metrics])
     radii = [float(eps) for eps in _values(table, "eps", float)]
@@ -288,7 +291,7 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
 
 
 def _measure(table: Table, study: Study) -> dict[str, Any]:
-    """The measure of a claim, with all that it leaves out filled in."""
+    """The measure of a claim, with defaults for keys that are left out."""
     table.check_keys((*_USE_KEYS, *MEASURE, "minus"))
     spec = _spec(table, study)
     variants = _variants(table, spec)
@@ -327,7 +330,7 @@ def _spec(table: Table, study: Study) -> AttackSpec:
 
 
 def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
-    """The variants of a measure, which its attack is run on."""
+    """The variants of a measure; its attack must be run on all of them."""
     variants = table.values("variants", str)
     for variant in variants:
         table.one_of(f"variant of {spec.name!r}", variant, spec.variants)
@@ -337,7 +340,7 @@ def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
 
 
 def _checked_content(table: Table, study: Study) -> dict[str, Any]:
-    """What a table holds, with what chooses records checked; tasks by their names."""
+    """What a table holds, with the keys of `MEASURE` checked and tasks' own names."""
     for key, kind in MEASURE.items():
         if key in table.content and not _values(table, key, kind):
             table.fail(f"{key} must hold one or more.")

@@ -46,16 +46,17 @@ RULES = (
 class Power:
     """What the seeds of a claim can show, judged by their spread; see `statistics`.
 
-    Student's t test gives each claim an equal share of the level, which max-T at least
-    gives it. That other images would give other values is left out.
+    Computed for Student's t-test with an equal share of the level for each claim; max-T
+    gives each claim at least that. Variation over images is left out.
 
     Attributes:
       deviation: Standard deviation of the effect over seeds.
       least: Fewer seeds than this may miss any effect, however large.
-      detectable: The least mean effect that these seeds find, nine times in ten, to be
-        above the claim's margin; None where they are too few.
-      seeds_needed: How many tell, nine times in ten, an effect of 0 from one of the
-        claim's margin; None where it has no margin, or more than 1000 are needed.
+      detectable: The smallest mean effect that these seeds find to be above the claim's
+        margin nine times in ten; None if they are too few.
+      seeds_needed: The number of seeds that tell an effect of 0 from one of the claim's
+        margin nine times in ten; None if there is no margin, or if more than 1000 are
+        needed.
     """
 
     deviation: float
@@ -68,9 +69,9 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
     """The power of a directional claim; None with fewer than two seeds.
 
     Args:
-      by_seed: Its effects, NaN where there is none.
-      margin: The claim's; 0 for none.
-      claims: How many directional claims the study has.
+      by_seed: The claim's effects, `[seeds]`, NaN where there is none.
+      margin: The claim's margin; 0 for none.
+      claims: Number of directional claims in the study.
     """
     values = by_seed[~np.isnan(by_seed)]
     if len(values) < 2:
@@ -93,22 +94,22 @@ class Verdict:
     Attributes:
       claim: The claim.
       verdict: "holds", "does not hold" or "undecided".
-      effect: Mean over seeds, positive as claimed; None where no seed has it. Of a
-        claim of nearness: the difference from the reference.
-      interval: Its 95 % bootstrap interval; None where there is none.
+      effect: Mean over seeds, positive as claimed; None if no seed has it. For a claim
+        of nearness, the difference from the reference.
+      interval: Its 95 % bootstrap interval; None if there is none.
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
-      n: How many seeds have the effect.
-      p: One-sided, of the sign-flip test, that the effect is above 0, or above the
-        margin; NaN of a claim of nearness, which has none.
-      p_corrected: The same over all directional claims of the study.
-      p_opposite: That it is below 0, or below the margin, corrected likewise.
+      n: Number of seeds that have the effect.
+      p: p of the one-sided sign-flip test that the effect is above 0, or above the
+        margin; NaN for a claim of nearness, which is not tested.
+      p_corrected: The same, corrected for all directional claims of the study.
+      p_opposite: The corrected p that the effect is below 0, or below the margin.
       by_seed: Effects, `[seeds]`, NaN where there is none.
       clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
-      power: What its seeds can show; None of a claim of nearness, or of too few seeds.
+      power: What its seeds can show; None for a claim of nearness or too few seeds.
       gaps: By how much clean values of `matched` models differ; see `Effect`.
-      negated: Of a measure: whether lower values of its metric are better.
-      note: Why the interval is not over images though there are rows; else empty.
+      negated: For a measure, whether lower values of its metric are better.
+      note: Why the interval is not over images although there are rows; else empty.
     """
 
     claim: Claim
@@ -177,7 +178,7 @@ def evaluate(results: Results) -> list[Verdict]:
 
 
 def tests(effects: Sequence[np.ndarray]) -> np.ndarray:
-    """`statistics.max_t`, corrected for effects of seeds enough to decide anything."""
+    """`statistics.max_t` over the effects of enough seeds to decide anything."""
     return statistics.max_t(effects, statistics.least_seeds(ALPHA))
 
 
@@ -196,7 +197,7 @@ def _gap_reason(claim: Claim, effect: effects.Effect) -> str:
 
 
 def _mixture_reason(claim: Claim, results: Results) -> str:
-    """Why numbers of one variant and seed are not of one model; empty if they are."""
+    """Why numbers of a variant and seed are not of one model; empty if they are."""
     attacks_on: dict[str, set[str]] = {}
     for point in (point for term in claim.terms for point in term.points):
         source = results.study.spec(point.attack).source
@@ -221,12 +222,12 @@ def judge(
     """Returns the verdict and its reason; see `RULES`.
 
     Args:
-      claim: Whose `within` and `margin` count.
+      claim: The claim, for its `within` and `margin`.
       effect: Mean over seeds.
-      interval: Of it.
-      n: Seeds that have it.
-      p: Corrected, that the effect is above 0, or above the margin.
-      opposite: The same that it is below.
+      interval: The interval of the effect.
+      n: Number of seeds that have the effect.
+      p: Corrected p that the effect is above 0, or above the margin.
+      opposite: Corrected p that it is below.
     """
     if effect is None or interval is None:
         return OPEN, "No seed has all the numbers that this claim needs."
@@ -253,12 +254,15 @@ def judge(
 
 
 def _value_text(claim: Claim, value: float) -> str:
-    """A number of a claim as tables show it."""
+    """A value of a claim as tables show it."""
     return f"{100 * value:g} points" if claim.relative else f"{value:g}"
 
 
 def _nearness(within: float, value: float, low: float, high: float) -> tuple[str, str]:
-    """The verdict on a claim to be `within` so much of a value."""
+    """The verdict and reason for a claim to be no further than `within` from `value`.
+
+    `low` and `high` are the ends of the interval of the difference.
+    """
     if max(abs(low), abs(high)) <= within:
         return HOLDS, f"The whole interval is within {within:g} of {value:g}."
     if low > within or high < -within:
@@ -267,7 +271,7 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
 
 
 def _open_reason(claim: Claim, low: float, high: float, n: int, p: float) -> str:
-    """What a claim that is neither lacks; `p` is of the side that the effect is on."""
+    """Why a claim is undecided; `p` is that of the side that the effect is on."""
     margin, margin_text = claim.margin, _value_text(claim, claim.margin)
     if low <= margin <= high:
         meaning = ", the smallest effect that matters" if margin else ""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a study: one public command each, with a folder named by its content.
+"""The cells of a study: one public command each, in a folder named by its content.
 
     runs/SLUG-seedK-HASH8/                         a run of mtr_tf.train
     runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
 
 HASH8 covers all settings that change results and differ from their defaults, the
-package's version, and the hashes of the runs that it needs. So cells with different
-settings never mix, and a study can be moved: where these runs are is not in it. A new
+package's version, and the hashes of the runs that the cell needs, but not where these
+runs are. So cells with different settings never mix, and a study can be moved. A new
 setting at its default does not change the hash; a changed default does.
 """
 
@@ -45,14 +45,14 @@ class Cell:
 
     Attributes:
       kind: train or attack.
-      variant: Its name.
-      seed: Its seed.
+      variant: Name of the variant.
+      seed: The seed.
       attack: The attack's name in the study; None for training.
       folder: Where its results are, relative to the study's folder.
-      needs: Folders of the cells that must be done before.
+      needs: Folders of the cells that must be done first.
       command: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
-      hash: Of all that its results depend on.
-      files: What it leaves.
+      hash: A hash of all that its results depend on.
+      files: Names of the files that it leaves.
       config: Its settings.
     """
 
@@ -80,20 +80,20 @@ class Cell:
 
     @property
     def begins_with(self) -> str:
-        """The folder of the training whose model this one begins with; else empty."""
+        """The folder of the run whose model this training begins with; else empty."""
         return self.needs[0] if self.kind == "train" and self.needs else ""
 
     @property
     def log(self) -> str:
-        """The file of what its command says, relative to the study's folder."""
+        """The file of its command's output, relative to the study's folder."""
         return f"logs/{'-'.join(pathlib.PurePath(self.folder).parts[1::2])}.log"
 
 
 def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
-    """All cells, seed by seed; of each seed, training first. Each is after its needs.
+    """All cells, seed by seed, each after its needs; training comes before attacks.
 
     Args:
-      study: What is to be done.
+      study: The study.
       workdir: The study's folder, for the commands.
     """
     cells = []
@@ -114,15 +114,15 @@ def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
 
 
 def has_files(cell: Cell, workdir: pathlib.Path) -> bool:
-    """Whether all is there that its command leaves."""
+    """Whether all files that its command leaves are there."""
     return all((workdir / cell.folder / name).exists() for name in cell.files)
 
 
 def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
-    """Whether its command ended well, once, with the settings it has now.
+    """Whether its command has ended well, with the settings that it has now.
 
-    A training run has its model then; an attack the marker that the runner writes last.
-    What is said there in another form than it was written counts for nothing.
+    Training is done if its model is there; an attack, if the marker is, which the
+    runner writes last. Files that cannot be read count as missing.
     """
     try:
         return has_files(cell, workdir) and _is_current(cell, workdir / cell.folder)
@@ -132,7 +132,7 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
 
 
 def _is_current(cell: Cell, folder: pathlib.Path) -> bool:
-    """The same of files that are there."""
+    """As `is_done`, where all files are there."""
     if cell.kind == "train":
         old_settings = files.read_object(folder / "config.json").get("train", {})
     else:
@@ -150,7 +150,7 @@ def _is_current(cell: Cell, folder: pathlib.Path) -> bool:
         config = directory.canonical(config)
     new_settings = _settings(config)
     if cell.begins_with:
-        del new_settings["init"]  # The hash says which run it is, wherever that is now.
+        del new_settings["init"]  # The hash says which run it is; that may have moved.
     return all(
         old_settings[name] == new_settings[name]
         for name in new_settings
@@ -161,9 +161,9 @@ def _is_current(cell: Cell, folder: pathlib.Path) -> bool:
 def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
     """Lets a training that begins with another run's model go on, or begin anew.
 
-    If the study was moved, config.json has that run's path of before; training compares
-    the weights themselves. Where no step is kept, config.json goes: the other run may
-    have been trained again, with other bits.
+    If the study was moved, config.json has the old path of that run, which is replaced;
+    training compares the weights themselves. If no step is kept, config.json is
+    deleted, because the other run may have been trained again, with other bits.
     """
     folder = workdir / cell.folder
     path = folder / "config.json"
@@ -184,13 +184,13 @@ def write_marker(
     outcome: Ended,
     whole: bool,
 ) -> None:
-    """Says that a cell's command has ended well.
+    """Writes the file that says that a cell's command has ended well.
 
     Args:
-      cell: Which.
+      cell: The cell.
       workdir: The study's folder.
-      ended: How its command ended.
-      whole: Whether it did everything; not, where it went on with what was there.
+      outcome: How its command ended.
+      whole: Whether the command did all the work; False if it continued earlier work.
     """
     marker = {
         "hash": cell.hash,
@@ -282,7 +282,7 @@ def _settings(config: Settings) -> dict[str, Any]:
 
 
 def _content(config: Settings) -> dict[str, Any]:
-    """Those of them that are not at their defaults."""
+    """The settings that change results and are not at their defaults."""
     changes = config.not_default()
     return {k: v for k, v in _settings(config).items() if k in changes}
 

@@ -33,8 +33,8 @@ from mtr_tf.tasks.task import MAP
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_MIN_SEEDS = 2  # Seeds, at least, that can be drawn.
-_ROUNDING = 1e-12  # Sums this much smaller than what is summed are 0.
+_MIN_SEEDS = 2  # Fewer seeds are not resampled.
+_ROUNDING = 1e-12  # Sums smaller than this share of what is summed count as 0.
 
 Weighted = tuple[tuple[float, Point], ...]
 
@@ -47,13 +47,13 @@ class Effect:
       by_seed: `[seeds]`, NaN where a part of it is missing.
       draws: Resampled means, `[resamples]`; see `statistics.bootstrap`.
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
-      units: How many of images, or of what is drawn in their place; 0: none.
-      clean: {variant: its clean values `[seeds]`} of all that are compared.
-      gaps: Of `matched` models: by how much clean values differ from those of the
-        matches, up or down, the mean over models, `[seeds]`; of relative claims as a
-        share of the match's. None of others.
-      negated: Of a measure: whether lower values of its metric are better.
-      note: Why images were not drawn though there are rows; else empty.
+      units: Number of images, or of the units drawn in their place; 0 if none are.
+      clean: {variant: clean values `[seeds]`} of all variants that are compared.
+      gaps: For `matched` models, the mean absolute difference between their clean
+        values and those of their matches, `[seeds]`; for relative claims as a share of
+        the match's value. None for other claims.
+      negated: For a measure, whether lower values of its metric are better.
+      note: Why images were not drawn although there are rows; else empty.
     """
 
     by_seed: np.ndarray
@@ -67,13 +67,13 @@ class Effect:
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds; None where no seed has it."""
+        """The mean over seeds; None if no seed has the effect."""
         values = self.by_seed[~np.isnan(self.by_seed)]
         return float(values.mean()) if len(values) else None
 
     @property
     def n(self) -> int:
-        """How many seeds have it."""
+        """The number of seeds that have the effect."""
         return int((~np.isnan(self.by_seed)).sum())
 
     @property
@@ -91,11 +91,11 @@ class Effect:
 
 
 def of(claim: Claim, results: Results) -> Effect:
-    """The effect of a claim in the results that there are.
+    """The effect of a claim in the results that exist so far.
 
     Raises:
-      InputError: Several records fit one of its numbers, or metrics of a measure do
-        not agree in which values are better, or no record ever has one of them.
+      InputError: Several records fit one of its numbers, the metrics of a measure do
+        not agree in which values are better, or no record has one of them.
     """
     if claim.measure:
         _check_metrics(claim, results)
@@ -112,7 +112,10 @@ def of(claim: Claim, results: Results) -> Effect:
 
 
 def _metric_effect(claim: Claim, results: Results) -> Effect:
-    """Choices among `matched` models are made on all images, and stay."""
+    """The effect of a claim about metrics under attack.
+
+    `matched` models are chosen once, on all images, not anew for each resample.
+    """
     parts = [_parts(claim, results, i) for i in range(len(results.seeds))]
     numbers = _Numbers(claim, results)
     by_seed = np.array([numbers.sum(part, i) for i, part in enumerate(parts)])
@@ -145,7 +148,7 @@ def _metric_effect(claim: Claim, results: Results) -> Effect:
 
 
 def _gap(claim: Claim, results: Results, index: int) -> float:
-    """By how much clean values of matched models differ, up or down, on average."""
+    """The mean absolute difference of clean values between models and matches."""
     total = 0.0
     for model, match in _pairs(claim, results, index):
         model_clean, match_clean = (
@@ -160,7 +163,7 @@ def _gap(claim: Claim, results: Results, index: int) -> float:
 
 
 def _pairs(claim: Claim, results: Results, index: int) -> list[tuple[Term, Term]]:
-    """The models of a `matched` claim, each with that of the nearest clean value."""
+    """The models of a `matched` claim, each with its match of nearest clean value."""
     pairs = zip(claim.terms[::2], claim.terms[1::2], strict=True)
     return [
         (model, _nearest(model, candidates, results, index))
@@ -169,7 +172,7 @@ def _pairs(claim: Claim, results: Results, index: int) -> list[tuple[Term, Term]
 
 
 def _parts(claim: Claim, results: Results, index: int) -> Weighted:
-    """The weighted points of one seed."""
+    """The weighted points of the seed at an index."""
     terms = claim.terms
     if claim.matched:
         terms = tuple(term for pair in _pairs(claim, results, index) for term in pair)
@@ -181,10 +184,10 @@ def _parts(claim: Claim, results: Results, index: int) -> Weighted:
 
 
 def _nearest(model: Term, candidates: Term, results: Results, index: int) -> Term:
-    """The points of the candidate whose clean value is nearest to ours.
+    """The points of the candidate whose clean value is nearest to the model's.
 
-    While one of them lacks its clean value it may be the nearest: all are returned,
-    whose mean is then not known either.
+    A candidate without a clean value may be the nearest one; then all candidates are
+    returned, whose mean is not known either.
     """
     model_clean = _clean_of(model.points[0], results)[index]
     clean = {point.variant: _clean_of(point, results) for point in candidates.points}
@@ -204,21 +207,22 @@ def _clean(claim: Claim, results: Results, variant: str) -> np.ndarray:
 
 
 def _clean_of(point: Point, results: Results) -> np.ndarray:
-    """On the images of the point's own attack, `[seeds]`."""
+    """Clean values on the images of the point's own attack, `[seeds]`."""
     return results.values(point.variant, point.attack, 0.0, point.task, point.metric)
 
 
 def _sum(values: Sequence[float]) -> float:
-    """Their sum; what is only rounding is 0, or it would be above 0 in all seeds."""
+    """The sum of values, where mere rounding counts as 0 and not as an effect."""
     total = float(np.sum(values))
     return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
 
 
 class _Numbers:
-    """Values of points, upwards the more robust; what is read is kept.
+    """Values of points, where higher is more robust; keeps what it has read.
 
     Attributes:
-      note: Which rows, as far as was looked, do not give the value of their record.
+      note: A sentence about rows that do not give the value of their record; empty if
+        none were met.
     """
 
     def __init__(self, claim: Claim, results: Results):
@@ -230,7 +234,7 @@ class _Numbers:
         self.note = ""
 
     def value(self, point: Point, index: int) -> float:
-        """Of the seed at a place; NaN where absent."""
+        """The value of a point for the seed at an index; NaN where absent."""
         record = self._record(point, index)
         if record is None:
             return np.nan
@@ -242,13 +246,13 @@ class _Numbers:
         return float(self._robustness(metric, *values))
 
     def sum(self, part: Weighted, index: int) -> float:
-        """The effect of the seed at a place."""
+        """The effect for the seed at an index."""
         return _sum([weight * self.value(point, index) for weight, point in part])
 
     def units(
         self, parts: Sequence[Weighted], by_seed: np.ndarray
     ) -> resampling.Units | None:
-        """What all rows are of; None where some are absent, of other images, or few."""
+        """The units of all rows; None if rows are absent, few or of other images."""
         all_units = []
         for index, part in enumerate(parts):
             if np.isnan(by_seed[index]):
@@ -266,9 +270,9 @@ class _Numbers:
         return all_units[0] if all_equal else None
 
     def _has_rows(self, point: Point, index: int) -> bool:
-        """Whether rows are there whose sums give the record's values.
+        """Whether there are rows that give the record's values when summed.
 
-        A metric of a user's own may have the name of another, or another sum.
+        A user's own metric may have the name of another one, or not be such a sum.
         """
         record = self._existing_record(point, index)
         metric = self._metric(record)
@@ -287,7 +291,16 @@ class _Numbers:
         return True
 
     def resampled(self, point: Point, index: int, counts: np.ndarray) -> np.ndarray:
-        """Of the seed at a place, on units drawn so often, `[resamples]`."""
+        """Values for the seed at an index, with units drawn `counts` times.
+
+        Args:
+          point: The point.
+          index: Index of the seed.
+          counts: `[resamples, units]`.
+
+        Returns:
+          `[resamples]`.
+        """
         record = self._existing_record(point, index)
         metric, units = self._metric(record), present(self._units_of(record), "units")
 
@@ -316,7 +329,7 @@ class _Numbers:
         return self._rows[key]
 
     def _metric(self, record: dict[str, Any]) -> metrics.Metric:
-        """That of a record, without the classes that it leaves out."""
+        """The metric of a record, without the classes that the record leaves out."""
         names = ("folder", "task", "metric", "better")
         key = tuple(record.get(name) for name in names)
         if key not in self._metrics:
@@ -353,9 +366,9 @@ class _Numbers:
 def _metric(record: Mapping[str, Any]) -> metrics.Metric:
     """The metric of a record.
 
-    Equal names are equal metrics, of all kinds of tasks, if the record agrees in what
-    is better. Others are of a user's own: means, as those of functions are, of which
-    the record says what is better.
+    Metrics of the same name are the same metric, for all kinds of tasks, if the record
+    agrees in which values are better. All others are the user's own, and are taken to
+    be means; the record says which of their values are better.
     """
     name, better = record["metric"], record.get("better")
     standard = _metrics_by_name().get(name)
@@ -377,7 +390,7 @@ def _mismatch_note(record: Mapping[str, Any], value: float, rows_value: float) -
 
 @functools.cache
 def _metrics_by_name() -> dict[str, metrics.Metric]:
-    """The metrics of the eleven and of all kinds by name, but top-k of any k."""
+    """The metrics of the eleven tasks and of all kinds by name, but not top-k."""
     kinds = tasks_lib.KINDS.values()
     scores = [
         m for kind in kinds for axes in (0, 1, MAP) for m in kind.metrics("", axes)
@@ -393,10 +406,10 @@ def _metrics_by_name() -> dict[str, metrics.Metric]:
 def _measure_value(
     claim: Claim, results: Results, seed: int, lower_better: bool
 ) -> float:
-    """A measure's number of one seed, the mean over variants; NaN where one is absent.
+    """A measure's effect for one seed, the mean over variants; NaN where one is absent.
 
-    That of a metric which is lower the better is negated, as under attacks. A claim of
-    nearness has the distance from the reference with its sign.
+    Metrics where lower is better are negated, as under attacks. For a claim of
+    nearness, the effect is the signed difference from the reference.
     """
     measure = claim.measure
     parts = [_variants_mean(claim, results, seed, {})]
@@ -422,9 +435,9 @@ def _lower_is_better(claim: Claim, results: Results) -> bool:
 
 
 def _check_metrics(claim: Claim, results: Results) -> None:
-    """Raises `InputError` where no record of a measure ever has one of its metrics.
+    """Raises `InputError` if no record of a measure has one of its metrics.
 
-    A study on a user's own data names them before anybody knows what there are.
+    A study on a user's own data names metrics before it is known which ones exist.
     """
     if not results.study.has_own_data:
         return
@@ -465,7 +478,7 @@ def _records_mean(
 ) -> float:
     """The mean over the records that a measure chooses; lists choose several values.
 
-    NaN unless there is one of each combination of these values.
+    NaN unless there is one record for each combination of these values.
     """
     measure = {**claim.measure, **changes}
     matches = _matching_records(measure, records)
@@ -492,7 +505,7 @@ def _matching_records(
 
 
 def _matches(value: Any, condition: Any) -> bool:
-    """Tasks are a list themselves; of other keys a list is a choice."""
+    """Whether a value fits; lists of tasks must be equal, others are a choice."""
     if isinstance(value, list):
         return sorted(value) == sorted(condition)
     return value in condition if isinstance(condition, list) else value == condition
@@ -501,7 +514,7 @@ def _matches(value: Any, condition: Any) -> bool:
 def _check_unique(
     claim: Claim, records: Sequence[Any], list_keys: Sequence[str]
 ) -> None:
-    """Refuses two records that differ in nothing that the claim lists."""
+    """Refuses several records for one combination of values that the claim lists."""
     combinations = set()
     for record in records:
         combination = tuple(str(record.get(key)) for key in list_keys)

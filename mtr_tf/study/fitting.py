@@ -15,14 +15,15 @@ from mtr_tf.study.design import Study
 def to_tasks(study: Study, dataset: str, dataset_tasks: Collection[str]) -> Study:
     """Returns a study without the parts that need tasks the data set does not have.
 
-    It leaves out the variants with such a task, and the attacks and claims of which
-    nothing remains. Where several variants are named, only those with missing tasks are
-    left out: a mean over auxiliary tasks covers those that exist. `about` says so.
+    Variants with such a task are left out, and so are the attacks and claims of which
+    nothing remains. Where an attack or claim names several variants, only those with
+    missing tasks are left out: a mean over auxiliary tasks covers those that exist.
+    `about` names what was left out.
 
     Args:
-      study: What is to be done.
+      study: The study.
       dataset: Name of the data set.
-      has: The tasks that it has, by their full names.
+      dataset_tasks: The tasks that the data set has, by their full names.
 
     Raises:
       InputError: No variant is left.
@@ -62,9 +63,9 @@ def to_tasks(study: Study, dataset: str, dataset_tasks: Collection[str]) -> Stud
 def _missing_tasks(
     study: Study, name: str, dataset: str, dataset_tasks: Collection[str]
 ) -> list[str]:
-    """The tasks that are not there, of a variant and of those that it begins with.
+    """The missing tasks of a variant and of those that its training begins with.
 
-    None of a variant that names other data itself.
+    A variant that names another data set has no missing tasks of its own.
     """
     variant = study.variant(name)
     init_missing = (
@@ -79,7 +80,7 @@ def _missing_tasks(
 
 
 def _attack(spec: AttackSpec, variant_names: Collection[str]) -> AttackSpec | None:
-    """The attack on those variants that are kept; None where nothing is left."""
+    """The attack on the variants that remain; None if nothing is left of it."""
     variants = tuple(name for name in spec.variants if name in variant_names)
     if not variants or (spec.source and spec.source not in variant_names):
         return None
@@ -89,7 +90,7 @@ def _attack(spec: AttackSpec, variant_names: Collection[str]) -> AttackSpec | No
 def _claim(
     claim: dict[str, Any], variant_names: Collection[str], attacks: Collection[str]
 ) -> dict[str, Any] | None:
-    """The claim on what is kept; None where one of its sides is empty."""
+    """The claim about the variants that remain; None if one of its sides is empty."""
     fields = {}
     for key, value in claim.items():
         if key == "attack" and value not in attacks:
@@ -108,7 +109,7 @@ def _claim(
 
 
 def _select(value: Any, variant_names: Collection[str]) -> Any:
-    """One variant, several, or the table of `matched` ones: those that are kept."""
+    """What remains of one variant, a list of them, or the table of `matched` ones."""
     if isinstance(value, str):
         return value if value in variant_names else None
     if isinstance(value, dict):
@@ -132,7 +133,7 @@ def _describe(
 
 
 def _names(study: Study) -> dict[str, list[str]]:
-    """What its parts are called."""
+    """The names of a study's variants, attacks and claims."""
     return {
         "variants": [variant.name for variant in study.variants],
         "attacks": [attack.name for attack in study.attacks],

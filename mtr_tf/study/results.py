@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study's folder holds, finished or not, as records and arrays."""
+"""The results in a study's folder, finished or not, as records and arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
-# What may tell two records of one attack, radius, task and metric apart; of what kind.
+# Fields in which records of an attack, radius, task and metric may differ; their types.
 CHOICES = {
     "algorithm": str,
     "loss": str,
@@ -40,10 +40,10 @@ class Results:
     """The finished cells of a study; cells that are not done are simply absent.
 
     Attributes:
-      study: What was asked.
+      study: The study.
       workdir: Its folder.
-      cells: All of index.json, done or not.
-      provenance: What study.json says of where it comes from.
+      cells: All cells of index.json, done or not.
+      provenance: What study.json says about where the study comes from.
     """
 
     study: Study
@@ -58,7 +58,7 @@ class Results:
         """Reads study.json, index.json and the files of all cells that are done.
 
         Raises:
-          InputError: The folder holds no study, or a file of it is damaged.
+          InputError: The folder holds no study, or one of its files is damaged.
         """
         workdir = pathlib.Path(workdir)
         try:
@@ -101,12 +101,12 @@ class Results:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of the study."""
+        """The seeds of the study."""
         return self.study.seeds
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names, in the order of the study."""
+        """The names of the variants, in the order of the study."""
         return tuple(variant.name for variant in self.study.variants)
 
     def records(
@@ -115,7 +115,10 @@ class Results:
         variant: str | None = None,
         seed: int | None = None,
     ) -> list[Record]:
-        """Those of results.json with `variant`, `seed`, `spec` (the attack) added."""
+        """Records of results.json, with `variant`, `seed`, `folder` and `spec` added.
+
+        `spec` is the attack's name in the study. The arguments choose; None: all.
+        """
         return _select(self._found, attack, variant, seed)
 
     def measures(
@@ -124,7 +127,7 @@ class Results:
         variant: str | None = None,
         seed: int | None = None,
     ) -> list[Record]:
-        """The same of measures.json."""
+        """Records of measures.json, chosen and extended as those of `records`."""
         return _select(self._measured, attack, variant, seed)
 
     def models(self, variant: str, seed: int, attack: str) -> set[str]:
@@ -133,9 +136,9 @@ class Results:
 
     @property
     def mixed(self) -> dict[str, list[int]]:
-        """{variant: seeds} whose attacks saw several models.
+        """{variant: seeds} where attacks saw several models.
 
-        A model that is lost is trained again, on another machine with other bits.
+        A lost model is trained again; on another machine, it gets other bits.
         """
         seeds_by_variant: dict[str, list[int]] = {}
         for (variant, seed), by_attack in sorted(self._models.items()):
@@ -145,7 +148,7 @@ class Results:
 
     @functools.cached_property
     def _models(self) -> dict[tuple[str, int], dict[str, set[str]]]:
-        """Fingerprints by (variant, seed) and attack, of sources of attacks too."""
+        """Fingerprints by (variant, seed) and attack, with those of attack sources."""
         models: dict[tuple[str, int], dict[str, set[str]]] = {}
         for record in (*self._found, *self._measured):
             attack, seed = record["spec"], record["seed"]
@@ -169,20 +172,21 @@ class Results:
         attacked: Sequence[str] = (),
         **choices: Any,
     ) -> Record | None:
-        """The one record of these; None if it is not there (yet).
+        """The one record that fits; None if it is not there (yet).
 
         Args:
           variant: Name of a variant.
-          seed: One of the study's.
-          attack: Name of an attack in the study.
-          eps: A radius of it; at 0, any record, for its clean value.
-          task: Whose metric is looked at.
-          metric: Its name.
-          attacked: Tasks attacked together; empty: `task` alone.
-          **more: Of `CHOICES`, where the attack has several, as algorithm="apgd".
+          seed: A seed of the study.
+          attack: Name of an attack of the study.
+          eps: A radius of the attack; 0 gives any record, for its clean value.
+          task: Name of the task.
+          metric: Name of its metric.
+          attacked: Tasks attacked together; empty for `task` alone.
+          **choices: Fields of `CHOICES` in which the attack's records differ, such as
+            algorithm="apgd".
 
         Raises:
-          InputError: Several records fit; the message says by what they differ.
+          InputError: Several records fit; the message says in what they differ.
         """
         fields = {"task": task, "metric": metric, **choices}
         if eps:
@@ -211,9 +215,9 @@ class Results:
         return np.array([value_of(record, eps) for record in records], float)
 
     def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
-        """What a record's metric is of, float64 `[images, K]`; None where absent.
+        """The rows of a record's metric, float64 `[images, K]`; None where absent.
 
-        Of the attacked images, or at eps 0 of the clean ones.
+        They are those of the attacked images, or, if `eps` is 0, of the clean ones.
         """
         name = (record or {}).get("rows" if eps else "clean_rows")
         if record is None or not name:
@@ -225,7 +229,7 @@ class Results:
         return np.asarray(rows, float)
 
     def units_of(self, record: Record) -> resampling.Units | None:
-        """What is drawn of the images of a record; None where it has no rows."""
+        """The units that a record's images are resampled by; None without rows."""
         if not record.get("clean_rows"):
             return None
         over = record.get("interval_over", "images")
@@ -238,7 +242,7 @@ class Results:
     def ignored_of(self, record: Record) -> tuple[int, ...]:
         """The classes that mean IoUs of a record leave out.
 
-        Records of finished work may not say; the run's config.json then does.
+        Records may lack them; then they are read from the run's config.json.
         """
         if "ignored" in record:
             return tuple(record["ignored"])
@@ -250,7 +254,7 @@ class Results:
 
     @functools.cached_property
     def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
-        """What config.json says of the tasks of runs, as far as it was read."""
+        """The tasks in the config.json of each run that was read so far."""
         return {}
 
     def _read(
@@ -260,7 +264,7 @@ class Results:
         prefix: str,
         extract: Callable[[Result], np.ndarray],
     ) -> np.ndarray:
-        """A part of a file in a record's folder; `prefix` is that of its arrays."""
+        """Reads the arrays with a prefix from a file in a record's folder."""
         path = self.workdir / record["folder"] / name
         try:
             return extract(cell_files.read(path, prefix))
@@ -281,9 +285,9 @@ class Results:
 
 
 def _check_metric(task: str, metric: str, records: Sequence[Record]) -> None:
-    """Raises `InputError` where a task of a user's own data has no such metric.
+    """Raises `InputError` if a task of a user's own data does not have a metric.
 
-    A study file names it before anybody knows what metrics there are.
+    A study file names metrics before it is known which ones exist.
     """
     metrics = list(dict.fromkeys(r["metric"] for r in records if r["task"] == task))
     if metrics and metric not in metrics:
@@ -294,7 +298,7 @@ def _check_metric(task: str, metric: str, records: Sequence[Record]) -> None:
 
 
 def value_of(record: Record | None, eps: float) -> float:
-    """A record's attacked value, at eps 0 its clean one; NaN where there is none."""
+    """A record's attacked value, or its clean one at eps 0; NaN if there is none."""
     value = record["attacked_value" if eps else "clean"] if record else None
     return np.nan if value is None else float(value)
 
@@ -308,7 +312,7 @@ def _select(records, attack, variant, seed) -> list[Record]:
 
 
 def fits(record: Record, fields: Mapping[str, Any]) -> bool:
-    """Whether a record has these fields; the order of lists of tasks is no matter."""
+    """Whether a record has these fields; lists of tasks may be in any order."""
     return all(
         sorted(record[name]) == sorted(value)
         if isinstance(record.get(name), list) and isinstance(value, list)
@@ -318,7 +322,7 @@ def fits(record: Record, fields: Mapping[str, Any]) -> bool:
 
 
 def ambiguous(attack: str, records: Sequence[Record], fields: Mapping[str, Any]) -> str:
-    """What to say where several records of an attack fit."""
+    """The message for several records of an attack that fit."""
     differences = []
     for name in CHOICES:
         values = sorted({str(record.get(name)) for record in records})

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cells of a study by an executor, several at a time.
+"""Runs the cells of a study on an executor, several at a time.
 
 WORKDIR/study.json    the study, and what wrote it
         index.json    all cells, their states and commands
         runs/         see `commands`
-        logs/         what each command said
+        logs/         the output of each command
         jobs/         files of --executor=ray and slurm
 
-Killed at any moment, even by kill -9, it does what is missing when it is started again,
-and ends with the same bits.
+A runner may be killed at any moment, even by kill -9. Started again, it does what is
+missing, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
-_SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
+_SHARE = 0.05  # The share of time that the index and estimates may take.
 
 
 @dataclasses.dataclass(eq=False)
@@ -43,11 +43,11 @@ class _Job:
 
     cell: Cell
     start: float
-    whole: bool  # Whether there was nothing of it before.
+    whole: bool  # Whether nothing of it was there before.
 
 
 class _Throttle:
-    """Calls a function, unless its calls would take more than a share of the time."""
+    """Calls a function so rarely that its calls take at most `_SHARE` of the time."""
 
     def __init__(self, fn: Callable[[], Any]):
         self._fn = fn
@@ -55,7 +55,7 @@ class _Throttle:
         self._last: Any = None
 
     def __call__(self) -> Any:
-        """What the function returns, or returned last."""
+        """Returns what the function returns now, or what it returned last."""
         start = time.monotonic()
         if start >= self._next:
             self._last = self._fn()
@@ -69,19 +69,20 @@ class Runner:
 
     Attributes:
       queue: Its cells and their states.
-      before: The kind, state and error of the cells that an earlier runner has left,
-        by folder; perhaps of another study, or with other settings.
+      before: The kind, state and error of the cells of an earlier runner, by folder;
+        these may be of another study, or have other settings.
     """
 
     def __init__(
         self, study: Study, workdir: pathlib.Path, variants: Sequence[str] = ()
     ):
-        """Looks at what is there.
+        """Looks at what is done already.
 
         Args:
-          study: What is to be done.
-          workdir: Where; the folder need not exist.
-          variants: Do only the cells of these, and what they need; empty: all.
+          study: The study.
+          workdir: Its folder, which need not exist.
+          variants: Run only the cells of these variants, and those that they need;
+            empty to run all.
         """
         self._study = study
         self._workdir = workdir
@@ -101,7 +102,7 @@ class Runner:
                 self._set_done(cell)
             elif previous.get("state") == queue.FAILED:
                 self._set_failed(cell, previous["error"])
-        for cell in reversed(cells):  # Results outlive models, which are large.
+        for cell in reversed(cells):  # Large models may go once results are there.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
 
@@ -109,8 +110,8 @@ class Runner:
         """Writes study.json and index.json.
 
         Args:
-          computes: whether cells will be run. Else the study is still traced by what
-            was run before.
+          computes: Whether cells will be run. If not, study.json keeps the provenance
+            of what was run before.
         """
         path = self._workdir / "study.json"
         old_content = {} if computes else files.read_object(path)
@@ -119,13 +120,13 @@ class Runner:
         self._write_index()
 
     def run(self, engine: executors.Engine) -> None:
-        """Does all cells that are missing; failed ones do not stop the others.
+        """Runs all missing cells; those that fail do not stop the others.
 
         Args:
-          engine: what runs their commands; it is shut down at the end.
+          engine: Runs the commands of the cells; it is shut down at the end.
 
         Raises:
-          Stopped: a signal came; what ran then has kept what it had.
+          Stopped: A signal came; the commands that ran have saved their work.
         """
         self._room = engine.room
         with stopping.saying(self._progress_text), stopping.later():
@@ -136,7 +137,7 @@ class Runner:
                 self._write_index()
 
     def _take(self) -> tuple[_Job, command.Command] | None:
-        """The next cell, and its command."""
+        """The next job and its command; None if no cell can run now."""
         cell = self.queue.take()
         if not cell:
             return None
@@ -166,7 +167,7 @@ class Runner:
     # One cell.
 
     def _prepare(self, cell: Cell) -> bool:
-        """Takes away the marker; returns whether there is nothing of the cell yet."""
+        """Removes the marker, and returns whether nothing of the cell is there yet."""
         folder = self._workdir / cell.folder
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
@@ -175,7 +176,7 @@ class Runner:
         return not any((folder / name).exists() for name in names)
 
     def _finish(self, job: _Job, future: futures.Future[command.Ended]) -> None:
-        """Takes note of a cell that has ended, in whichever way."""
+        """Records how the command of a cell has ended."""
         self._running.remove(job)
         cell = job.cell
         failure = executors.failure(future)
@@ -216,7 +217,7 @@ class Runner:
         )
 
     def _time_left(self) -> tuple[int, float | None]:
-        """How many cells are left, and the seconds that they take, if that is known."""
+        """The number of cells left, and the seconds that they will take, if known."""
         now = time.monotonic()
         running = [(job.cell, now - job.start) for job in self._running]
         waiting = self.queue.waiting()
@@ -245,7 +246,7 @@ class Runner:
 
 
 def _chosen_folders(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
-    """The folders of the cells of some variants, or of all, and of what they need."""
+    """The folders of the cells of variants, or of all, and of the cells they need."""
     folders: set[str] = set()
     for cell in reversed(cells):
         if not variants or cell.variant in variants or cell.folder in folders:
@@ -254,7 +255,7 @@ def _chosen_folders(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
 
 
 def _previous_cells(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
-    """The kind, state and error of each folder as index.json has them."""
+    """The kind, state and error of each cell of index.json, by folder."""
     path = workdir / "index.json"
     try:
         return {

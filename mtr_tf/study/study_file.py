@@ -16,8 +16,8 @@ A study file is TOML:
     source = "s"                # made on this variant's run of the same seed
     [[claims]]                  # see `claims`
 
-A setting is called as its flag. What differs between runs (seeds, folders) is the
-study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
+Settings have the names of their flags. The study itself sets what differs between runs
+(seeds, folders), so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mtr_tf.tasks.groups import task_weights
 from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
 
-# Tasks' own names for what they may be called.
+# Maps any names of tasks to their full names.
 Resolve = Callable[[Sequence[str]], tuple[str, ...]]
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
@@ -79,7 +79,7 @@ def shipped() -> dict[str, Any]:
 
 
 def find(name_or_path: str) -> Any:
-    """The file of a study, by the name of a shipped one or by its own path."""
+    """The file of a study, given the name of a shipped study or the path of a file."""
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         return pathlib.Path(name_or_path)
     studies = shipped()
@@ -100,10 +100,10 @@ def load(
     """Reads a study that comes with the package, by name, or a .toml file, by path.
 
     Args:
-      name_or_path: As `rooms`, or `my/study.toml`.
-      seeds: Take these instead of the file's.
-      train: Fields of `TrainConfig` to take instead of those in the file's [train].
-        With another data set, settings that only the file's takes are left out.
+      name_or_path: A name such as `rooms`, or a path such as `my/study.toml`.
+      seeds: Seeds that replace those of the file.
+      train: Fields of `TrainConfig` that replace those of the file's [train]. If they
+        name another data set, options that it does not have are left out.
 
     Raises:
       InputError: There is no such study or file, or something in it cannot be used;
@@ -130,7 +130,7 @@ def load(
         attack=_attack_fields(file.table("attack"), resolver),
         variants=variants,
         attacks=_attacks(file, [variant.name for variant in variants], resolver),
-        claims=file.values("claims", dict, []),  # As they are; `claims` checks them.
+        claims=file.values("claims", dict, []),  # `claim_file` checks them.
         file=name_or_path,
     )
     if new_dataset:
@@ -140,13 +140,13 @@ def load(
 
 
 def _without_options(study: Study, dataset: str) -> Study:
-    """The study without options of data that the data set, now its own, has not."""
+    """The study on a new data set, without the options that this data set lacks."""
     options = [
         name for name, (_, datasets) in data.OPTIONS.items() if dataset not in datasets
     ]
 
     def supported(fields: dict[str, Any], default: str | None = None) -> dict[str, Any]:
-        if (fields.get("dataset", default) or dataset) != dataset:  # It has its own.
+        if (fields.get("dataset", default) or dataset) != dataset:  # On other data.
             return fields
         return {name: value for name, value in fields.items() if name not in options}
 
@@ -167,7 +167,7 @@ def _without_options(study: Study, dataset: str) -> Study:
 
 
 def _resolver(file: Table) -> Resolve:
-    """What gives tasks their own names: see `Study.names`."""
+    """The function that gives tasks their full names: see `Study.names`."""
     tables = [file.table("train"), file.table("attack")]
     tables += [*file.tables("variants").values(), *file.tables("attacks").values()]
     datasets = [str(table.content.get("dataset", "")) for table in tables]
@@ -229,7 +229,7 @@ def _variants(file: Table, resolver: Resolve) -> tuple[Variant, ...]:
 
 
 def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> None:
-    """Refuses variants that begin with what is not there, or with themselves."""
+    """Refuses variants that begin with an unknown variant, or with themselves."""
     starts = {v.name: v.init_from for v in variants}
     for variant in variants:
         name, table, path = variant.name, tables[variant.name], [variant.name]
@@ -270,7 +270,7 @@ def _attacks(
 
 
 def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
-    """Refuses names whose folders could not be told apart."""
+    """Refuses names that would get the same folder."""
     by_slug: dict[str, str] = {}
     for name in names:
         first_name = by_slug.setdefault(slug(name), name)
@@ -282,7 +282,7 @@ def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
 
 
 def _check(study: Study, file: Table) -> None:
-    """Makes all records once, so that what does not go together is found now."""
+    """Makes all records once, to find settings that do not go together."""
     seed = study.seeds[0]
     tables = file.tables("variants")
     for variant in study.variants:
@@ -307,7 +307,7 @@ def _check(study: Study, file: Table) -> None:
 
 
 def _check_same_net(config: TrainConfig, start: TrainConfig, name: str) -> None:
-    """Refuses to begin with the weights of a net of another kind or width."""
+    """Refuses to begin with the weights of a net of another architecture."""
     for key in ("model", "width"):
         value, start_value = getattr(config, key), getattr(start, key)
         if value != start_value:
@@ -324,7 +324,7 @@ def _check_same_net(config: TrainConfig, start: TrainConfig, name: str) -> None:
 
 
 def _check_tasks(config: AttackConfig, tasks: Sequence[str]) -> None:
-    """Refuses an attack on tasks that a variant has not."""
+    """Refuses an attack on tasks that a variant does not have."""
     groups.check_has(config.tasks, tasks, "--tasks")
     attack_tasks = [task for task in tasks if task in (config.tasks or tasks)]
     if config.attack != NO_ATTACK:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a study's TOML: every mistake in it is one sentence that names its place."""
+"""Reads a study's TOML; every mistake in it gives a sentence that names its place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KINDS = {
 
 
 def read(path: Any) -> dict[str, Any]:
-    """What a TOML file holds."""
+    """The content of a TOML file."""
     try:
         return tomllib.loads(files.read_text(path))
     except OSError as error:
@@ -50,19 +50,19 @@ class Table:
     """A table of a file. Its methods raise `InputError` that begins with `where`.
 
     Attributes:
-      where: Its place, as `rooms.toml, [variants."s+A"]`.
-      content: What it holds.
+      where: Its place, such as `rooms.toml, [variants."s+A"]`.
+      content: Its keys and values.
     """
 
     where: str
     content: Mapping[str, Any]
 
     def fail(self, sentence: str) -> typing.NoReturn:
-        """Raises `InputError` with the place before a sentence."""
+        """Raises `InputError` with a sentence after the place."""
         raise InputError(f"{self.where}: {sentence}")
 
     def check_keys(self, keys: Sequence[str]) -> None:
-        """Refuses keys that are not known."""
+        """Refuses keys of the table that are not among `keys`."""
         for key in self.content:
             if key not in keys:
                 hint = (
@@ -72,7 +72,7 @@ class Table:
                 self.fail(f"there is no key {key!r}{hint}")
 
     def one_of(self, label: str, value: Any, choices: Sequence[Any]) -> Any:
-        """Returns what is given; refuses what is not known."""
+        """Returns a value; refuses one that is not among the choices."""
         if value not in choices:
             texts = list(map(in_words, choices))
             hint = did_you_mean(in_words(value), texts, "; did")
@@ -84,7 +84,7 @@ class Table:
         return value
 
     def value(self, key: str, kind: type, default: Any = None) -> Any:
-        """What a key holds, of a type; a key without a default must be there."""
+        """The value of a key, checked for its type; required without a default."""
         if key not in self.content:
             if default is None:
                 self.fail(f"{key} must be given, as {_KINDS[kind]}.")
@@ -95,7 +95,7 @@ class Table:
         return value
 
     def values(self, key: str, kind: type, default: Any = None) -> tuple[Any, ...]:
-        """The items of the list under a key, all of a type."""
+        """The items of the list under a key, all checked for their type."""
         items = self.value(key, list, default)
         for item in items:
             if not _is_kind(item, kind):
@@ -106,7 +106,7 @@ class Table:
         return tuple(items)
 
     def tables(self, key: str) -> dict[str, Table]:
-        """The named tables under a key, as [variants."s"] and [variants."d"]."""
+        """The named tables under a key, such as [variants."s"] and [variants."d"]."""
         tables = {}
         for name, inner in self.value(key, dict, {}).items():
             if not isinstance(inner, dict):
@@ -118,7 +118,7 @@ class Table:
         return tables
 
     def table(self, key: str) -> Table:
-        """The table under a key; an empty one where it is not there."""
+        """The table under a key; an empty one if the key is missing."""
         return Table(f"{self.where}, [{key}]", self.value(key, dict, {}))
 
     def settings(
@@ -132,9 +132,9 @@ class Table:
 
         Args:
           record: `TrainConfig` or `AttackConfig`.
-          refused: {field: why it may not be given}.
-          spelled: {field: gives its names their one spelling}.
-          beside: keys of the table that are no fields.
+          refusals: {field: why it may not be given}.
+          spellings: {field: function that gives names their one spelling}.
+          extra_keys: Keys of the table that are not fields.
         """
         fields = {field.name: field for field in dataclasses.fields(record)}
         hints = typing.get_type_hints(record)
@@ -158,7 +158,7 @@ class Table:
 
     @contextlib.contextmanager
     def explained(self, prefix: str = "") -> Iterator[None]:
-        """A context in which an `InputError` gets the table's place before it."""
+        """A context that puts the table's place before messages of `InputError`."""
         try:
             yield
         except InputError as error:
@@ -169,12 +169,12 @@ class Table:
             item_type = typing.get_args(hint)[0]
             return tuple(item_type(item) for item in self.values(key, item_type))
         if typing.get_origin(hint) in (types.UnionType, typing.Union):
-            hint = typing.get_args(hint)[0]  # None is to say nothing; words are known.
+            hint = typing.get_args(hint)[0]  # None: leave the key out.
         return hint(self.value(key, hint))
 
 
 def in_words(value: Any) -> str:
-    """A value as a sentence has it."""
+    """A value as words in a sentence."""
     if isinstance(value, list):
         return "+".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -182,6 +182,6 @@ def in_words(value: Any) -> str:
 
 def _is_kind(value: Any, kind: type) -> bool:
     if kind is float:
-        largest = sys.float_info.max  # Whole numbers may be larger; NaN is not.
+        largest = sys.float_info.max  # Refuses NaN, and whole numbers beyond floats.
         return type(value) in (int, float) and abs(value) <= largest
     return type(value) is kind

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a study goes on with the data, code and weights that it was begun with.
+"""Checks that a study goes on with the data, code and weights that it began with.
 
-Cells are named by their settings, which say where these are found, not what they are.
-Only the user's can be others under one name; one cell of each is looked at.
+Cells are named by their settings, which say where these are, not what they are. Only
+the user's own can change under the same name; one cell for each of them is checked.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _Open = Callable[[TrainConfig], Source]
 
 
 def check(queue: Queue, workdir: pathlib.Path) -> None:
-    """Raises `InputError` where cells are of other data, code or weights than now.
+    """Raises `InputError` if cells were done with other data, code or weights than now.
 
-    Where all is done, these need not be there.
+    If all cells are done, these need not exist any more.
     """
     check_starts(queue, workdir)
-    sources: dict[tuple, Source] = {}  # A user's own may be read at once, as a whole.
+    sources: dict[tuple, Source] = {}  # Opened once: users' own may read everything.
 
     def open_source(config: TrainConfig) -> Source:
         key = (*_data_key(config), *(getattr(config, name) for name in data.OPTIONS))
@@ -62,13 +62,13 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
 
 
 def check_starts(queue: Queue, workdir: pathlib.Path) -> None:
-    """Raises `InputError` where nets began with models that were trained again since.
+    """Raises `InputError` if nets began with models that were trained again since.
 
-    Hashes cover the settings of such a model; another machine, say, gives it other
-    weights. Those that are gone, or began nothing that is done, are no matter; what is
-    only begun training itself compares.
+    Hashes cover the settings of such a model, but another machine, say, gives it other
+    weights. Models that are gone, or that no finished cell began with, are ignored; in
+    unfinished cells, training itself compares the weights.
     """
-    digests: dict[str, str] = {}  # Of the models that others begin with.
+    digests: dict[str, str] = {}  # Of models that others begin with.
     changes = []
     for cell in queue.cells:
         start = cell.begins_with
@@ -95,7 +95,7 @@ def _data_key(config: TrainConfig) -> tuple:
 
 @contextlib.contextmanager
 def _raise_if_waiting(queue: Queue) -> Iterator[None]:
-    """What cannot be opened now is passed over where nothing waits for it."""
+    """A context that ignores `InputError` unless cells are waiting to run."""
     try:
         yield
     except InputError:
@@ -109,7 +109,7 @@ def _check_runs(
     runs: Mapping[str, TrainConfig],
     open_source: _Open,
 ) -> None:
-    """As training does that continues a run."""
+    """Makes the checks on runs that training makes when it continues one."""
     keys = set()
     for folder, config in runs.items():
         has_own_code = ":" in config.dataset + config.model
@@ -141,7 +141,7 @@ def _check_attacks(
     runs: Mapping[str, TrainConfig],
     open_source: _Open,
 ) -> None:
-    """By the images that their records tell of, and the code of losses and metrics."""
+    """Checks the images of attacks and the user's code of losses and metrics."""
     keys = set()
     for cell in queue.cells:
         config = cell.config
@@ -162,7 +162,7 @@ def _check_attacks(
         if not (
             has_own_data or data_config.image_size or data_config.dataset == run.dataset
         ):
-            size = side_by_side.size_of(record)  # That of the model's input.
+            size = side_by_side.size_of(record)  # The model's input size.
             data_config = dataclasses.replace(data_config, image_size=size)
         changes: list[str] = []
         with _raise_if_waiting(queue):
@@ -182,7 +182,7 @@ def _check_attacks(
 
 
 def _data_config(config: AttackConfig, run: TrainConfig) -> TrainConfig:
-    """The settings of a training on the data that a run is attacked on."""
+    """Training settings for the data that a run is attacked on."""
     name = config.dataset or run.dataset
     tasks = data.canonical_tasks(name, config.tasks or run.tasks)
     same_run = run if name == run.dataset else None
@@ -206,9 +206,9 @@ def _image_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _code_changes(
     folder: pathlib.Path, record: Mapping[str, Any], source: Source
 ) -> list[str]:
-    """The tasks whose own loss or metrics differ from those of finished work.
+    """A sentence for each task whose own loss or metrics have changed.
 
-    Hashes of other versions cannot be compared.
+    Hashes made by other versions cannot be compared.
     """
     versions = files.read_object(folder / "settings.json").get("versions")
     if versions != directory.versions():
@@ -229,14 +229,14 @@ def _code_changes(
 def _work_files(
     folder: pathlib.Path, record: Mapping[str, Any]
 ) -> Iterable[pathlib.Path]:
-    """Files of finished work that results are of."""
+    """The files of finished work that results come from."""
     if rows := record.get("clean_rows"):
         return [(folder / rows).with_suffix(".json")]
     return sorted((folder / "measures").glob("*.json"))
 
 
 def _codes(path: pathlib.Path) -> dict[str, str]:
-    """{task: hash of its own code} of the key of finished work."""
+    """{task: hash of its own code}, from the key in a file of finished work."""
     with contextlib.suppress(*files.DAMAGED):
         tasks = files.read_object(path)["key"]["own_tasks"]
         return {task["name"]: task["code"] for task in tasks if "code" in task}

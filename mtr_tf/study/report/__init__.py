@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a study: WORKDIR/report, made from the results that exist.
 
-index.html              all in one file, to read anywhere
+index.html              the whole report in one file, to read anywhere
 README.md               verdicts, tables and main plots, to keep in a repository
 claims.json, claims.csv every verdict with its numbers
 results.csv             every clean and attacked value
-records.json            the same for others to collect: see `show.leaderboard`
+records.json            the same for leaderboards: see `show.leaderboard`
 plots/*.png             the plots of index.html as files
-tensorboard/            the same for TensorBoard
+tensorboard/            the plots and the verdicts for TensorBoard
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mtr_tf.study.results import Results
 
 
 def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
-    """Writes WORKDIR/report again, also for a study that is not finished.
+    """Writes WORKDIR/report anew; the study need not be finished.
 
     Args:
       workdir: The folder of a study, as `mtr_tf.reproduce` leaves it.
@@ -49,8 +49,8 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
       The verdicts as a table to print.
 
     Raises:
-      InputError: There is no study in the folder, or a part of it cannot be used; or
-        something else is in the folder `export`.
+      InputError: There is no study in the folder, a part of it cannot be used, or the
+        folder `export` has other content than an export.
     """
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
@@ -76,7 +76,7 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
 
 
 def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
-    """The records of all models, a model's seeds together."""
+    """The leaderboard's records of all models, the seeds of a model together."""
     by_folder: dict[str, list[dict[str, Any]]] = {}
     for record in results.records():
         by_folder.setdefault(record["folder"], []).append(record)
@@ -94,7 +94,7 @@ def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
 
 
 def _remove_old_plots(folder: pathlib.Path, ids: Iterable[str]) -> None:
-    """Removes the plots of an earlier report that this one has not."""
+    """Removes the plots of an earlier report that are not in this one."""
     for path in folder.glob("*.png"):
         if path.stem not in ids:
             path.unlink()
@@ -144,7 +144,7 @@ def _content(
 
 
 def _commits(results: Results) -> str:
-    """The commits that cells were done with, and how many with each."""
+    """The commits that cells were done with, each with its number of cells."""
     names = {"train": "config.json", "attack": "settings.json"}
     paths = (
         results.workdir / cell["folder"] / names[cell["kind"]]

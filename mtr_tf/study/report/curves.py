@@ -26,19 +26,19 @@ class Curve:
 
     Attributes:
       spec: The attack's name in the study.
-      label: What tells the attacks of one spec apart, as "apgd-js".
+      label: What tells the attacks of one spec apart, such as "apgd-js".
       attacked: The tasks attacked together.
-      task: Whose metric it is.
-      metric: Its name.
+      task: The task that the metric is of.
+      metric: Name of the metric.
       headline: Whether it is the task's first metric.
-      facts: What all its records have in common: "norm", "unit", "better", and what
-        chooses among the attacks of a spec, as "algorithm".
-      eps: `[E]`, growing; the first is 0, the clean images.
+      facts: What all its records have in common: "unit", "better", "targets", and the
+        fields of `CHOICES`, such as "norm" and "algorithm".
+      eps: Radii `[E]`, increasing; the first is 0, for the clean images.
       values: {variant: `[seeds, E]`}, NaN where there is no result.
-      warnings: {what a check found: {variant: its seeds}}.
-      reference: A variant whose values of the same seeds are taken off; empty: none.
+      warnings: {finding of a check: {variant: its seeds}}.
+      reference: A variant whose values of the same seeds are subtracted; empty if none.
       ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
-      images: Which images it is of, in words; empty where all records are of the same.
+      images: The images in words; empty if all records of the study are of the same.
     """
 
     spec: str
@@ -73,7 +73,7 @@ class Curve:
 
     @property
     def first(self) -> bool:
-        """Whether it is of the first rank: the first metric of an attacked task."""
+        """Whether it is shown at once: the first metric of an attacked task."""
         return self.headline and self.task in self.attacked
 
     @property
@@ -87,9 +87,9 @@ def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int
     """All curves that there are records of, in the order of the records.
 
     Args:
-      records: As `Results.records` returns them.
-      variants: Names, in the order of the study.
-      seeds: Those of the study.
+      records: Records as `Results.records` returns them.
+      variants: Names of the variants, in the order of the study.
+      seeds: The seeds of the study.
 
     Returns:
       A list of `Curve`.
@@ -150,9 +150,9 @@ def _curve(key, records, headlines, variants, seeds) -> Curve:
 
 
 def with_differences(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves, each of the first rank followed by its differences.
+    """The curves, where each one with `first` is followed by its differences.
 
-    These are between each variant and the first one, at equal seed.
+    Differences are those of each variant from the first variant, for equal seeds.
     """
     all_curves = []
     for curve in curves:
@@ -171,10 +171,10 @@ def _number(value: float | None) -> float:
 
 
 def images(records: Iterable[Record]) -> str:
-    """Which they are: `96 images of rooms (validation) at 32x48 pixels`.
+    """The images in words: `96 images of rooms (validation) at 32x48 pixels`.
 
-    With whose outputs the targets are, where they are the model's own; without the size
-    where records do not say it.
+    The size is left out if records lack it. If the targets are the model's own outputs,
+    the words say so.
     """
     texts = [
         f"{n} images of {name} ({split})"
@@ -186,7 +186,7 @@ def images(records: Iterable[Record]) -> str:
 
 
 def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str, str]]:
-    """(n, data set, split, size, whose targets) of the records, each once."""
+    """Each (n, data set, split, size, targets) of the records once."""
     return {
         (r["n"], r["dataset"], r["split"], size_of(r), r.get("targets", ""))
         for r in records
@@ -194,7 +194,7 @@ def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str,
 
 
 def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
-    """{what a check found: {variant: its seeds}}; the numbers it measured left out."""
+    """{finding of a check, without its numbers: {variant: its seeds}}."""
     by_reason: dict[str, dict[str, list[int]]] = {}
     for record in records:
         for warning in record.get("warnings") or ():
@@ -206,7 +206,7 @@ def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
 
 
 def warning_lines(by_reason: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
-    """A sentence per warning, with whose it is."""
+    """A sentence per warning, with the variants and seeds that it is about."""
     return [
         f"{reason} [{'; '.join(_variant_seeds(*item) for item in by_variant.items())}]"
         for reason, by_variant in by_reason.items()

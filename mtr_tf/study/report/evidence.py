@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim rests on: the plot that shows it, and warnings about its attacks."""
+"""The evidence for a claim: the plot that shows it, and warnings about its attacks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def plot_of(claim: Claim, curves: Sequence[Curve], ids: Collection[str]) -> str 
     """The `id` of the plot that shows a claim's numbers; None if there is none.
 
     Args:
-      claim: The claim; of a sum its first term is looked at.
-      curves: All of the report.
-      known: The ids of all its plots.
+      claim: The claim; only its first term counts.
+      curves: All curves of the report.
+      ids: The ids of all plots of the report.
     """
     if claim.measure:  # An attack has one norm, which a claim may leave out.
         candidates = [_measure_plot(claim, norm) for norm in ("l2", "linf")]
@@ -31,13 +31,13 @@ def plot_of(claim: Claim, curves: Sequence[Curve], ids: Collection[str]) -> str 
 
 
 def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
-    """The attack of a claim in words; empty for a measure, or where none is done."""
+    """The attack of a claim in words; empty for a measure, or without results."""
     curve = None if claim.measure else _curve_of(claim, curves)
     return curve.attack if curve else ""
 
 
 def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
-    """The curve of the first number that a claim compares."""
+    """The curve of the first point of a claim; None if there is none."""
     point = claim.terms[0].points[0]
     for curve in curves:
         same_metric = (curve.task, curve.metric) == (point.task, point.metric)
@@ -47,13 +47,16 @@ def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
 
 
 def _is_under(point: Point, curve: Curve) -> bool:
-    """Whether a point of a claim is under the attack that a curve is of."""
+    """Whether a point of a claim and a curve are of the same attack."""
     same_attack = (point.attack, {*point.attacked}) == (curve.spec, {*curve.attacked})
     return same_attack and dict(point.choice).items() <= curve.facts.items()
 
 
 def _measure_plot(claim: Claim, norm: str) -> str:
-    """The plot of the first variant, norm and so on that are named, else of `norm`."""
+    """The id of the plot of a measure, for the first variant, norm and so on it names.
+
+    `norm` is used if the claim names no norm.
+    """
     choice = {name: _first(value) for name, value in claim.measure.items()}
     quantity, kind = choice["quantity"], choice["measure"]
     norm = choice.get("norm", norm)
@@ -75,7 +78,7 @@ def _first(value: Any) -> Any:
 
 
 def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
-    """What the checks of the attacks found on the models that a claim compares."""
+    """The warnings from checks of attacks on the models that a claim compares."""
     points = [point for term in claim.terms for point in term.points]
     by_reason: dict[str, dict[str, set[int]]] = {}
     for curve in curves:

@@ -2,7 +2,7 @@
 """The export of a report: what a repository keeps of a study.
 
 README.md          verdicts and the tables and plots that they rest on
-claims.json        every verdict with the effect of each seed, a line for each
+claims.json        every verdict with the effect of each seed, one per line
 results.csv.gz     every clean and attacked value
 records.json       the same for leaderboards: see `show.leaderboard`
 plots/*.png        the plots of README.md
@@ -30,9 +30,9 @@ _DERIVED_COLUMN = "relative_vulnerability"  # The column that follows from other
 
 
 def check(folder: pathlib.Path) -> None:
-    """Raises `InputError` where an export would touch what is not an export's.
+    """Raises `InputError` if a folder has other content than an earlier export.
 
-    One that was stopped half-way is an export.
+    An export that was stopped half-way counts as one.
     """
     names = _names(folder)
     extras = sorted(names - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_OLD_FILES, "plots"})
@@ -52,7 +52,7 @@ def check(folder: pathlib.Path) -> None:
 
 
 def _names(folder: pathlib.Path) -> set[str]:
-    """Of what is in a folder, without what a killed process was writing there."""
+    """The names in a folder, without leftovers of a killed process."""
     names = {path.name for path in files.listed(folder)}
     return {name for name in names if not files.is_leftover(name)}
 
@@ -61,15 +61,15 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
     """Copies the page, its plots and its tables to a folder, over an earlier export.
 
     Args:
-      report: WORKDIR/report.
-      folder: Made if it is not there.
-      plots: The ids of those to copy.
+      report: The folder WORKDIR/report.
+      folder: The folder to copy to; created if needed.
+      plots: The ids of the plots to copy.
 
     Raises:
-      InputError: In the folder is what no export has left.
+      InputError: The folder has other content than an earlier export.
     """
     check(folder)
-    # `check` knows an export by its claims, and its plots by its page: these first.
+    # `check` recognises an export by its claims, and plots by the page: these first.
     names = [_CLAIMS, PAGE, RECORDS, *(f"plots/{plot}.png" for plot in plots)]
     files.clear_leftovers(folder, folder / "plots")
     for path in [*folder.glob("plots/*.png"), *(folder / name for name in _OLD_FILES)]:
@@ -83,7 +83,7 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
 
 
 def _compressed(table: pathlib.Path) -> bytes:
-    """A CSV file without the column that follows from others, compressed.
+    """The content of a CSV file, compressed, without the column `_DERIVED_COLUMN`.
 
     The same table always gives the same bytes.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacked examples of each task: the same images of all variants, one attack.
+"""Attacked examples of each task: the same images for all variants, under one attack.
 
 The pictures are those that every finished cell keeps.
 """
@@ -22,7 +22,7 @@ from mtr_tf.show import text
 from mtr_tf.study.report.plots import Plot
 
 Record = Mapping[str, Any]
-_EXAMPLES = 3  # Of each variant at most.
+_EXAMPLES = 3  # The most examples of each variant.
 HEADINGS = tuple(
     heading.replace("\n", " ") for heading in (*gallery.INPUTS, *gallery.OUTPUTS)
 )
@@ -44,7 +44,7 @@ class Shots:
 
     @property
     def scores(self) -> str:
-        """The metric before and after."""
+        """The metric on clean and on attacked images, in words."""
         unit = f" {self.record['unit']}" if self.record["unit"] else ""
         clean = text.number(self.record["clean"])
         attacked = text.number(self.record["attacked_value"])
@@ -65,7 +65,7 @@ class Gallery:
 
     @property
     def attack(self) -> str:
-        """What is shown, in words."""
+        """The attack that is shown, in words."""
         first = self.shots[0].record
         unit = " levels of 0-255" if first["norm"] == "linf" else ""
         return (
@@ -77,11 +77,11 @@ class Gallery:
 def make(records: Sequence[Record], workdir: pathlib.Path) -> list[Gallery]:
     """A gallery for each attacked task, in the order of the records.
 
-    Of its attacks the one on the task alone, at its largest radius, that most variants
-    have; of the seeds the first that most of these have.
+    It shows the attack, radius and seed with the fewest attacked tasks; among equals,
+    with the most variants, then with the largest radius, then with the lowest seed.
 
     Args:
-      records: As `Results.records` returns them.
+      records: Records as `Results.records` returns them.
       workdir: The study's folder.
     """
     galleries = []
@@ -137,11 +137,8 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
     return Shots(record["variant"], record, tuple(a[:_EXAMPLES] for a in arrays))
 
 
-# What is shown.
-
-
 def plot(examples: Gallery) -> Plot:
-    """The first example of each variant, for files and TensorBoard."""
+    """The plot of the first example of each variant, for files and TensorBoard."""
     title = f"{examples.task} under {examples.attack}"
     caption = f"{title}. The perturbation is magnified."
     variants = [shots.variant for shots in examples.shots]

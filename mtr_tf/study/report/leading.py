@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the report leads with: the answer in three sentences, and a plot of it."""
+"""The head of the report: the answer in three sentences, and a plot of it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ EFFECTS = "effects"  # The id of the plot that the report leads with.
 
 
 def effects(rows: Sequence[Row], claim_verdicts: Sequence[Verdict]) -> list[Plot]:
-    """The effects of all claims that have one and that algebra does not decide.
+    """The plot of the effects of all claims that algebra does not decide.
 
     Args:
       rows: The verdicts as they are shown.
-      decided: The same as numbers.
+      claim_verdicts: The same verdicts as numbers.
+
+    Returns:
+      One plot, or none if no such claim has an effect.
     """
     pairs = [
         (row, _effect(row, verdict))
@@ -52,7 +55,7 @@ def effects(rows: Sequence[Row], claim_verdicts: Sequence[Verdict]) -> list[Plot
 
 
 def _effect(row: Row, verdict: Verdict) -> show_effects.Effect:
-    """Relative effects are shown in percentage points."""
+    """The effect to draw; relative effects are in percentage points."""
     scale = 100 if verdict.claim.relative else 1
     ends = verdict.interval
     return show_effects.Effect(
@@ -74,9 +77,9 @@ def main_of(rows: Sequence[Row]) -> Row | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """The answer in three sentences: the main claim, what it can see, the others.
+    """The answer in three sentences: the main claim, its power, and a tally.
 
-    What is decided has been seen, and goes without the second.
+    A claim that is decided goes without the second.
     """
     row = main_of(rows)
     if row is None:

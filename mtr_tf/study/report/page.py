@@ -42,7 +42,7 @@ class Code(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a task; with its images, where attacks are on several sets of them."""
+    """A table of a task; `task` names the images, too, where there are several sets."""
 
     task: str
     head: Sequence[str]
@@ -55,18 +55,18 @@ class Content:
 
     Attributes:
       study: The study.
-      cells: Those of index.json.
-      provenance: That of study.json, with the commits of the cells.
-      verdicts: On each claim.
-      images: Which images the results are of, in words.
-      mixed: What to say of results of one variant and seed that are of several models;
-        empty where there are none.
-      curves: All of them, with differences.
-      curve_plots: A plot for each.
+      cells: The cells of index.json.
+      provenance: The provenance of study.json, with the commits of the cells.
+      verdicts: The verdict on each claim.
+      images: The images of the results, in words.
+      mixed: A sentence about variants and seeds whose results are of several models;
+        empty if there are none.
+      curves: All curves, with differences.
+      curve_plots: A plot for each curve.
       theory: The plots of each measure.
-      effects: The plot of all effects; none where there are no effects.
+      effects: The plot of all effects; empty if there are no effects.
       galleries: Attacked examples.
-      gallery_plots: A plot for each.
+      gallery_plots: A plot for each gallery.
     """
 
     study: Study
@@ -90,7 +90,7 @@ class Content:
 
     @property
     def shown(self) -> list[str]:
-        """The plots that verdicts rest on, and the differences of their curves."""
+        """Ids of the plots that verdicts rest on, and of their curves' differences."""
         claim_plots = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
         differences = [
             curve.id
@@ -124,7 +124,7 @@ class Content:
 
     @property
     def missing(self) -> list[str]:
-        """What is not there of a study that is not finished, with its seeds."""
+        """The kinds of cells that are not done yet, each with their seeds."""
         unfinished = [cell for cell in self.cells if cell["state"] != "done"]
         seeds = _groups(
             (_cell_name(cell, seed=False), cell["seed"]) for cell in unfinished
@@ -136,14 +136,15 @@ class Content:
 
     @property
     def warnings(self) -> dict[str, list[str]]:
-        """What checks of the attacks found, with the claims that it bears on."""
+        """The warnings from checks of attacks, with the claims that they concern."""
         return verdicts.warnings(self.verdicts)
 
     @property
     def clean_tables(self) -> list[Table]:
-        """Of each task and its images: each metric's mean and deviation over seeds.
+        """Each metric's mean and deviation over seeds: a table per task and images.
 
-        Without attacks against the model's own outputs: it agrees with itself.
+        Attacks against the model's own outputs are left out, because clean outputs
+        agree with themselves.
         """
         curves = _groups(
             (f"{c.task}, {c.images}" if c.images else c.task, c)
@@ -154,12 +155,12 @@ class Content:
         return [_clean_table(name, group, variants) for name, group in curves.items()]
 
     def values_of(self, plot: str) -> list[tuple[list[str], list[list[str]]]]:
-        """The table (head, rows) of a curve, over its radii; of another plot none."""
+        """The table (head, rows) of a curve by radius; empty for other plots."""
         return [_values(curve) for curve in self.curves if curve.id == plot]
 
     @property
     def origin(self) -> list[tuple[str, Any]]:
-        """Where the numbers are from, without what is of one machine only."""
+        """The origin of the numbers, without facts that concern one machine only."""
         facts, dash = self.provenance, text.NONE
         versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
         count = f"{len(self.done)} of {len(self.cells)} done"
@@ -175,7 +176,7 @@ class Content:
 
 
 def html(content: Content, svgs: Mapping[str, bytes]) -> str:
-    """The page; `drawn` has the SVG of each plot by its id."""
+    """The page in HTML; `svgs` has the SVG of each plot by its id."""
     page = _HTML.get_template("page.html")
     return page.render(content=content, drawn=svgs, headings=HEADINGS)
 
@@ -211,7 +212,7 @@ def _metric_head(curve: Curve) -> str:
 
 
 def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
-    """Of each seed, from the first curve that has it; without NaN."""
+    """The value of each seed from the first curve that has it, without NaN."""
     columns = [
         curve.values[variant][:, 0] for curve in curves if variant in curve.values
     ]
@@ -223,7 +224,7 @@ def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
 
 
 def _values(curve: Curve) -> tuple[list[str], list[list[str]]]:
-    """Mean and spread over seeds of each variant at each radius."""
+    """A table, (head, rows): mean and deviation of each variant at each radius."""
     head = ["variant", *("clean" if not e else f"eps {e:g}" for e in curve.eps)]
     rows = [
         [variant, *(_mean_and_sd(column[~np.isnan(column)]) for column in values.T)]
@@ -233,7 +234,7 @@ def _values(curve: Curve) -> tuple[list[str], list[list[str]]]:
 
 
 def _mean_and_sd(values: np.ndarray) -> str:
-    """Of `[seeds]` without NaN; a dash where there is none."""
+    """The mean and deviation of `[seeds]` without NaN; a dash if it is empty."""
     if not len(values):
         return text.NONE
     spread = f" ± {values.std(ddof=1):#.2g}" if len(values) > 1 else ""
@@ -244,7 +245,7 @@ def _mean_and_sd(values: np.ndarray) -> str:
 
 
 def _groups(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
-    """{name: all that stands beside it}."""
+    """{name: all values that are paired with it}."""
     groups: dict[_K, list[_V]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
@@ -257,7 +258,7 @@ def _cell_name(cell: Cell, seed: bool = True) -> str:
 
 
 def _total_time(cells: Sequence[Cell]) -> str:
-    """How long cells took together."""
+    """The time that cells took together, in words."""
     return text.seconds(sum(cell["seconds"] or 0 for cell in cells))
 
 
@@ -268,7 +269,7 @@ def _setting_text(value: Any) -> str:
 
 
 def _flat_pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, those of a table within as `NAME: INNER`."""
+    """Pairs of names and values; names within inner tables are `NAME: INNER`."""
     pairs = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -280,12 +281,12 @@ def _flat_pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-# Flags that change no number, and say something of one machine only.
+# Flags that change no number and concern one machine only.
 _PLACES = ("workdir", "export", "workers", "executor", "executor_options")
 
 
 def _command(command: str) -> str:
-    """The command with neither the folders of a machine nor what changes no number."""
+    """The command without a machine's folders and flags that change no number."""
     result, words = [], iter(shlex.split(command))
     for word in words:
         flag, equals, _ = word.partition("=")
@@ -300,7 +301,7 @@ def _command(command: str) -> str:
 
 
 def _plot_groups(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
-    """(whether they are shown at once, these plots), without empty groups."""
+    """Groups (whether its plots are shown at once, plots), without empty ones."""
     groups = _groups((plot.first, plot) for plot in plots)
     return sorted(groups.items(), reverse=True)
 
@@ -315,7 +316,7 @@ class _Picture(NamedTuple):
 
 
 def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
-    """uint8 `[H, W, 3]` as PNG, at most so many pixels wide."""
+    """uint8 `[H, W, 3]` as PNG, at most `widest` pixels wide."""
     image = Image.fromarray(array)
     if image.width > widest:
         image.thumbnail((widest, image.height))
@@ -325,7 +326,7 @@ def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
 
 
 def _data_url(content: bytes, kind: str) -> str:
-    """An address that holds its own content."""
+    """A data URL: an address that holds its own content."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -333,7 +334,7 @@ def _data_url(content: bytes, kind: str) -> str:
 
 
 def _markdown_text(value: Any) -> Markup:
-    """Words that are neither HTML nor a table's bars nor links in Markdown."""
+    """A value as Markdown, with HTML, table bars and links escaped."""
     if isinstance(value, Markup):
         return value
     words = text.markdown(str(value))
@@ -343,7 +344,7 @@ def _markdown_text(value: Any) -> Markup:
 
 
 def _markdown_paragraph(value: Any) -> Markup:
-    """Words that begin a line, which must be a paragraph."""
+    """A value as Markdown that begins a line and must be a paragraph."""
     return Markup(text.markdown_paragraph(str(value)))
 
 

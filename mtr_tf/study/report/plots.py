@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which plots a report has, each with its name, caption and text for the blind."""
+"""The plots of a report, each with its name, caption and alternative text."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Plot:
     Attributes:
       id: Its name, for files and links.
       title: A line above it.
-      caption: What is seen in it.
-      alt: The same for who does not see it.
+      caption: A description of what it shows.
+      alt: The alternative text, for readers who cannot see it.
       draw: Makes the figure.
-      first: Whether it is shown at once; else one click away.
+      first: Whether it is shown at once; if not, it is one click away.
       notes: Warnings that belong to it.
     """
 
@@ -54,7 +54,7 @@ class Plot:
 
 
 def curves(curve_list: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
-    """A plot per curve; at once are shown headline metrics of attacked tasks."""
+    """A plot per curve; headline metrics of attacked tasks are shown at once."""
     return [
         Plot(
             curve.id,
@@ -95,7 +95,7 @@ def _seeds(curve: Curve) -> str:
 
 
 def _curve_alt(curve: Curve) -> str:
-    """Each variant's ends in numbers."""
+    """The alternative text: the first and last value of each variant."""
     parts = []
     for variant, values in curve.values.items():
         line = series.mean(values)
@@ -112,7 +112,7 @@ def _curve_alt(curve: Curve) -> str:
 
 
 def norms(records: Sequence[Record]) -> list[Plot]:
-    """The norm of the mean gradient over the number of tasks."""
+    """Plots of the norm of the mean gradient over the number of tasks."""
     size_records = series.chosen(records, measure="tasks", quantity="norm_by_size")
     kinds = series.distinct(size_records, "spec", "variant", "norm", "normalisation")
     plots = []
@@ -155,7 +155,7 @@ def _seed_list(records: Sequence[Record]) -> str:
 
 
 def pixels(records: Sequence[Record]) -> list[Plot]:
-    """Gradient norms over the number of output pixels, and attacks on just these."""
+    """Plots of gradient norms and of attacks over the number of output pixels."""
     plots = []
     norm_records = series.chosen(records, quantity="gradient_norm")
     for kind in series.distinct(norm_records, "spec", "variant", "measure", "norm"):
@@ -212,7 +212,7 @@ def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
 
 
 def first_order(records: Sequence[Record]) -> list[Plot]:
-    """The rise of the loss under PGD, its first-order prediction, and their ratio."""
+    """Plots of the rise of the loss under PGD and its ratio to first-order theory."""
     plots = []
     rise_records = series.chosen(records, measure="first_order", quantity="rise")
     for spec, variant, norm in series.distinct(rise_records, "spec", "variant", "norm"):
@@ -247,7 +247,7 @@ def _least_ratios(records: Sequence[Record]) -> str:
 
 
 def cosines(records: Sequence[Record]) -> list[Plot]:
-    """Mean cosines of each two tasks' gradients."""
+    """Plots of the mean cosine of the gradients of each pair of tasks."""
     plots = []
     names = {"cosine": "mean cosine", "abs_cosine": "mean |cosine|"}
     for spec, variant in series.distinct(
