@@ -130,9 +130,9 @@ class Claim:
     @property
     def variants(self) -> tuple[str, ...]:
         """All variants that the claim is about, each once."""
-        named = [point.variant for term in self.terms for point in term.points]
-        named += self.measure.get("variants", ())
-        return tuple(dict.fromkeys(named))
+        names = [point.variant for term in self.terms for point in term.points]
+        names += self.measure.get("variants", ())
+        return tuple(dict.fromkeys(names))
 
 
 def read(study: Study) -> tuple[Claim, ...]:

@@ -209,7 +209,7 @@ def least_seeds(level: float, claims: int = 1) -> int:
     it is up to 2 / 2^n: if the signs of all seeds change, another claim whose mean is
     far below 0 gets one above 0, which may exceed that of this claim.
     """
-    flips = 2 if claims > 1 else 1  # As seen, and with all signs changed.
+    flips = 2 if claims > 1 else 1  # As observed, and with all signs changed.
     return max(2, math.ceil(math.log2(flips / level)))
 
 

@@ -42,7 +42,7 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
     If all cells are done, these need not exist any more.
     """
     check_starts(queue, workdir)
-    sources: dict[tuple, Source] = {}  # Opened once: users' own may read everything.
+    sources: dict[tuple, Source] = {}  # Opened once: a user's own may read all at once.
 
     def open_source(config: TrainConfig) -> Source:
         key = (*_data_key(config), *(getattr(config, name) for name in data.OPTIONS))

@@ -82,12 +82,12 @@ def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
         by_folder.setdefault(record["folder"], []).append(record)
     all_records = []
     for folder, records in by_folder.items():
-        first, path = records[0], results.workdir / folder
-        name = f"{results.study.name}: {first['variant']}"
+        first_record, path = records[0], results.workdir / folder
+        name = f"{results.study.name}: {first_record['variant']}"
         config = files.read_object(path.parent.parent / "config.json")
         settings = files.read_object(path / "settings.json")
-        args = (name, first["seed"], records, config, settings)
-        source = results.study.spec(first["spec"]).source
+        args = (name, first_record["seed"], records, config, settings)
+        source = results.study.spec(first_record["spec"]).source
         for record in leaderboard.of_results(*args):
             all_records.append(record | ({"transfer": source} if source else {}))
     return leaderboard.together(all_records)

@@ -131,8 +131,10 @@ def _curve(key, records, headlines, variants, seeds) -> Curve:
             index = seed, np.searchsorted(eps, radius)
             values[variant][index] = _number(record[value])
             ends[variant][:, *index] = record.get(interval) or (np.nan, np.nan)
-    first = records[0]
-    facts = {name: first.get(name) for name in ("unit", "better", "targets", *CHOICES)}
+    first_record = records[0]
+    facts = {
+        name: first_record.get(name) for name in ("unit", "better", "targets", *CHOICES)
+    }
     return Curve(
         spec,
         label,

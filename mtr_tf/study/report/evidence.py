@@ -57,7 +57,7 @@ def _measure_plot(claim: Claim, norm: str) -> str:
 
     `norm` is used if the claim names no norm.
     """
-    choice = {name: _first(value) for name, value in claim.measure.items()}
+    choice = {name: _first_value(value) for name, value in claim.measure.items()}
     quantity, kind = choice["quantity"], choice["measure"]
     norm = choice.get("norm", norm)
     if kind == "tasks" and "cosine" in quantity:
@@ -73,7 +73,7 @@ def _measure_plot(claim: Claim, norm: str) -> str:
     return plots.measure_id(choice["attack"], choice["variants"], *parts)
 
 
-def _first(value: Any) -> Any:
+def _first_value(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else value
 
 

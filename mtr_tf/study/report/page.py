@@ -253,8 +253,8 @@ def _groups(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
 
 
 def _cell_name(cell: Cell, seed: bool = True) -> str:
-    what = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
-    return f"{what} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
+    action = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
+    return f"{action} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
 
 
 def _total_time(cells: Sequence[Cell]) -> str:

@@ -218,10 +218,10 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
     for spec, variant, norm in series.distinct(rise_records, "spec", "variant", "norm"):
         members = series.chosen(rise_records, spec=spec, variant=variant, norm=norm)
         for ratio in (False, True):
-            what = "rise of the loss / its first-order prediction"
+            quantity = "rise of the loss / its first-order prediction"
             if not ratio:
-                what = "rise of the loss; dashes: first-order prediction"
-            title = f"{variant}: {what}"
+                quantity = "rise of the loss; dashes: first-order prediction"
+            title = f"{variant}: {quantity}"
             name = ("first_order", norm, *(("ratio",) if ratio else ()))
             plots.append(
                 Plot(
