@@ -12,24 +12,26 @@
     better = ["s+d", "s+A"]         # one of: better and than, terms, measure
     than = ["s"]                    # or { matched = ["s", "s early"] }
 
-A positive effect supports the claim. Higher is better for every metric: a metric where
-lower is better is negated. `relative` uses minus the relative vulnerability, (attacked
-- clean) / clean, instead.
+A positive effect supports the claim. Metrics where lower is better are negated, so that
+higher is always better. With `relative`, minus the relative vulnerability, (attacked -
+clean) / clean, takes the place of the metric.
 
-- `better` and `than`: the mean over better's models and radii, less that over than's.
-  Of `matched` models, each seed and each of better's takes the one whose clean value
-  is nearest, the control for clean accuracy.
-- `terms`: a sum of `weight` times such means, each term with `variant` (one or several)
-  and whatever differs from the claim's own fields.
-- `measure`: `sign` times (`quantity` of measures.json less `reference`), metrics where
-  lower is better negated, too; its other keys choose records, lists of values are
-  averaged over, of which each must be there, and metrics of one direction. `field` is
-  read (value), divided by the field `ratio_to` if that is named; `minus` is a table of
-  keys, and of `variants`, for what is taken off. With `within`, the number is claimed
-  to be that near to `reference`, and there is no `margin`.
-- `margin`: an effect below is too small to matter; of `relative` claims a share.
-- `main`: the report leads with it; else with the first claim that algebra does not
-  decide.
+- `better` and `than`: the mean over the models of `better` and radii, minus the mean
+  over those of `than`. With `matched`, each model of `better` is compared, per seed,
+  with the one of the matched models whose clean value is nearest to its own: the
+  control for clean accuracy.
+- `terms`: a sum of such means, each times its `weight`. Each term has `variant` (one or
+  several) and the fields in which it differs from the claim.
+- `measure`: `sign` times (`quantity` of measures.json minus `reference`); metrics where
+  lower is better are negated here, too. Its other keys choose records. A list of
+  values is averaged over; each value must be there, and metrics must agree in their
+  direction. `field` names the field to read (value), which is divided by the field
+  `ratio_to` if that is given. `minus` is a table of keys, and of `variants`, that
+  choose what is subtracted. With `within`, the claim is that the number is that near
+  to `reference`, and there is no `margin`.
+- `margin`: the smallest effect that matters; for `relative` claims, as a share.
+- `main`: whether the report leads with this claim; without one, it leads with the first
+  claim that algebra does not decide.
 """
 
 from __future__ import annotations
@@ -52,14 +54,14 @@ _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
 _KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
-# Of a measure: what is done with the records, and what chooses them.
-_USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
+# Keys of a measure beside those that choose its records: how the records are used.
+_USE_KEYS = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
 _WAYS = ("better", "terms", "measure")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A number of each seed's model: a metric under an attack, or clean at eps 0."""
+    """One number per seed: a metric of a model under an attack; at eps 0, clean."""
 
     variant: str
     attack: str
@@ -86,17 +88,18 @@ class Claim:
       id: Its name.
       source: Who claims it.
       statement: What is claimed.
-      attack: Name of the attack that is named first.
-      task: The task that is named first.
-      metric: The metric that is named first.
-      attacked: The group of tasks that is.
+      attack: Name of the first attack of the claim.
+      task: The first task.
+      metric: The first metric.
+      attacked: The first group of attacked tasks.
       better: Variants that are claimed to be more robust.
       than: Variants that they are compared with.
-      matched: Or variants of which the nearest in clean value is taken.
-      terms: What is added up, unless it is a measure; those of `matched` are in pairs
-        (one of better's, all candidates).
-      measure: The measure; empty: none.
-      relative: Compare relative vulnerabilities.
+      matched: Instead of `than`, the variants from which the one of the nearest clean
+        value is taken.
+      terms: What is added up; empty for a measure. With `matched`, terms come in pairs:
+        one model of `better`, then all candidates.
+      measure: The measure; empty if there is none.
+      relative: Whether relative vulnerabilities are compared.
       margin: The smallest effect that matters, at least 0.
       algebra: Whether algebra alone decides it, so that its number is the finding.
       main: Whether the report leads with it.
@@ -121,15 +124,15 @@ class Claim:
 
     @property
     def within(self) -> float | None:
-        """How near to its reference a measure is claimed to be; None: no such claim."""
+        """How near a measure is claimed to be to its reference; None if it is not."""
         return self.measure.get("within")
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """All that it is about, each once."""
-        named = [point.variant for term in self.terms for point in term.points]
-        named += self.measure.get("variants", ())
-        return tuple(dict.fromkeys(named))
+        """All variants that the claim is about, each once."""
+        names = [point.variant for term in self.terms for point in term.points]
+        names += self.measure.get("variants", ())
+        return tuple(dict.fromkeys(names))
 
 
 def read(study: Study) -> tuple[Claim, ...]:
@@ -138,23 +141,23 @@ def read(study: Study) -> tuple[Claim, ...]:
     Raises:
       InputError: A claim has a mistake; the message names claim and key.
     """
-    found = []
+    claims = []
     for number, content in enumerate(study.claims, start=1):
         name = content.get("id", f"number {number}")
         table = Table(f"{study.name}.toml, claim {name!r}", content)
-        found.append(_claim(table, study))
-        if found[-1].id in [other.id for other in found[:-1]]:
+        claims.append(_claim(table, study))
+        if claims[-1].id in [claim.id for claim in claims[:-1]]:
             table.fail(
                 "each claim must have its own id, but another claim has this one too."
             )
-        if found[-1].main and any(other.main for other in found[:-1]):
+        if claims[-1].main and any(claim.main for claim in claims[:-1]):
             table.fail("only one claim must be main, but another one is, too.")
-    return tuple(found)
+    return tuple(claims)
 
 
 def _claim(table: Table, study: Study) -> Claim:
     table.check_keys(_KEYS)
-    said = {key: table.value(key, str) for key in ("id", "source", "statement")}
+    texts = {key: table.value(key, str) for key in ("id", "source", "statement")}
     ways = [key for key in _WAYS if key in table.content]
     if len(ways) != 1:
         table.fail(
@@ -166,7 +169,7 @@ def _claim(table: Table, study: Study) -> Claim:
     margin = table.value("margin", float, 0.0)
     if margin < 0:
         table.fail(f"margin must be 0 or more; got {margin}.")
-    fields = said | {"relative": table.value("relative", bool, False)}
+    fields = texts | {"relative": table.value("relative", bool, False)}
     if fields["relative"] and margin >= 1:
         table.fail(
             "margin must be below 1 where relative is true, as a share of the clean "
@@ -177,28 +180,28 @@ def _claim(table: Table, study: Study) -> Claim:
     if ways == ["measure"]:
         if fields["relative"]:
             table.fail("relative must not be given with measure; see ratio_to.")
-        inner = Table(f"{table.where}, measure", table.value("measure", dict))
-        measure = _measure(inner, study)
+        subtable = Table(f"{table.where}, measure", table.value("measure", dict))
+        measure = _measure(subtable, study)
         if measure["within"] is not None and "margin" in table.content:
             table.fail(
                 "margin must not be given with within, which itself says how near is "
                 "near enough."
             )
         return Claim(**fields, attack=measure["attack"], measure=measure)
-    made = _compared(table, study) if ways == ["better"] else _listed(table, study)
-    first = made["terms"][0].points[0]
+    sides = _comparison(table, study) if ways == ["better"] else _term_sum(table, study)
+    point = sides["terms"][0].points[0]
     names = ("attack", "task", "metric", "attacked")
-    return Claim(**fields, **made, **{name: getattr(first, name) for name in names})
+    return Claim(**fields, **sides, **{name: getattr(point, name) for name in names})
 
 
-def _compared(table: Table, study: Study) -> dict[str, Any]:
+def _comparison(table: Table, study: Study) -> dict[str, Any]:
     """The fields of a claim with better and than."""
     better = table.values("better", str)
     candidates: tuple[str, ...] = ()
     if isinstance(table.content.get("than"), dict):
-        inner = Table(f"{table.where}, than", table.content["than"])
-        inner.check_keys(("matched",))
-        candidates = than = inner.values("matched", str)
+        subtable = Table(f"{table.where}, than", table.content["than"])
+        subtable.check_keys(("matched",))
+        candidates = than = subtable.values("matched", str)
     else:
         than = table.values("than", str)
     if not better or not than:
@@ -211,7 +214,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
     if candidates:
         share = 1 / len(better)
         pairs = [(term(share, v), term(-share, *candidates)) for v in better]
-        terms = tuple(one for pair in pairs for one in pair)
+        terms = tuple(side for pair in pairs for side in pair)
         _check_matched(table, study, better[0])
         return {"better": better, "matched": candidates, "terms": terms}
     terms = (term(1.0, *better), term(-1.0, *than))
@@ -219,7 +222,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
 
 
 def _check_matched(table: Table, study: Study, variant: str) -> None:
-    """Refuses models matched by values of which all are alike."""
+    """Refuses to match models by clean values that are the same for all models."""
     attack = table.value("attack", str)
     fields = study.attack_fields(attack, variant, study.seeds[0])
     if fields.get("targets") == OWN_TARGETS:
@@ -231,33 +234,33 @@ def _check_matched(table: Table, study: Study, variant: str) -> None:
         )
 
 
-def _listed(table: Table, study: Study) -> dict[str, Any]:
+def _term_sum(table: Table, study: Study) -> dict[str, Any]:
     """The fields of a claim with terms, which inherit the claim's own."""
-    own = {key: table.content[key] for key in _POINT if key in table.content}
+    claim_fields = {key: table.content[key] for key in _POINT if key in table.content}
     terms = []
     for number, content in enumerate(table.values("terms", dict), start=1):
-        inner = Table(f"{table.where}, term {number}", {**own, **content})
-        inner.check_keys(_TERM)
-        variants = _several(inner, "variant", str)
+        subtable = Table(f"{table.where}, term {number}", {**claim_fields, **content})
+        subtable.check_keys(_TERM)
+        variants = _values(subtable, "variant", str)
         if not variants:
-            inner.fail("variant must name one or more.")
-        points = [p for v in variants for p in _points(inner, study, v)]
-        terms.append(Term(float(inner.value("weight", float)), tuple(points)))
+            subtable.fail("variant must name one or more.")
+        points = [p for v in variants for p in _points(subtable, study, v)]
+        terms.append(Term(float(subtable.value("weight", float)), tuple(points)))
     if not terms:
         table.fail("terms must hold one or more tables.")
     return {"terms": tuple(terms)}
 
 
-def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
-    """One value or a list of them."""
+def _values(table: Table, key: str, kind: type) -> tuple[Any, ...]:
+    """The values of a key that holds one value or a list of them."""
     if isinstance(table.content.get(key), list):
         return table.values(key, kind)
     return (table.value(key, kind),)
 
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
-    """A point per radius, of one variant."""
-    table.one_of("variant", variant, [each.name for each in study.variants])
+    """The points of one variant, one per radius."""
+    table.one_of("variant", variant, [v.name for v in study.variants])
     spec = _spec(table, study)
     attack = spec.name
     table.one_of(f"variant of attack {attack!r}", variant, spec.variants)
@@ -265,29 +268,31 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     with table.explained():
         task = study.names([table.value("task", str)])[0]
         attacked = study.names(table.values("attacked", str, [task]))
-    for one in (task, *attacked):
-        table.one_of(f"task of variant {variant!r}", one, config.tasks)
+    for name in (task, *attacked):
+        table.one_of(f"task of variant {variant!r}", name, config.tasks)
     metric = table.value("metric", str)
-    if not study.has_own_data:  # Else the results say which there are.
+    if not study.has_own_data:  # Else only results tell.
         metrics = metrics_of(study, attack, variant, task)
-        table.one_of(f"metric of {task}", metric, [each.name for each in metrics])
-    radii = [float(eps) for eps in _several(table, "eps", float)]
+        table.one_of(f"metric of {task}", metric, [m.name for m in metrics])
+    radii = [float(eps) for eps in _values(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")
-    choice = {k: table.value(k, of) for k, of in CHOICES.items() if k in table.content}
+    choice = {
+        k: table.value(k, kind) for k, kind in CHOICES.items() if k in table.content
+    }
     for eps in radii:
-        wanted = {"eps": eps, "attacked": list(attacked)} if eps else {}
-        wanted |= {"task": task, **choice}
-        check_attack(table, study, attack, variant, wanted)
-    chosen = tuple(choice.items())
+        fields = {"eps": eps, "attacked": list(attacked)} if eps else {}
+        fields |= {"task": task, **choice}
+        check_attack(table, study, attack, variant, fields)
+    choices = tuple(choice.items())
     return [
-        Point(variant, attack, eps, task, metric, attacked, chosen) for eps in radii
+        Point(variant, attack, eps, task, metric, attacked, choices) for eps in radii
     ]
 
 
 def _measure(table: Table, study: Study) -> dict[str, Any]:
-    """The measure of a claim, with all that it leaves out filled in."""
-    table.check_keys((*_USED, *MEASURE, "minus"))
+    """The measure of a claim, with defaults for keys that are left out."""
+    table.check_keys((*_USE_KEYS, *MEASURE, "minus"))
     spec = _spec(table, study)
     variants = _variants(table, spec)
     table.value("measure", str)
@@ -303,14 +308,14 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     if not sign:
         table.fail("sign must not be 0, which makes every effect 0; give 1 or -1.")
     measure: dict[str, Any] = {
-        **_choosing(table, study),
+        **_checked_content(table, study),
         "variants": variants,
         "sign": sign,
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),
         "ratio_to": table.value("ratio_to", str, ""),
-        "minus": _choosing(minus, study),
+        "minus": _checked_content(minus, study),
     }
     check_measure(table, study, measure)
     if measure["minus"]:
@@ -320,12 +325,12 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
 
 def _spec(table: Table, study: Study) -> AttackSpec:
     """The attack that a table names."""
-    known = [each.name for each in study.attacks]
-    return study.spec(table.one_of("attack", table.value("attack", str), known))
+    names = [attack.name for attack in study.attacks]
+    return study.spec(table.one_of("attack", table.value("attack", str), names))
 
 
 def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
-    """The variants of a measure, which its attack is run on."""
+    """The variants of a measure; its attack must be run on all of them."""
     variants = table.values("variants", str)
     for variant in variants:
         table.one_of(f"variant of {spec.name!r}", variant, spec.variants)
@@ -334,13 +339,13 @@ def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
     return variants
 
 
-def _choosing(table: Table, study: Study) -> dict[str, Any]:
-    """What a table holds, with what chooses records checked; tasks by their names."""
+def _checked_content(table: Table, study: Study) -> dict[str, Any]:
+    """What a table holds, with the keys of `MEASURE` checked and tasks' own names."""
     for key, kind in MEASURE.items():
-        if key in table.content and not _several(table, key, kind):
+        if key in table.content and not _values(table, key, kind):
             table.fail(f"{key} must hold one or more.")
     if "tasks" not in table.content:
         return dict(table.content)
     with table.explained():
-        named = study.names(table.values("tasks", str))
-    return {**table.content, "tasks": list(named)}
+        tasks = study.names(table.values("tasks", str))
+    return {**table.content, "tasks": list(tasks)}

@@ -46,16 +46,17 @@ RULES = (
 class Power:
     """What the seeds of a claim can show, judged by their spread; see `statistics`.
 
-    Student's t test gives each claim an equal share of the level, which max-T at least
-    gives it. That other images would give other values is left out.
+    Computed for Student's t-test with an equal share of the level for each claim; max-T
+    gives each claim at least that. Variation over images is left out.
 
     Attributes:
       deviation: Standard deviation of the effect over seeds.
       least: Fewer seeds than this may miss any effect, however large.
-      detectable: The least mean effect that these seeds find, nine times in ten, to be
-        above the claim's margin; None where they are too few.
-      seeds_needed: How many tell, nine times in ten, an effect of 0 from one of the
-        claim's margin; None where it has no margin, or more than 1000 are needed.
+      detectable: The smallest mean effect that these seeds find to be above the claim's
+        margin nine times in ten; None if they are too few.
+      seeds_needed: The number of seeds that tell an effect of 0 from one of the claim's
+        margin nine times in ten; None if there is no margin, or if more than 1000 are
+        needed.
     """
 
     deviation: float
@@ -68,22 +69,22 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
     """The power of a directional claim; None with fewer than two seeds.
 
     Args:
-      by_seed: Its effects, NaN where there is none.
-      margin: The claim's; 0 for none.
-      claims: How many directional claims the study has.
+      by_seed: The claim's effects, `[seeds]`, NaN where there is none.
+      margin: The claim's margin; 0 for none.
+      claims: Number of directional claims in the study.
     """
-    known = by_seed[~np.isnan(by_seed)]
-    if len(known) < 2:
+    values = by_seed[~np.isnan(by_seed)]
+    if len(values) < 2:
         return None
-    deviation = float(known.std(ddof=1))
+    deviation = float(values.std(ddof=1))
     level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
-    least = statistics.least_seeds(ALPHA, claims)
-    needed = found = None
+    least_seeds = statistics.least_seeds(ALPHA, claims)
+    seeds_needed = detectable = None
     if margin:
-        needed = statistics.seeds_needed(deviation, margin, level, least)
-    if len(known) >= least:
-        found = margin + statistics.detectable(deviation, len(known), level)
-    return Power(deviation, least, found, needed)
+        seeds_needed = statistics.seeds_needed(deviation, margin, level, least_seeds)
+    if len(values) >= least_seeds:
+        detectable = margin + statistics.detectable(deviation, len(values), level)
+    return Power(deviation, least_seeds, detectable, seeds_needed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,22 +94,22 @@ class Verdict:
     Attributes:
       claim: The claim.
       verdict: "holds", "does not hold" or "undecided".
-      effect: Mean over seeds, positive as claimed; None where no seed has it. Of a
-        claim of nearness: the difference from the reference.
-      interval: Its 95 % bootstrap interval; None where there is none.
+      effect: Mean over seeds, positive as claimed; None if no seed has it. For a claim
+        of nearness, the difference from the reference.
+      interval: Its 95 % bootstrap interval; None if there is none.
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
-      n: How many seeds have the effect.
-      p: One-sided, of the sign-flip test, that the effect is above 0, or above the
-        margin; NaN of a claim of nearness, which has none.
-      p_corrected: The same over all directional claims of the study.
-      p_opposite: That it is below 0, or below the margin, corrected likewise.
+      n: Number of seeds that have the effect.
+      p: p of the one-sided sign-flip test that the effect is above 0, or above the
+        margin; NaN for a claim of nearness, which is not tested.
+      p_corrected: The same, corrected for all directional claims of the study.
+      p_opposite: The corrected p that the effect is below 0, or below the margin.
       by_seed: Effects, `[seeds]`, NaN where there is none.
       clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
-      power: What its seeds can show; None of a claim of nearness, or of too few seeds.
+      power: What its seeds can show; None for a claim of nearness or too few seeds.
       gaps: By how much clean values of `matched` models differ; see `Effect`.
-      negated: Of a measure: whether lower values of its metric are better.
-      note: Why the interval is not over images though there are rows; else empty.
+      negated: For a measure, whether lower values of its metric are better.
+      note: Why the interval is not over images although there are rows; else empty.
     """
 
     claim: Claim
@@ -137,20 +138,20 @@ def check(study: Study) -> None:
 def evaluate(results: Results) -> list[Verdict]:
     """The verdict on each claim, in the order of the study's file."""
     claims = claim_file.read(results.study)
-    found = [effects.of(claim, results) for claim in claims]
-    directed = [i for i, claim in enumerate(claims) if claim.within is None]
-    above = [found[i].by_seed - claims[i].margin for i in directed]
-    ours, theirs = tests(above), tests([-each for each in above])
-    tested = {i: (ours[:, j], theirs[1, j]) for j, i in enumerate(directed)}
+    claim_effects = [effects.of(claim, results) for claim in claims]
+    directional = [i for i, claim in enumerate(claims) if claim.within is None]
+    excess = [claim_effects[i].by_seed - claims[i].margin for i in directional]
+    above, below = tests(excess), tests([-x for x in excess])
+    p_values = {i: (above[:, j], below[1, j]) for j, i in enumerate(directional)}
     verdicts = []
-    for i, (claim, effect) in enumerate(zip(claims, found, strict=True)):
-        (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
-        numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
+    for i, (claim, effect) in enumerate(zip(claims, claim_effects, strict=True)):
+        (p, p_corrected), p_opposite = p_values.get(i, ((np.nan, np.nan), np.nan))
+        numbers = (effect.mean, effect.interval, effect.n, p_corrected, p_opposite)
         word, reason = judge(claim, *numbers)
-        doubt = _unlike(claim, effect) or _mixed(claim, results)
+        doubt = _gap_reason(claim, effect) or _mixture_reason(claim, results)
         if word != OPEN and doubt:
             word, reason = OPEN, doubt
-        spread = (effect.by_seed, claim.margin, len(directed))
+        power_inputs = (effect.by_seed, claim.margin, len(directional))
         verdicts.append(
             Verdict(
                 claim=claim,
@@ -160,12 +161,12 @@ def evaluate(results: Results) -> list[Verdict]:
                 over=effect.over,
                 n=effect.n,
                 p=float(p),
-                p_corrected=float(corrected),
-                p_opposite=float(opposite),
+                p_corrected=float(p_corrected),
+                p_opposite=float(p_opposite),
                 by_seed=effect.by_seed,
                 clean=effect.clean,
                 reason=reason,
-                power=power(*spread) if i in tested else None,
+                power=power(*power_inputs) if i in p_values else None,
                 gaps=effect.gaps,
                 negated=effect.negated,
                 note=effect.note,
@@ -177,26 +178,26 @@ def evaluate(results: Results) -> list[Verdict]:
 
 
 def tests(effects: Sequence[np.ndarray]) -> np.ndarray:
-    """`statistics.max_t`, corrected for effects of seeds enough to decide anything."""
+    """`statistics.max_t` over the effects of enough seeds to decide anything."""
     return statistics.max_t(effects, statistics.least_seeds(ALPHA))
 
 
-def _unlike(claim: Claim, effect: effects.Effect) -> str:
+def _gap_reason(claim: Claim, effect: effects.Effect) -> str:
     """Why `matched` models are no control for clean accuracy; empty if they are."""
     if effect.gaps is None or effect.mean is None:
         return ""
     gap = float(np.nanmean(effect.gaps))
-    most = claim.margin or abs(effect.mean)
-    if gap <= most:
+    limit = claim.margin or abs(effect.mean)
+    if gap <= limit:
         return ""
     return (
         "No model has the same clean accuracy: that of the nearest differs by "
-        f"{gap:.3g} on average, more than {most:.3g}."
+        f"{gap:.3g} on average, more than {limit:.3g}."
     )
 
 
-def _mixed(claim: Claim, results: Results) -> str:
-    """Why numbers of one variant and seed are not of one model; empty if they are."""
+def _mixture_reason(claim: Claim, results: Results) -> str:
+    """Why numbers of a variant and seed are not of one model; empty if they are."""
     attacks_on: dict[str, set[str]] = {}
     for point in (point for term in claim.terms for point in term.points):
         source = results.study.spec(point.attack).source
@@ -221,12 +222,12 @@ def judge(
     """Returns the verdict and its reason; see `RULES`.
 
     Args:
-      claim: Whose `within` and `margin` count.
+      claim: The claim, for its `within` and `margin`.
       effect: Mean over seeds.
-      interval: Of it.
-      n: Seeds that have it.
-      p: Corrected, that the effect is above 0, or above the margin.
-      opposite: The same that it is below.
+      interval: The interval of the effect.
+      n: Number of seeds that have the effect.
+      p: Corrected p that the effect is above 0, or above the margin.
+      opposite: Corrected p that it is below.
     """
     if effect is None or interval is None:
         return OPEN, "No seed has all the numbers that this claim needs."
@@ -237,28 +238,31 @@ def judge(
         return _nearness(claim.within, claim.measure["reference"], low, high)
     margin = claim.margin
     if low > margin and p <= ALPHA:
-        said = f"above {_said(claim, margin)}" if margin else "positive"
-        whole = f"{said.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
-        return HOLDS, f"{whole} interval is {said}."
+        side = f"above {_value_text(claim, margin)}" if margin else "positive"
+        start = f"{side.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
+        return HOLDS, f"{start} interval is {side}."
     if high < margin and opposite <= ALPHA:
-        said = f"Below {_said(claim, margin)}" if margin else "Negative"
-        tested = f"{said} over {n} seeds (p {opposite:.2g})"
+        side = f"Below {_value_text(claim, margin)}" if margin else "Negative"
+        finding = f"{side} over {n} seeds (p {opposite:.2g})"
         if not margin:
-            return FAILS, f"{tested}."
+            return FAILS, f"{finding}."
         if high >= 0:
-            return FAILS, f"{tested}: too small to matter."
-        below = _said(claim, -margin if high < -margin else 0.0)
-        return FAILS, f"{tested}; the whole interval is below {below}."
-    return OPEN, _open(claim, low, high, n, p if effect > margin else opposite)
+            return FAILS, f"{finding}: too small to matter."
+        bound = _value_text(claim, -margin if high < -margin else 0.0)
+        return FAILS, f"{finding}; the whole interval is below {bound}."
+    return OPEN, _open_reason(claim, low, high, n, p if effect > margin else opposite)
 
 
-def _said(claim: Claim, value: float) -> str:
-    """A number of a claim as tables show it."""
+def _value_text(claim: Claim, value: float) -> str:
+    """A value of a claim as tables show it."""
     return f"{100 * value:g} points" if claim.relative else f"{value:g}"
 
 
 def _nearness(within: float, value: float, low: float, high: float) -> tuple[str, str]:
-    """The verdict on a claim to be `within` so much of a value."""
+    """The verdict and reason for a claim to be no further than `within` from `value`.
+
+    `low` and `high` are the ends of the interval of the difference.
+    """
     if max(abs(low), abs(high)) <= within:
         return HOLDS, f"The whole interval is within {within:g} of {value:g}."
     if low > within or high < -within:
@@ -266,17 +270,17 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
     return OPEN, f"Only part of the interval is within {within:g} of {value:g}."
 
 
-def _open(claim: Claim, low: float, high: float, n: int, p: float) -> str:
-    """What a claim that is neither lacks; `p` is of the side that the effect is on."""
-    margin, said = claim.margin, _said(claim, claim.margin)
+def _open_reason(claim: Claim, low: float, high: float, n: int, p: float) -> str:
+    """Why a claim is undecided; `p` is that of the side that the effect is on."""
+    margin, margin_text = claim.margin, _value_text(claim, claim.margin)
     if low <= margin <= high:
-        what = ", the smallest effect that matters" if margin else ""
-        return f"The interval includes {said}{what} (n = {n}, p {p:.2g})."
+        meaning = ", the smallest effect that matters" if margin else ""
+        return f"The interval includes {margin_text}{meaning} (n = {n}, p {p:.2g})."
     side = "above" if low > margin else "below"
-    whole = f"The whole interval is {side} {said}, but"
+    start = f"The whole interval is {side} {margin_text}, but"
     if 2.0**-n > ALPHA:
         return (
-            f"{whole} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
+            f"{start} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
             "best): 5 are needed, or 6 among several directional claims."
         )
-    return f"{whole} p is {p:.2g} after correction for all claims."
+    return f"{start} p is {p:.2g} after correction for all claims."

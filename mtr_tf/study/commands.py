@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a study: one public command each, with a folder named by its content.
+"""The cells of a study: one public command each, in a folder named by its content.
 
     runs/SLUG-seedK-HASH8/                         a run of mtr_tf.train
     runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
 
 HASH8 covers all settings that change results and differ from their defaults, the
-package's version, and the hashes of the runs that it needs. So cells with different
-settings never mix, and a study can be moved: where these runs are is not in it. A new
+package's version, and the hashes of the runs that the cell needs, but not where these
+runs are. So cells with different settings never mix, and a study can be moved. A new
 setting at its default does not change the hash; a changed default does.
 """
 
@@ -45,14 +45,14 @@ class Cell:
 
     Attributes:
       kind: train or attack.
-      variant: Its name.
-      seed: Its seed.
+      variant: Name of the variant.
+      seed: The seed.
       attack: The attack's name in the study; None for training.
       folder: Where its results are, relative to the study's folder.
-      needs: Folders of the cells that must be done before.
+      needs: Folders of the cells that must be done first.
       command: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
-      hash: Of all that its results depend on.
-      files: What it leaves.
+      hash: A hash of all that its results depend on.
+      files: Names of the files that it leaves.
       config: Its settings.
     """
 
@@ -80,61 +80,61 @@ class Cell:
 
     @property
     def begins_with(self) -> str:
-        """The folder of the training whose model this one begins with; else empty."""
+        """The folder of the run whose model this training begins with; else empty."""
         return self.needs[0] if self.kind == "train" and self.needs else ""
 
     @property
     def log(self) -> str:
-        """The file of what its command says, relative to the study's folder."""
+        """The file of its command's output, relative to the study's folder."""
         return f"logs/{'-'.join(pathlib.PurePath(self.folder).parts[1::2])}.log"
 
 
 def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
-    """All cells, seed by seed; of each seed, training first. Each is after its needs.
+    """All cells, seed by seed, each after its needs; training comes before attacks.
 
     Args:
-      study: What is to be done.
+      study: The study.
       workdir: The study's folder, for the commands.
     """
     cells = []
     for seed in study.seeds:
-        trained = {}
+        runs = {}
         for variant in study.in_training_order:
-            first = trained.get(variant.init_from)
-            cell = _train_cell(study, variant.name, seed, first, workdir)
-            trained[variant.name] = cell
-        cells += trained.values()
+            init_run = runs.get(variant.init_from)
+            cell = _train_cell(study, variant.name, seed, init_run, workdir)
+            runs[variant.name] = cell
+        cells += runs.values()
         for variant in study.variants:
             for spec in study.attacks:
                 if variant.name in spec.variants:
-                    source = trained.get(spec.source)
-                    run = trained[variant.name]
+                    source = runs.get(spec.source)
+                    run = runs[variant.name]
                     cells.append(_attack_cell(study, spec, run, source, workdir))
     return cells
 
 
 def has_files(cell: Cell, workdir: pathlib.Path) -> bool:
-    """Whether all is there that its command leaves."""
+    """Whether all files that its command leaves are there."""
     return all((workdir / cell.folder / name).exists() for name in cell.files)
 
 
 def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
-    """Whether its command ended well, once, with the settings it has now.
+    """Whether its command has ended well, with the settings that it has now.
 
-    A training run has its model then; an attack the marker that the runner writes last.
-    What is said there in another form than it was written counts for nothing.
+    Training is done if its model is there; an attack, if the marker is, which the
+    runner writes last. Files that cannot be read count as missing.
     """
     try:
-        return has_files(cell, workdir) and _is_done(cell, workdir / cell.folder)
+        return has_files(cell, workdir) and _is_current(cell, workdir / cell.folder)
     except files.DAMAGED as error:
         files.say_damaged(workdir / cell.folder, error)
         return False
 
 
-def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
-    """The same of files that are there."""
+def _is_current(cell: Cell, folder: pathlib.Path) -> bool:
+    """As `is_done`, where all files are there."""
     if cell.kind == "train":
-        old = files.read_object(folder / "config.json").get("train", {})
+        old_settings = files.read_object(folder / "config.json").get("train", {})
     else:
         marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
@@ -142,24 +142,28 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
         if marker.get("checksums") != _checksums(cell, folder):
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
-        old = marker.get("settings", {})
-    if not isinstance(old, Mapping):  # Damaged.
+        old_settings = marker.get("settings", {})
+    if not isinstance(old_settings, Mapping):  # Damaged.
         return False
     config = cell.config
     if isinstance(config, TrainConfig):  # A run keeps each task by its one name.
         config = directory.canonical(config)
-    now = _settings(config)
+    new_settings = _settings(config)
     if cell.begins_with:
-        del now["init"]  # The hash says which run it is, wherever that is now.
-    return all(old[name] == now[name] for name in now if name in old)
+        del new_settings["init"]  # The hash says which run it is; that may have moved.
+    return all(
+        old_settings[name] == new_settings[name]
+        for name in new_settings
+        if name in old_settings
+    )
 
 
 def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
     """Lets a training that begins with another run's model go on, or begin anew.
 
-    If the study was moved, config.json has that run's path of before; training compares
-    the weights themselves. Where no step is kept, config.json goes: the other run may
-    have been trained again, with other bits.
+    If the study was moved, config.json has the old path of that run, which is replaced;
+    training compares the weights themselves. If no step is kept, config.json is
+    deleted, because the other run may have been trained again, with other bits.
     """
     folder = workdir / cell.folder
     path = folder / "config.json"
@@ -177,25 +181,25 @@ def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
 def write_marker(
     cell: Cell,
     workdir: pathlib.Path,
-    ended: Ended,
+    outcome: Ended,
     whole: bool,
 ) -> None:
-    """Says that a cell's command has ended well.
+    """Writes the file that says that a cell's command has ended well.
 
     Args:
-      cell: Which.
+      cell: The cell.
       workdir: The study's folder.
-      ended: How its command ended.
-      whole: Whether it did everything; not, where it went on with what was there.
+      outcome: How its command ended.
+      whole: Whether the command did all the work; False if it continued earlier work.
     """
     marker = {
         "hash": cell.hash,
         "settings": _settings(cell.config),
         "command": cell.shown,
-        "seconds": round(ended.seconds, 1),
+        "seconds": round(outcome.seconds, 1),
         "whole": whole,
-        "environment": dict(ended.environment),
-        "host": ended.host,
+        "environment": dict(outcome.environment),
+        "host": outcome.host,
         "checksums": _checksums(cell, workdir / cell.folder),
     }
     store.write_file(workdir / cell.folder / MARKER, marker)
@@ -207,13 +211,13 @@ def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
 
 
 def _train_cell(
-    study: Study, variant: str, seed: int, first: Cell | None, workdir: pathlib.Path
+    study: Study, variant: str, seed: int, init_run: Cell | None, workdir: pathlib.Path
 ) -> Cell:
     config = study.train_config(variant, seed)
     content: dict[str, Any] = {"train": _content(config)}
-    if first:
-        content["init_from"] = first.hash
-        config = dataclasses.replace(config, init=str(workdir / first.folder))
+    if init_run:
+        content["init_from"] = init_run.hash
+        config = dataclasses.replace(config, init=str(workdir / init_run.folder))
     digest = _hash(content)
     folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
     flags = [*config.flags(), f"--workdir={workdir / folder}"]
@@ -223,7 +227,7 @@ def _train_cell(
         seed=seed,
         attack=None,
         folder=folder,
-        needs=(first.folder,) if first else (),
+        needs=(init_run.folder,) if init_run else (),
         command=("mtr_tf.train", *flags),
         hash=digest,
         files=("model.keras",),
@@ -239,10 +243,10 @@ def _attack_cell(
     workdir: pathlib.Path,
 ) -> Cell:
     fields = study.attack_fields(spec.name, run.variant, run.seed)
-    place = {"ckpt": str(workdir / run.folder)}
+    checkpoints = {"ckpt": str(workdir / run.folder)}
     if source:
-        place["source_ckpt"] = str(workdir / source.folder)
-    config = AttackConfig(**fields, **place)
+        checkpoints["source_ckpt"] = str(workdir / source.folder)
+    config = AttackConfig(**fields, **checkpoints)
     digest = _hash(
         {
             "attack": _content(config),
@@ -252,11 +256,12 @@ def _attack_cell(
     )
     config = dataclasses.replace(config, name=f"{slug(spec.name)}-{digest[:8]}")
     flags = config.flags()
-    trained = study.train_config(run.variant, run.seed).dataset
-    if ":" in trained and not config.dataset:  # Code, which no run may name for itself.
-        flags.append(f"--dataset={trained}")
-    files = ["results.json"] if config.attack != NO_ATTACK else []
-    files += ["measures.json"] if config.measure else []
+    run_dataset = study.train_config(run.variant, run.seed).dataset
+    # Only a flag may name code: a run may not name its own.
+    if ":" in run_dataset and not config.dataset:
+        flags.append(f"--dataset={run_dataset}")
+    outputs = ["results.json"] if config.attack != NO_ATTACK else []
+    outputs += ["measures.json"] if config.measure else []
     return Cell(
         kind="attack",
         variant=run.variant,
@@ -266,7 +271,7 @@ def _attack_cell(
         needs=tuple(cell.folder for cell in (run, source) if cell),
         command=("mtr_tf.attack", *flags),
         hash=digest,
-        files=tuple(files),
+        files=tuple(outputs),
         config=config,
     )
 
@@ -277,9 +282,9 @@ def _settings(config: Settings) -> dict[str, Any]:
 
 
 def _content(config: Settings) -> dict[str, Any]:
-    """Those of them that are not at their defaults."""
-    given = config.not_default()
-    return {k: v for k, v in _settings(config).items() if k in given}
+    """The settings that change results and are not at their defaults."""
+    changes = config.not_default()
+    return {k: v for k, v in _settings(config).items() if k in changes}
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 """What cells cost, and how much time is left, estimated from those that are done.
 
 The unit of cost is one forward and backward pass of one image of 64 x 64 pixels through
-an encoder and one head. It need not be right: it is there to compare cells of one kind,
-and what a unit takes is learned while the study runs.
+an encoder and one head. Costs need not be exact: they serve to compare cells of one
+kind, and the time per unit is learned while the study runs.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Threat
 from mtr_tf.study.commands import Cell
 
-_TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, data.
+_TRAINING = 2.5  # Cost of a training step in passes: weights' gradients, data.
 _START = 10.0  # Seconds of each process before the first pass: imports, compiling.
-_EXAMPLES = 2000  # Of a training split whose size is not known here.
-_PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
+_EXAMPLES = 2000  # Assumed size of a split whose size is not known here.
+_PIXEL_SIZES = 7  # Numbers of pixels that are measured: 1, 4, 16, ... and all.
 
 
 def of_training(config: TrainConfig) -> float:
     """The cost of a training run."""
     images = config.epochs * (config.train_examples or _EXAMPLES)
-    attacked = config.adversarial_steps if config.adversarial_tasks else 0
-    passes = _TRAINING + attacked
+    attack_passes = config.adversarial_steps if config.adversarial_tasks else 0
+    passes = _TRAINING + attack_passes
     return images * passes * _size(config.image_size, len(config.tasks))
 
 
@@ -46,34 +46,36 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
         _MEASURE[name](config, count, groups, radii) for name in config.measure
     )
     passes += passes_of(config, count)
-    passes = max(passes, FORWARD)  # Without an attack, as with radii of 0.
+    passes = max(passes, FORWARD)  # Without attacks, or if all radii are 0.
     return images * passes * _size(config.image_size or run.image_size, count)
 
 
 def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
-    """The costs of cells, by their folders."""
-    trained = {c.folder: c.config for c in cells if isinstance(c.config, TrainConfig)}
+    """The costs of cells by folder."""
+    train_configs = {
+        c.folder: c.config for c in cells if isinstance(c.config, TrainConfig)
+    }
     return {
-        cell.folder: of_attack(cell.config, trained[cell.needs[0]])
+        cell.folder: of_attack(cell.config, train_configs[cell.needs[0]])
         if isinstance(cell.config, AttackConfig)
-        else of_training(trained[cell.folder])
+        else of_training(train_configs[cell.folder])
         for cell in cells
     }
 
 
 def passes_of(config: AttackConfig, tasks: int) -> float:
-    """Passes per image of all that a command attacks with, on a model of so many tasks.
+    """Passes per image of all attacks of a command.
 
     Args:
       config: The command's settings.
-      tasks: How many tasks are looked at.
+      tasks: Number of the model's tasks that are looked at.
     """
     if config.attack == NO_ATTACK or not any(config.eps):
         return 0.0
     passes = config.eot + (1 - FORWARD) * len(config.spare)
-    each = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
+    per_cell = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
     groups, radii = _groups(config, tasks - len(config.spare)), _radii(config)
-    return groups * radii * len(config.attack_loss) * len(config.balance) * each
+    return groups * radii * len(config.attack_loss) * len(config.balance) * per_cell
 
 
 def _groups(config: AttackConfig, tasks: int) -> int:
@@ -91,7 +93,7 @@ def _passes(attack: str, config: AttackConfig) -> float:
     try:
         return settings.fitted(threat.eps).passes(threat)
     except InputError:
-        return 1.0  # It is refused when it is run, and no other command for it.
+        return 1.0  # This command will be refused when it runs; others go on.
 
 
 def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:
@@ -116,7 +118,7 @@ def _size(image_size: str, tasks: int) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 1 h 30 min."""
+    """A time in words: 40 s, 12 min, 1 h 30 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -124,30 +126,31 @@ def in_words(seconds: float) -> str:
 
 
 class Clock:
-    """Says how long cells will take, from how long others took.
+    """Estimates how long cells will take from how long others took.
 
     Attributes:
-      costs: By the cells' folders.
+      costs: Costs by the cells' folders.
     """
 
     def __init__(self, costs: Mapping[str, float]):
-        """Knows of no cell yet how long it took."""
+        """Starts without any times."""
         self.costs = costs
-        self._rates: dict[tuple, list[float]] = {}  # Sorted; by what cells are like.
+        self._rates: dict[tuple, list[float]] = {}  # Sorted, by `_similarity_keys`.
 
     def add(self, cell: Cell, seconds: float) -> None:
-        """Learns from a cell that was done from its beginning to its end."""
+        """Learns from the time of a cell that was done from beginning to end."""
         rate = max(seconds - _START, 0.1 * seconds) / self.costs[cell.folder]
-        for likeness in _likenesses(cell):
-            bisect.insort(self._rates.setdefault(likeness, []), rate)
+        for key in _similarity_keys(cell):
+            bisect.insort(self._rates.setdefault(key, []), rate)
 
     def seconds(self, cell: Cell) -> float | None:
-        """How long a cell will take; None as long as nothing is known.
+        """How long a cell will take; None while no time is known.
 
-        As the nearest cells did, by cost: their median, as one may have stood still.
+        The estimate is the median time per cost of the most similar cells, because
+        a single one may have been held up.
         """
-        for likeness in _likenesses(cell):
-            if rates := self._rates.get(likeness):
+        for key in _similarity_keys(cell):
+            if rates := self._rates.get(key):
                 middle = len(rates) // 2
                 rate = (rates[middle] + rates[~middle]) / 2
                 return _START + rate * self.costs[cell.folder]
@@ -159,27 +162,27 @@ class Clock:
         running: Sequence[tuple[Cell, float]],
         workers: int,
     ) -> float | None:
-        """Seconds until all is done, as if no worker ever waited; None if not known.
+        """Seconds until all is done if no worker ever waits; None if not known.
 
         Args:
           waiting: The cells to come.
-          running: Those that run, and the seconds since each started.
-          workers: How many cells run at a time.
+          running: The cells that run, each with the seconds since its start.
+          workers: Number of cells that run at a time.
         """
         if not self._rates:
             return None
-        rest = []
+        times_left = []
         for cell, elapsed in [*((cell, 0.0) for cell in waiting), *running]:
-            needed = present(self.seconds(cell), "a cell that is done")
-            rest.append(max(needed - elapsed, 0.1 * needed))
-        return max(sum(rest) / workers, max(rest, default=0.0))
+            duration = present(self.seconds(cell), "a cell that is done")
+            times_left.append(max(duration - elapsed, 0.1 * duration))
+        return max(sum(times_left) / workers, max(times_left, default=0.0))
 
 
-def _likenesses(cell: Cell) -> tuple[tuple, ...]:
-    """What cells are like this one in, the nearest first.
+def _similarity_keys(cell: Cell) -> tuple[tuple, ...]:
+    """Keys that similar cells share with this one, the most similar first.
 
-    The same variant and attack, with other seeds; the same attack on other variants, or
-    training of others; the same kind; none.
+    They stand for: the same variant and attack (or training), with other seeds; the
+    same attack (or training) with other variants; the same kind; any cell.
     """
-    of_attack = (cell.kind, cell.attack)
-    return ((*of_attack, cell.variant), of_attack, (cell.kind,), ())
+    attack_key = (cell.kind, cell.attack)
+    return ((*attack_key, cell.variant), attack_key, (cell.kind,), ())

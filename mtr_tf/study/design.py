@@ -24,10 +24,10 @@ class Variant:
 
     Attributes:
       name: As in "s+A".
-      train: Its own fields of `TrainConfig`, beside those of the study.
+      train: Its fields of `TrainConfig`, in addition to those of the study.
       note: Text for the report.
-      init_from: Name of the variant with whose trained model of the same seed it
-        begins; empty: with what its `init` says.
+      init_from: Name of the variant whose trained model of the same seed it begins
+        with; empty to begin as its `init` says.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Variant:
     init_from: str = ""
 
     def is_on(self, dataset: str) -> bool:
-        """Whether it is trained on the study's `dataset`: it names no other itself."""
+        """Whether it is trained on the study's `dataset`, as it names no other one."""
         return self.train.get("dataset", dataset) == dataset
 
 
@@ -46,10 +46,10 @@ class AttackSpec:
 
     Attributes:
       name: As in "pgd50".
-      attack: Its own fields of `AttackConfig`, beside those of the study.
-      variants: Names of the variants it is run on.
-      source: Name of the variant on whose run of the same seed the adversarial images
-        are made (transfer); empty: on the attacked run itself.
+      attack: Its fields of `AttackConfig`, in addition to those of the study.
+      variants: Names of the variants that it is run on.
+      source: Name of the variant whose run of the same seed the adversarial images are
+        made on (transfer); empty to make them on the attacked run itself.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Study:
     """A whole study.
 
     Attributes:
-      name: The file's, without .toml.
+      name: Name of the file, without .toml.
       about: What the study asks, and on which data.
-      seeds: Each variant is trained and attacked with each of them.
-      train: Fields of `TrainConfig` that all variants have, unless they say otherwise.
-      attack: The same of `AttackConfig` for all attacks.
-      variants: In the order of the file.
-      attacks: In the order of the file.
-      claims: As they stand in the file; `claims` reads them.
-      file: The name or path that it was read by.
+      seeds: Seeds; each variant is trained and attacked with each of them.
+      train: Fields of `TrainConfig` for all variants that do not set them themselves.
+      attack: Fields of `AttackConfig` for all attacks, likewise.
+      variants: The variants, in the order of the file.
+      attacks: The attacks, in the order of the file.
+      claims: The claims as they stand in the file; `claim_file` reads them.
+      file: The name or path that the study was read by.
     """
 
     name: str
@@ -86,61 +86,61 @@ class Study:
 
     @property
     def has_own_data(self) -> bool:
-        """Whether some data are of a user's own, module:function, and bring tasks."""
-        fields = [self.train, self.attack, *(each.train for each in self.variants)]
-        fields += [each.attack for each in self.attacks]
-        return any(data.may_bring_tasks(each.get("dataset", "")) for each in fields)
+        """Whether a data set is a user's own (module:function), and may bring tasks."""
+        fields = [self.train, self.attack, *(v.train for v in self.variants)]
+        fields += [spec.attack for spec in self.attacks]
+        return any(data.may_bring_tasks(f.get("dataset", "")) for f in fields)
 
-    def names(self, given: str | Sequence[str]) -> tuple[str, ...]:
-        """Tasks' own names; those of a user's own data are known once they are open.
+    def names(self, tasks: str | Sequence[str]) -> tuple[str, ...]:
+        """The full names of tasks; unknown names stay if data are the user's own.
 
         Raises:
           InputError: An unknown task, the same one twice, or none at all.
         """
-        return canonical(given) if self.has_own_data else resolve(given)
+        return canonical(tasks) if self.has_own_data else resolve(tasks)
 
     def variant(self, name: str) -> Variant:
-        """The variant of a name; `InputError` for an unknown one."""
+        """The variant with a name; raises `InputError` for an unknown one."""
         return _by_name("variant", name, self.variants)
 
     @property
     def in_training_order(self) -> tuple[Variant, ...]:
-        """The variants as in the file, but each after the one that it begins with."""
-        found: dict[str, Variant] = {}
+        """The variants in file order, but each after the one that it begins with."""
+        by_name: dict[str, Variant] = {}
 
         def add(variant: Variant) -> None:
-            if variant.init_from and variant.name not in found:
+            if variant.init_from and variant.name not in by_name:
                 add(self.variant(variant.init_from))
-            found.setdefault(variant.name, variant)
+            by_name.setdefault(variant.name, variant)
 
         for variant in self.variants:
             add(variant)
-        return tuple(found.values())
+        return tuple(by_name.values())
 
     def spec(self, name: str) -> AttackSpec:
-        """The attack of a name; `InputError` for an unknown one."""
+        """The attack with a name; raises `InputError` for an unknown one."""
         return _by_name("attack", name, self.attacks)
 
     def train_config(self, variant: str, seed: int) -> TrainConfig:
-        """The settings of the run of a variant's name and a seed.
+        """The settings of the run of a variant, given by name, with a seed.
 
-        Of those that all variants have, without the ones that it makes no use of. The
-        `init` of a variant with `init_from` is the runner's to say.
+        Settings of the study that the variant does not use are left out. The runner
+        sets `init` for a variant with `init_from`.
         """
-        own = self.variant(variant).train
-        fields: dict[str, Any] = {**self.train, **own, "seed": seed}
+        variant_fields = self.variant(variant).train
+        fields: dict[str, Any] = {**self.train, **variant_fields, "seed": seed}
         if self.variant(variant).init_from:
             fields["init"] = ""
         for name in TrainConfig(**fields).unused:
-            if name not in own:
+            if name not in variant_fields:
                 del fields[name]
         return TrainConfig(**fields)
 
     def attack_fields(self, spec: str, variant: str, seed: int) -> dict[str, Any]:
-        """The fields of `AttackConfig` of an attack on the run of a variant and a seed.
+        """The fields of `AttackConfig` of an attack on the run of a variant and seed.
 
-        All but `ckpt`, `source_ckpt` and `name`, which are the runner's to say. Data
-        are looked for where the study has them now, not where they were in training.
+        All but `ckpt`, `source_ckpt` and `name`, which the runner sets. Data are read
+        from where the study has them now, not from where they were in training.
         """
         fields = {**self.attack, **self.spec(spec).attack, "seed": seed}
         data_dir = self.train_config(variant, seed).data_dir
@@ -149,15 +149,15 @@ class Study:
         return fields
 
     def to_dict(self) -> dict[str, Any]:
-        """The study as JSON takes it: lists for tuples."""
+        """The study in the types of JSON, with lists for tuples."""
         return store.as_json(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Study:
-        """The study of a dict that `to_dict` made; what else is in it does not matter.
+        """The study of a dict that `to_dict` made; other keys are ignored.
 
         Raises:
-          InputError: A part is missing, or one is of another version.
+          InputError: A part is missing, or of another version.
         """
         try:
             parts = {
@@ -166,16 +166,16 @@ class Study:
                 "attack": _settings(values["attack"]),
                 "claims": tuple(values["claims"]),
                 "variants": tuple(
-                    Variant(**_with_settings(each, "train"))
-                    for each in values["variants"]
+                    Variant(**_with_settings(fields, "train"))
+                    for fields in values["variants"]
                 ),
                 "attacks": tuple(
-                    AttackSpec(**_with_settings(each, "attack"))
-                    for each in values["attacks"]
+                    AttackSpec(**_with_settings(fields, "attack"))
+                    for fields in values["attacks"]
                 ),
             }
-            plain = {key: values[key] for key in ("name", "about", "file")}
-            return cls(**plain, **parts)
+            texts = {key: values[key] for key in ("name", "about", "file")}
+            return cls(**texts, **parts)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"this study is not from this version of mtr_tf ({error!r}); repeat "
@@ -184,26 +184,26 @@ class Study:
 
 
 def slug(name: str) -> str:
-    """A variant's or attack's name as a part of a folder's name."""
+    """The name of a variant or attack as part of a folder's name."""
     return re.sub(r"[^\w.+-]+", "_", name)
 
 
-def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
-    for one in known:
-        if one.name == name:
-            return one
-    names = [one.name for one in known]
+def _by_name(kind: str, name: str, items: Sequence[Any]) -> Any:
+    for item in items:
+        if item.name == name:
+            return item
+    names = [item.name for item in items]
     raise InputError(
-        f"there is no {what} {name!r} in this study; there are "
+        f"there is no {kind} {name!r} in this study; there are "
         f"{', '.join(names) or 'none'}{did_you_mean(name, names, '; did') or '.'}"
     )
 
 
 def _with_settings(fields: Mapping[str, Any], inner: str) -> dict[str, Any]:
-    """Fields as the records have them, and those of the field `inner` as well."""
+    """Fields as `_settings` gives them, also within the field `inner`."""
     return _settings(fields) | {inner: _settings(fields[inner])}
 
 
 def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as the records have them: tuples for lists."""
+    """Fields as the records have them, with tuples for lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

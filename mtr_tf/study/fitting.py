@@ -12,106 +12,120 @@ from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 
 
-def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
+def to_tasks(study: Study, dataset: str, dataset_tasks: Collection[str]) -> Study:
     """Returns a study without the parts that need tasks the data set does not have.
 
-    It leaves out the variants with such a task, and the attacks and claims of which
-    nothing remains. Where several variants are named, only those with missing tasks are
-    left out: a mean over auxiliary tasks covers those that exist. `about` says so.
+    Variants with such a task are left out, and so are the attacks and claims of which
+    nothing remains. Where an attack or claim names several variants, only those with
+    missing tasks are left out: a mean over auxiliary tasks covers those that exist.
+    `about` names what was left out.
 
     Args:
-      study: What is to be done.
+      study: The study.
       dataset: Name of the data set.
-      has: The tasks that it has, by their full names.
+      dataset_tasks: The tasks that the data set has, by their full names.
 
     Raises:
       InputError: No variant is left.
     """
-    lacking = {v.name: _lacking(study, v.name, dataset, has) for v in study.variants}
-    kept = [name for name, tasks in lacking.items() if not tasks]
-    if len(kept) == len(lacking):
+    missing_tasks = {
+        v.name: _missing_tasks(study, v.name, dataset, dataset_tasks)
+        for v in study.variants
+    }
+    variant_names = [name for name, tasks in missing_tasks.items() if not tasks]
+    if len(variant_names) == len(missing_tasks):
         return study
-    if not kept:
+    if not variant_names:
         raise InputError(
             f"the study {study.name} has no models for {dataset}, which has the tasks "
-            f"{', '.join(has)}; choose another --study or --dataset."
+            f"{', '.join(dataset_tasks)}; choose another --study or --dataset."
         )
-    attacks = [spec for each in study.attacks if (spec := _attack(each, kept))]
-    names = [each.name for each in attacks]
-    claims = [found for each in study.claims if (found := _claim(each, kept, names))]
-    fitted = dataclasses.replace(
+    attacks = [
+        spec for attack in study.attacks if (spec := _attack(attack, variant_names))
+    ]
+    attack_names = [attack.name for attack in attacks]
+    claims = [
+        new_claim
+        for claim in study.claims
+        if (new_claim := _claim(claim, variant_names, attack_names))
+    ]
+    new_study = dataclasses.replace(
         study,
-        variants=tuple(each for each in study.variants if each.name in kept),
+        variants=tuple(v for v in study.variants if v.name in variant_names),
         attacks=tuple(attacks),
         claims=tuple(claims),
     )
-    missing = dict.fromkeys(task for tasks in lacking.values() for task in tasks)
-    about = f"{study.about} {_describe(study, fitted, dataset, missing)}"
-    return dataclasses.replace(fitted, about=about)
+    missing = dict.fromkeys(task for tasks in missing_tasks.values() for task in tasks)
+    about = f"{study.about} {_describe(study, new_study, dataset, missing)}"
+    return dataclasses.replace(new_study, about=about)
 
 
-def _lacking(
-    study: Study, variant: str, dataset: str, has: Collection[str]
+def _missing_tasks(
+    study: Study, name: str, dataset: str, dataset_tasks: Collection[str]
 ) -> list[str]:
-    """The tasks that are not there, of a variant and of those that it begins with.
+    """The missing tasks of a variant and of those that its training begins with.
 
-    None of a variant that names other data itself.
+    A variant that names another data set has no missing tasks of its own.
     """
-    own = study.variant(variant)
-    before = _lacking(study, own.init_from, dataset, has) if own.init_from else []
-    if not own.is_on(dataset):
-        return before
-    wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
-    return [*before, *(task for task in wanted if task not in has)]
+    variant = study.variant(name)
+    init_missing = (
+        _missing_tasks(study, variant.init_from, dataset, dataset_tasks)
+        if variant.init_from
+        else []
+    )
+    if not variant.is_on(dataset):
+        return init_missing
+    tasks = study.names(study.train_config(name, study.seeds[0]).tasks)
+    return [*init_missing, *(task for task in tasks if task not in dataset_tasks)]
 
 
-def _attack(spec: AttackSpec, kept: Collection[str]) -> AttackSpec | None:
-    """The attack on those variants that are kept; None where nothing is left."""
-    variants = tuple(name for name in spec.variants if name in kept)
-    if not variants or (spec.source and spec.source not in kept):
+def _attack(spec: AttackSpec, variant_names: Collection[str]) -> AttackSpec | None:
+    """The attack on the variants that remain; None if nothing is left of it."""
+    variants = tuple(name for name in spec.variants if name in variant_names)
+    if not variants or (spec.source and spec.source not in variant_names):
         return None
     return dataclasses.replace(spec, variants=variants)
 
 
 def _claim(
-    claim: dict[str, Any], kept: Collection[str], attacks: Collection[str]
+    claim: dict[str, Any], variant_names: Collection[str], attacks: Collection[str]
 ) -> dict[str, Any] | None:
-    """The claim on what is kept; None where one of its sides is empty."""
-    found = {}
+    """The claim about the variants that remain; None if one of its sides is empty."""
+    fields = {}
     for key, value in claim.items():
         if key == "attack" and value not in attacks:
             return None
         if key in ("variant", "variants", "better", "than", "matched"):
-            value = _kept(value, kept)
+            value = _select(value, variant_names)
         elif key == "terms":
-            value = [_claim(term, kept, attacks) for term in value]
+            value = [_claim(term, variant_names, attacks) for term in value]
             value = [] if None in value else value
         elif key in ("measure", "minus") and isinstance(value, dict) and value:
-            value = _claim(value, kept, attacks)
+            value = _claim(value, variant_names, attacks)
         if value in (None, [], ()):
             return None
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
-def _kept(named: Any, kept: Collection[str]) -> Any:
-    """One variant, several, or the table of `matched` ones: those that are kept."""
-    if isinstance(named, str):
-        return named if named in kept else None
-    if isinstance(named, dict):
-        return _claim(named, kept, ())
-    return [name for name in named if name in kept]
+def _select(value: Any, variant_names: Collection[str]) -> Any:
+    """What remains of one variant, a list of them, or the table of `matched` ones."""
+    if isinstance(value, str):
+        return value if value in variant_names else None
+    if isinstance(value, dict):
+        return _claim(value, variant_names, ())
+    return [name for name in value if name in variant_names]
 
 
 def _describe(
-    study: Study, fitted: Study, dataset: str, missing: Collection[str]
+    study: Study, new_study: Study, dataset: str, missing: Collection[str]
 ) -> str:
     """What was left out, and why."""
-    parts, after = [], _names(fitted)
+    parts, new_names = [], _names(new_study)
     for key, names in _names(study).items():
-        left_out = [name for name in names if name not in after[key]]
-        if left_out:
-            parts.append(f"{key} {', '.join(left_out)}")
+        omissions = [name for name in names if name not in new_names[key]]
+        if omissions:
+            parts.append(f"{key} {', '.join(omissions)}")
     return (
         f"{dataset} has no {' or '.join(missing)}, so these are left out: "
         f"{'; '.join(parts)}."
@@ -119,7 +133,7 @@ def _describe(
 
 
 def _names(study: Study) -> dict[str, list[str]]:
-    """What its parts are called."""
+    """The names of a study's variants, attacks and claims."""
     return {
         "variants": [variant.name for variant in study.variants],
         "attacks": [attack.name for attack in study.attacks],

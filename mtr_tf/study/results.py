@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study's folder holds, finished or not, as records and arrays."""
+"""The results in a study's folder, finished or not, as records and arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
-# What may tell two records of one attack, radius, task and metric apart; of what kind.
+# Fields in which records of an attack, radius, task and metric may differ; their types.
 CHOICES = {
     "algorithm": str,
     "loss": str,
@@ -40,10 +40,10 @@ class Results:
     """The finished cells of a study; cells that are not done are simply absent.
 
     Attributes:
-      study: What was asked.
+      study: The study.
       workdir: Its folder.
-      cells: All of index.json, done or not.
-      provenance: What study.json says of where it comes from.
+      cells: All cells of index.json, done or not.
+      provenance: What study.json says about where the study comes from.
     """
 
     study: Study
@@ -58,7 +58,7 @@ class Results:
         """Reads study.json, index.json and the files of all cells that are done.
 
         Raises:
-          InputError: The folder holds no study, or a file of it is damaged.
+          InputError: The folder holds no study, or one of its files is damaged.
         """
         workdir = pathlib.Path(workdir)
         try:
@@ -76,34 +76,37 @@ class Results:
     def _read_all(cls, workdir: pathlib.Path) -> Results:
         content = _json(workdir / "study.json")
         cells = tuple(_json(workdir / "index.json")["cells"])
-        found, measured = [], []
+        result_records, measure_records = [], []
         for cell in cells:
             if cell["kind"] != "attack" or cell["state"] != "done":
                 continue
-            about = {name: cell[name] for name in ("variant", "seed", "folder")}
-            about["spec"] = cell["attack"]
+            origin = {name: cell[name] for name in ("variant", "seed", "folder")}
+            origin["spec"] = cell["attack"]
             folder = workdir / cell["folder"]
-            for name, kept in (("results", found), ("measures", measured)):
+            for name, all_records in (
+                ("results", result_records),
+                ("measures", measure_records),
+            ):
                 if (folder / f"{name}.json").exists():
                     records = _json(folder / f"{name}.json")
-                    kept += [record | about for record in records]
+                    all_records += [record | origin for record in records]
         return cls(
             Study.from_dict(content),
             workdir,
-            tuple(found),
-            tuple(measured),
+            tuple(result_records),
+            tuple(measure_records),
             cells,
             dict(content.get("provenance", {})),
         )
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of the study."""
+        """The seeds of the study."""
         return self.study.seeds
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names, in the order of the study."""
+        """The names of the variants, in the order of the study."""
         return tuple(variant.name for variant in self.study.variants)
 
     def records(
@@ -112,8 +115,11 @@ class Results:
         variant: str | None = None,
         seed: int | None = None,
     ) -> list[Record]:
-        """Those of results.json with `variant`, `seed`, `spec` (the attack) added."""
-        return _choose(self._found, attack, variant, seed)
+        """Records of results.json, with `variant`, `seed`, `folder` and `spec` added.
+
+        `spec` is the attack's name in the study. The arguments choose; None: all.
+        """
+        return _select(self._found, attack, variant, seed)
 
     def measures(
         self,
@@ -121,8 +127,8 @@ class Results:
         variant: str | None = None,
         seed: int | None = None,
     ) -> list[Record]:
-        """The same of measures.json."""
-        return _choose(self._measured, attack, variant, seed)
+        """Records of measures.json, chosen and extended as those of `records`."""
+        return _select(self._measured, attack, variant, seed)
 
     def models(self, variant: str, seed: int, attack: str) -> set[str]:
         """Fingerprints of the models that an attack saw as one variant and seed."""
@@ -130,20 +136,20 @@ class Results:
 
     @property
     def mixed(self) -> dict[str, list[int]]:
-        """{variant: seeds} whose attacks saw several models.
+        """{variant: seeds} where attacks saw several models.
 
-        A model that is lost is trained again, on another machine with other bits.
+        A lost model is trained again; on another machine, it gets other bits.
         """
-        found: dict[str, list[int]] = {}
+        seeds_by_variant: dict[str, list[int]] = {}
         for (variant, seed), by_attack in sorted(self._models.items()):
             if len(set().union(*by_attack.values())) > 1:
-                found.setdefault(variant, []).append(seed)
-        return found
+                seeds_by_variant.setdefault(variant, []).append(seed)
+        return seeds_by_variant
 
     @functools.cached_property
     def _models(self) -> dict[tuple[str, int], dict[str, set[str]]]:
-        """Fingerprints by (variant, seed) and attack, of sources of attacks too."""
-        found: dict[tuple[str, int], dict[str, set[str]]] = {}
+        """Fingerprints by (variant, seed) and attack, with those of attack sources."""
+        models: dict[tuple[str, int], dict[str, set[str]]] = {}
         for record in (*self._found, *self._measured):
             attack, seed = record["spec"], record["seed"]
             for variant, name in (
@@ -151,9 +157,9 @@ class Results:
                 (self.study.spec(attack).source, "source_fingerprint"),
             ):
                 if variant and record.get(name):
-                    of = found.setdefault((variant, seed), {})
-                    of.setdefault(attack, set()).add(record[name])
-        return found
+                    attacks = models.setdefault((variant, seed), {})
+                    attacks.setdefault(attack, set()).add(record[name])
+        return models
 
     def record(
         self,
@@ -164,33 +170,34 @@ class Results:
         task: str,
         metric: str,
         attacked: Sequence[str] = (),
-        **more: Any,
+        **choices: Any,
     ) -> Record | None:
-        """The one record of these; None if it is not there (yet).
+        """The one record that fits; None if it is not there (yet).
 
         Args:
           variant: Name of a variant.
-          seed: One of the study's.
-          attack: Name of an attack in the study.
-          eps: A radius of it; at 0, any record, for its clean value.
-          task: Whose metric is looked at.
-          metric: Its name.
-          attacked: Tasks attacked together; empty: `task` alone.
-          **more: Of `CHOICES`, where the attack has several, as algorithm="apgd".
+          seed: A seed of the study.
+          attack: Name of an attack of the study.
+          eps: A radius of the attack; 0 gives any record, for its clean value.
+          task: Name of the task.
+          metric: Name of its metric.
+          attacked: Tasks attacked together; empty for `task` alone.
+          **choices: Fields of `CHOICES` in which the attack's records differ, such as
+            algorithm="apgd".
 
         Raises:
-          InputError: Several records fit; the message says by what they differ.
+          InputError: Several records fit; the message says in what they differ.
         """
-        wanted = {"task": task, "metric": metric, **more}
+        fields = {"task": task, "metric": metric, **choices}
         if eps:
-            wanted |= {"eps": eps, "attacked": list(attacked) or [task]}
-        there = self._index.get((attack, variant, seed), ())
-        fitting = [record for record in there if fits(record, wanted)]
-        if len(fitting) > 1 and eps:
-            raise InputError(ambiguous(attack, fitting, wanted))
-        if not fitting and self.study.has_own_data:
-            _check_metric(task, metric, there)
-        return fitting[0] if fitting else None
+            fields |= {"eps": eps, "attacked": list(attacked) or [task]}
+        records = self._index.get((attack, variant, seed), ())
+        matches = [record for record in records if fits(record, fields)]
+        if len(matches) > 1 and eps:
+            raise InputError(ambiguous(attack, matches, fields))
+        if not matches and self.study.has_own_data:
+            _check_metric(task, metric, records)
+        return matches[0] if matches else None
 
     def values(
         self,
@@ -200,17 +207,17 @@ class Results:
         task: str,
         metric: str,
         attacked: Sequence[str] = (),
-        **more: Any,
+        **choices: Any,
     ) -> np.ndarray:
         """The metric of each seed, `[seeds]`, NaN where absent; see `record`."""
-        where = (attack, eps, task, metric, attacked)
-        found = [self.record(variant, s, *where, **more) for s in self.seeds]
-        return np.array([value_of(record, eps) for record in found], float)
+        point = (attack, eps, task, metric, attacked)
+        records = [self.record(variant, s, *point, **choices) for s in self.seeds]
+        return np.array([value_of(record, eps) for record in records], float)
 
     def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
-        """What a record's metric is of, float64 `[images, K]`; None where absent.
+        """The rows of a record's metric, float64 `[images, K]`; None where absent.
 
-        Of the attacked images, or at eps 0 of the clean ones.
+        They are those of the attacked images, or, if `eps` is 0, of the clean ones.
         """
         name = (record or {}).get("rows" if eps else "clean_rows")
         if record is None or not name:
@@ -222,7 +229,7 @@ class Results:
         return np.asarray(rows, float)
 
     def units_of(self, record: Record) -> resampling.Units | None:
-        """What is drawn of the images of a record; None where it has no rows."""
+        """The units that a record's images are resampled by; None without rows."""
         if not record.get("clean_rows"):
             return None
         over = record.get("interval_over", "images")
@@ -235,19 +242,19 @@ class Results:
     def ignored_of(self, record: Record) -> tuple[int, ...]:
         """The classes that mean IoUs of a record leave out.
 
-        Records of finished work may not say; the run's config.json then does.
+        Records may lack them; then they are read from the run's config.json.
         """
         if "ignored" in record:
             return tuple(record["ignored"])
         run = (self.workdir / record["folder"]).parent.parent
         if run not in self._tasks:
             self._tasks[run] = files.read_object(run / "config.json").get("tasks", ())
-        of = (task for task in self._tasks[run] if task["name"] == record["task"])
-        return tuple(next(of, {}).get("ignored", ()))
+        tasks = (task for task in self._tasks[run] if task["name"] == record["task"])
+        return tuple(next(tasks, {}).get("ignored", ()))
 
     @functools.cached_property
     def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
-        """What config.json says of the tasks of runs, as far as it was read."""
+        """The tasks in the config.json of each run that was read so far."""
         return {}
 
     def _read(
@@ -255,12 +262,12 @@ class Results:
         record: Record,
         name: str,
         prefix: str,
-        part: Callable[[Result], np.ndarray],
+        extract: Callable[[Result], np.ndarray],
     ) -> np.ndarray:
-        """A part of a file in a record's folder; `prefix` is that of its arrays."""
+        """Reads the arrays with a prefix from a file in a record's folder."""
         path = self.workdir / record["folder"] / name
         try:
-            return part(cell_files.read(path, prefix))
+            return extract(cell_files.read(path, prefix))
         except files.DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({files.reason(error)}); delete the "
@@ -270,58 +277,60 @@ class Results:
     @functools.cached_property
     def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
         """Records by (attack, variant, seed)."""
-        found: dict[tuple[str, str, int], list[Record]] = {}
+        index: dict[tuple[str, str, int], list[Record]] = {}
         for record in self._found:
-            place = (record["spec"], record["variant"], record["seed"])
-            found.setdefault(place, []).append(record)
-        return found
+            key = (record["spec"], record["variant"], record["seed"])
+            index.setdefault(key, []).append(record)
+        return index
 
 
-def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
-    """Raises `InputError` where a task of a user's own data has no such metric.
+def _check_metric(task: str, metric: str, records: Sequence[Record]) -> None:
+    """Raises `InputError` if a task of a user's own data does not have a metric.
 
-    A study file names it before anybody knows what metrics there are.
+    A study file names metrics before it is known which ones exist.
     """
-    known = list(dict.fromkeys(r["metric"] for r in there if r["task"] == task))
-    if known and metric not in known:
+    metrics = list(dict.fromkeys(r["metric"] for r in records if r["task"] == task))
+    if metrics and metric not in metrics:
         raise InputError(
             f"The study asks for {metric!r} of {task}, whose metrics are "
-            f"{', '.join(known)}; name one of these.{did_you_mean(metric, known)}"
+            f"{', '.join(metrics)}; name one of these.{did_you_mean(metric, metrics)}"
         )
 
 
 def value_of(record: Record | None, eps: float) -> float:
-    """A record's attacked value, at eps 0 its clean one; NaN where there is none."""
+    """A record's attacked value, or its clean one at eps 0; NaN if there is none."""
     value = record["attacked_value" if eps else "clean"] if record else None
     return np.nan if value is None else float(value)
 
 
-def _choose(records, attack, variant, seed) -> list[Record]:
-    wanted = {"spec": attack, "variant": variant, "seed": seed}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    return [r for r in records if all(r[name] == v for name, v in wanted.items())]
+def _select(records, attack, variant, seed) -> list[Record]:
+    conditions = {"spec": attack, "variant": variant, "seed": seed}
+    conditions = {
+        name: value for name, value in conditions.items() if value is not None
+    }
+    return [r for r in records if all(r[name] == v for name, v in conditions.items())]
 
 
-def fits(record: Record, wanted: Mapping[str, Any]) -> bool:
-    """Whether a record has these fields; the order of lists of tasks is no matter."""
+def fits(record: Record, fields: Mapping[str, Any]) -> bool:
+    """Whether a record has these fields; lists of tasks may be in any order."""
     return all(
         sorted(record[name]) == sorted(value)
         if isinstance(record.get(name), list) and isinstance(value, list)
         else record.get(name) == value
-        for name, value in wanted.items()
+        for name, value in fields.items()
     )
 
 
-def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any]) -> str:
-    """What to say where several records of an attack fit."""
-    said = []
+def ambiguous(attack: str, records: Sequence[Record], fields: Mapping[str, Any]) -> str:
+    """The message for several records of an attack that fit."""
+    differences = []
     for name in CHOICES:
         values = sorted({str(record.get(name)) for record in records})
-        if name not in wanted and len(values) > 1:
-            said.append(f"{name} ({', '.join(values)})")
+        if name not in fields and len(values) > 1:
+            differences.append(f"{name} ({', '.join(values)})")
     return (
         f"attack {attack!r} of the study has several results that fit; choose one "
-        f"with {' and '.join(said) or 'another name for one of them'}."
+        f"with {' and '.join(differences) or 'another name for one of them'}."
     )
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cells of a study by an executor, several at a time.
+"""Runs the cells of a study on an executor, several at a time.
 
 WORKDIR/study.json    the study, and what wrote it
         index.json    all cells, their states and commands
         runs/         see `commands`
-        logs/         what each command said
+        logs/         the output of each command
         jobs/         files of --executor=ray and slurm
 
-Killed at any moment, even by kill -9, it does what is missing when it is started again,
-and ends with the same bits.
+A runner may be killed at any moment, even by kill -9. Started again, it does what is
+missing, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
-_SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
+_SHARE = 0.05  # The share of time that the index and estimates may take.
 
 
 @dataclasses.dataclass(eq=False)
-class _Begun:
+class _Job:
     """A cell that an executor has."""
 
     cell: Cell
     start: float
-    whole: bool  # Whether there was nothing of it before.
+    whole: bool  # Whether nothing of it was there before.
 
 
-class _Sparing:
-    """Calls a function, unless its calls would take more than a share of the time."""
+class _Throttle:
+    """Calls a function so rarely that its calls take at most `_SHARE` of the time."""
 
     def __init__(self, fn: Callable[[], Any]):
         self._fn = fn
@@ -55,7 +55,7 @@ class _Sparing:
         self._last: Any = None
 
     def __call__(self) -> Any:
-        """What the function returns, or returned last."""
+        """Returns what the function returns now, or what it returned last."""
         start = time.monotonic()
         if start >= self._next:
             self._last = self._fn()
@@ -69,39 +69,40 @@ class Runner:
 
     Attributes:
       queue: Its cells and their states.
-      before: The kind, state and error of the cells that an earlier runner has left,
-        by folder; perhaps of another study, or with other settings.
+      before: The kind, state and error of the cells of an earlier runner, by folder;
+        these may be of another study, or have other settings.
     """
 
     def __init__(
         self, study: Study, workdir: pathlib.Path, variants: Sequence[str] = ()
     ):
-        """Looks at what is there.
+        """Looks at what is done already.
 
         Args:
-          study: What is to be done.
-          workdir: Where; the folder need not exist.
-          variants: Do only the cells of these, and what they need; empty: all.
+          study: The study.
+          workdir: Its folder, which need not exist.
+          variants: Run only the cells of these variants, and those that they need;
+            empty to run all.
         """
         self._study = study
         self._workdir = workdir
         cells = commands.make_cells(study, workdir)
-        self.queue = queue.Queue(cells, _chosen(cells, variants))
+        self.queue = queue.Queue(cells, _chosen_folders(cells, variants))
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
-        self._running: list[_Begun] = []
+        self._running: list[_Job] = []
         self._room = 1
-        self._write_index_sparingly = _Sparing(self._write_index)
-        self._left = _Sparing(self._time_left)
-        self.before = _before(workdir)
+        self._write_index_sparingly = _Throttle(self._write_index)
+        self._left = _Throttle(self._time_left)
+        self.before = _previous_cells(workdir)
         for cell in cells:
-            left = self.before.get(cell.folder, {})
+            previous = self.before.get(cell.folder, {})
             if commands.is_done(cell, workdir):
                 self._set_done(cell)
-            elif left.get("state") == queue.FAILED:
-                self._set_failed(cell, left["error"])
-        for cell in reversed(cells):  # Results outlive models, which are large.
+            elif previous.get("state") == queue.FAILED:
+                self._set_failed(cell, previous["error"])
+        for cell in reversed(cells):  # Large models may go once results are there.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
 
@@ -109,46 +110,46 @@ class Runner:
         """Writes study.json and index.json.
 
         Args:
-          computes: whether cells will be run. Else the study is still traced by what
-            was run before.
+          computes: Whether cells will be run. If not, study.json keeps the provenance
+            of what was run before.
         """
         path = self._workdir / "study.json"
-        before = {} if computes else files.read_object(path)
-        provenance = before.get("provenance") or directory.environment()
+        old_content = {} if computes else files.read_object(path)
+        provenance = old_content.get("provenance") or directory.environment()
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 
     def run(self, engine: executors.Engine) -> None:
-        """Does all cells that are missing; failed ones do not stop the others.
+        """Runs all missing cells; those that fail do not stop the others.
 
         Args:
-          engine: what runs their commands; it is shut down at the end.
+          engine: Runs the commands of the cells; it is shut down at the end.
 
         Raises:
-          Stopped: a signal came; what ran then has kept what it had.
+          Stopped: A signal came; the commands that ran have saved their work.
         """
         self._room = engine.room
-        with stopping.saying(self._kept), stopping.later():
+        with stopping.saying(self._progress_text), stopping.later():
             try:
-                for begun, future in executors.results(engine, self._take):
-                    self._finish(begun, future)
+                for job, future in executors.results(engine, self._take):
+                    self._finish(job, future)
             finally:
                 self._write_index()
 
-    def _take(self) -> tuple[_Begun, command.Command] | None:
-        """The next cell, and its command."""
+    def _take(self) -> tuple[_Job, command.Command] | None:
+        """The next job and its command; None if no cell can run now."""
         cell = self.queue.take()
         if not cell:
             return None
-        begun = _Begun(cell, time.monotonic(), self._prepare(cell))
-        self._running.append(begun)
-        return begun, command.Command(cell.command, str(self._workdir / cell.log))
+        job = _Job(cell, time.monotonic(), self._prepare(cell))
+        self._running.append(job)
+        return job, command.Command(cell.command, str(self._workdir / cell.log))
 
-    def _kept(self) -> str:
-        done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
+    def _progress_text(self) -> str:
+        done, missing = map(self.queue.count, (queue.DONE, queue.MISSING))
         return (
-            f"{done} cells are done and kept in {self._workdir}, and {left} are left; "
-            "the same command continues with these."
+            f"{done} cells are done and kept in {self._workdir}, and {missing} are "
+            "left; the same command continues with these."
         )
 
     def failures(self) -> list[str]:
@@ -160,24 +161,24 @@ class Runner:
         ]
 
     def _error(self, cell: Cell) -> str | None:
-        failed = self.queue.state(cell) == queue.FAILED
-        return self._errors[cell.folder] if failed else None
+        has_failed = self.queue.state(cell) == queue.FAILED
+        return self._errors[cell.folder] if has_failed else None
 
     # One cell.
 
     def _prepare(self, cell: Cell) -> bool:
-        """Takes away the marker; returns whether there is nothing of the cell yet."""
+        """Removes the marker, and returns whether nothing of the cell is there yet."""
         folder = self._workdir / cell.folder
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
             commands.renew_init(cell, self._workdir)
-        begun = ("config.json", "settings.json")
-        return not any((folder / name).exists() for name in begun)
+        names = ("config.json", "settings.json")
+        return not any((folder / name).exists() for name in names)
 
-    def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
-        """Takes note of a cell that has ended, in whichever way."""
-        self._running.remove(begun)
-        cell = begun.cell
+    def _finish(self, job: _Job, future: futures.Future[command.Ended]) -> None:
+        """Records how the command of a cell has ended."""
+        self._running.remove(job)
+        cell = job.cell
         failure = executors.failure(future)
         if not failure and not commands.has_files(cell, self._workdir):
             failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
@@ -187,19 +188,19 @@ class Runner:
             self._write_index()
             logging.error("%s FAILED: %s (log: %s)", cell.title, failure, log)
         else:
-            ended = future.result()
-            commands.write_marker(cell, self._workdir, ended, begun.whole)
+            outcome = future.result()
+            commands.write_marker(cell, self._workdir, outcome, job.whole)
             self._set_done(cell)
             self._write_index_sparingly()
-            self._say_done(cell, ended.seconds)
+            self._say_done(cell, outcome.seconds)
 
     def _set_done(self, cell: Cell) -> None:
         marker = files.read_object(self._workdir / cell.folder / commands.MARKER)
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, queue.DONE)
-        measured = isinstance(seconds, int | float) and seconds > 0
-        if measured and marker.get("whole"):
+        has_time = isinstance(seconds, int | float) and seconds > 0
+        if has_time and marker.get("whole"):
             self.clock.add(cell, float(seconds))
 
     def _set_failed(self, cell: Cell, error: str) -> None:
@@ -207,19 +208,21 @@ class Runner:
         self.queue.set(cell, queue.FAILED)
 
     def _say_done(self, cell: Cell, seconds: float) -> None:
-        count, left = self._left()
-        about = f", about {costs.in_words(left)}" if left and count else ""
+        count, seconds_left = self._left()
+        estimate = (
+            f", about {costs.in_words(seconds_left)}" if seconds_left and count else ""
+        )
         logging.info(
-            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, about
+            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, estimate
         )
 
     def _time_left(self) -> tuple[int, float | None]:
-        """How many cells are left, and the seconds that they take, if that is known."""
+        """The number of cells left, and the seconds that they will take, if known."""
         now = time.monotonic()
-        running = [(begun.cell, now - begun.start) for begun in self._running]
+        running = [(job.cell, now - job.start) for job in self._running]
         waiting = self.queue.waiting()
-        left = self.clock.left(waiting, running, self._room)
-        return len(running) + len(waiting), left
+        seconds_left = self.clock.left(waiting, running, self._room)
+        return len(running) + len(waiting), seconds_left
 
     def _write_index(self) -> None:
         cells = [
@@ -242,17 +245,17 @@ class Runner:
         files.write_json(self._workdir / "index.json", content)
 
 
-def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
-    """The folders of the cells of some variants, or of all, and of what they need."""
-    found: set[str] = set()
+def _chosen_folders(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
+    """The folders of the cells of variants, or of all, and of the cells they need."""
+    folders: set[str] = set()
     for cell in reversed(cells):
-        if not variants or cell.variant in variants or cell.folder in found:
-            found.update((cell.folder, *cell.needs))
-    return found
+        if not variants or cell.variant in variants or cell.folder in folders:
+            folders.update((cell.folder, *cell.needs))
+    return folders
 
 
-def _before(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
-    """The kind, state and error of each folder as index.json has them."""
+def _previous_cells(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """The kind, state and error of each cell of index.json, by folder."""
     path = workdir / "index.json"
     try:
         return {

@@ -2,7 +2,7 @@
 """Statistics of paired seeds: bootstrap over seeds and images, exact tests.
 
 An effect is a number per seed, positive where a claim is right. Seeds are independent;
-images are shared by all of them.
+all of them share the same images.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from scipy import special  # pyrefly: ignore[untyped-import]  # No annotations.
 
 from mtr_tf.errors import InputError
 
-EXACT = 16  # Up to so many seeds all changes of sign are tried.
-RANDOM_FLIPS = 65536  # Beyond, so many random ones.
+EXACT = 16  # The most seeds for which all changes of sign are tried.
+RANDOM_FLIPS = 65536  # Number of random changes of sign for more seeds.
 POWER = 0.9  # Nine times in ten.
-MOST_SEEDS = 1000  # More are not asked for.
-LEAST_RANKED = 6  # Of fewer pairs no rank correlation is shown.
-_ROUNDING = 1e-9  # Statistics nearer than this, relatively, count as equal.
+MOST_SEEDS = 1000  # The largest number of seeds that is recommended.
+LEAST_RANKED = 6  # The fewest pairs for which a rank correlation is shown.
+_ROUNDING = 1e-9  # Statistics with a smaller relative difference count as equal.
 
 
 def sign_flips(seeds: int, seed: int = 0) -> np.ndarray:
     """Returns changes of sign, `[flips, seeds]` of 1 and -1; row 0 changes none.
 
-    All 2^n of them up to n = 16; beyond, 65536 random ones.
+    There are all 2^n of them up to n = 16, and 65536 random ones beyond.
     """
     if seeds > EXACT:
         rng = np.random.default_rng(seed)
@@ -42,18 +42,18 @@ def studentised(effects: np.ndarray, flips: np.ndarray) -> np.ndarray:
     """Returns `mean / (s / sqrt(n))` under each change of sign.
 
     Args:
-      effects: `[seeds]`; those that are NaN are left out.
-      flips: `[flips, seeds]`, of `sign_flips`.
+      effects: `[seeds]`; NaN are left out.
+      flips: `[flips, seeds]`, as `sign_flips` returns them.
 
     Returns:
-      float64 `[flips]`: infinite where all effects are equal and not 0; 0 where they
-      are all 0 or there are fewer than two.
+      float64 `[flips]`: infinite where all effects are equal and not 0; 0 where all are
+      0 or there are fewer than two.
     """
-    known = ~np.isnan(effects)
-    values, count = effects[known], known.sum()
+    valid = ~np.isnan(effects)
+    values, count = effects[valid], valid.sum()
     if count < 2 or not values.any():
         return np.zeros(len(flips))
-    flipped = flips[:, known] * values
+    flipped = flips[:, valid] * values
     mean = flipped.mean(axis=1)
     error = flipped.std(axis=1, ddof=1) / np.sqrt(count)
     equal = error <= _ROUNDING * np.abs(values).max()
@@ -64,22 +64,23 @@ def studentised(effects: np.ndarray, flips: np.ndarray) -> np.ndarray:
 def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     """One-sided p-values of many effects on the same seeds, alone and corrected.
 
-    Alone: if effects are symmetric about 0, each change of signs of seeds is as likely
-    as what was seen, and p is the share of those whose studentised mean is at least as
-    large (Fisher, "The Design of Experiments", 1935, section 21); 2^-n at best, and 1
-    where there is no number.
+    Alone: if effects are symmetric about 0, each change of the signs of seeds is as
+    likely as what was observed. p is the share of these changes whose studentised mean
+    is at least as large as the observed one (Fisher, "The Design of Experiments", 1935,
+    section 21): 2^-n at best, and 1 for an effect without a number.
 
-    Step-down max-T (Westfall and Young, "Resampling-Based Multiple Testing", 1993,
-    section 2.6): effects are gone through from the largest studentised mean to the
-    smallest. The corrected p is the share of changes of sign, the same for all effects,
-    under which the largest mean of this effect and those after it is at least as large
-    as this one, and no less than the p before. The chance of any false "positive" is at
-    most the level, however the effects depend on each other.
+    Corrected, by step-down max-T (Westfall and Young, "Resampling-Based Multiple
+    Testing", 1993, section 2.6): effects are ordered from the largest studentised mean
+    to the smallest. The corrected p of an effect is the share of changes of sign, the
+    same for all effects, under which the largest mean among this effect and those after
+    it is at least as large as the observed mean of this one; it is no less than the
+    corrected p of the effect before. The chance of any false "positive" is at most the
+    level, however the effects depend on each other.
 
     Args:
-      effects: Each `[seeds]`, NaN where a seed has none; of the same seeds.
-      least: Effects of fewer seeds have a corrected p of 1, and do not count in that of
-        the others, which they could only make larger.
+      effects: Arrays `[seeds]` for the same seeds, NaN where a seed has no effect.
+      least: Effects of fewer seeds have a corrected p of 1. They do not count in the
+        corrected p of other effects, which they could only increase.
 
     Returns:
       float64 `[2, effects]`: p alone, p corrected.
@@ -87,7 +88,7 @@ def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     Raises:
       InputError: The effects are of different numbers of seeds.
     """
-    counts = {len(each) for each in effects}
+    counts = {len(values) for values in effects}
     if len(counts) > 1:
         raise InputError(
             f"effects must all have the same seeds; got {sorted(counts)} seeds."
@@ -95,20 +96,24 @@ def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     if not effects:
         return np.zeros((2, 0))
     flips = sign_flips(counts.pop())
-    found = np.stack([studentised(np.asarray(each, float), flips) for each in effects])
-    seen = found[:, :1]
-    lowest = seen - _ROUNDING * np.where(np.isinf(seen), 0.0, np.abs(seen))
-    alone = (found >= lowest).mean(axis=1)
-    known = (~np.isnan(np.stack(effects))).sum(axis=1)
-    order = np.argsort(-seen[:, 0], kind="stable")
-    order = order[known[order] >= least]
-    corrected = np.ones_like(alone)
+    t_values = np.stack(
+        [studentised(np.asarray(values, float), flips) for values in effects]
+    )
+    observed = t_values[:, :1]
+    thresholds = observed - _ROUNDING * np.where(
+        np.isinf(observed), 0.0, np.abs(observed)
+    )
+    p_single = (t_values >= thresholds).mean(axis=1)
+    seed_counts = (~np.isnan(np.stack(effects))).sum(axis=1)
+    order = np.argsort(-observed[:, 0], kind="stable")
+    order = order[seed_counts[order] >= least]
+    p_corrected = np.ones_like(p_single)
     if len(order):
-        # Of each and those after it.
-        largest = np.maximum.accumulate(found[order[::-1]])[::-1]
-        above = (largest >= lowest[order]).mean(axis=1)
-        corrected[order] = np.maximum.accumulate(above)
-    return np.where(known == 0, 1.0, np.stack([alone, corrected]))
+        # The largest statistic of each effect and those after it.
+        maxima = np.maximum.accumulate(t_values[order[::-1]])[::-1]
+        shares = (maxima >= thresholds[order]).mean(axis=1)
+        p_corrected[order] = np.maximum.accumulate(shares)
+    return np.where(seed_counts == 0, 1.0, np.stack([p_single, p_corrected]))
 
 
 def resampled_seeds(seeds: int, resamples: int, seed: int) -> np.ndarray:
@@ -124,19 +129,19 @@ def resampled_images(images: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means over seeds, each as often as drawn.
+    """Means over seeds, weighted by how often each seed is drawn.
 
     Args:
-      values: `[resamples, seeds]`, or `[1, seeds]` for the same in each; NaN where
-        there is none, which leaves the seed out.
+      values: `[resamples, seeds]`, or `[1, seeds]` if all resamples have the same; NaN
+        leaves a seed out.
       counts: `[resamples, seeds]`.
 
     Returns:
       float64 `[resamples]`, NaN where no seed is left.
     """
-    known = ~np.isnan(values)
-    total = (np.where(known, values, 0.0) * counts).sum(axis=1)
-    count = (known * counts).sum(axis=1)
+    valid = ~np.isnan(values)
+    total = (np.where(valid, values, 0.0) * counts).sum(axis=1)
+    count = (valid * counts).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return total / count
 
@@ -151,45 +156,44 @@ def bootstrap(
 ) -> np.ndarray:
     """Returns resampled mean effects, float64 `[resamples]`.
 
-    Seeds are drawn with replacement; where effects can be had on resampled images, so
-    are images, the same for all models and seeds (a two-way bootstrap: Owen,
-    "The pigeonhole bootstrap", 2007). Its intervals are, if anything, too wide for
-    images; over few seeds plain percentiles are too narrow: see `resampling.widened`.
+    Seeds are drawn with replacement. With `on_images`, images are drawn too, the same
+    for all models and seeds (a two-way bootstrap: Owen, "The pigeonhole bootstrap",
+    2007). Its intervals are, if anything, too wide for images. Over few seeds, plain
+    percentiles are too narrow: see `resampling.widened`.
 
     Args:
       effects: `[seeds]`, on all images; seeds that are NaN are left out.
-      on_images: From counts `[resamples, images]` to effects `[resamples, seeds]`.
-      images: How many there are, with `on_images`.
-      resamples: How many times.
-      seed: Equal seeds draw equally.
+      on_images: Maps counts `[resamples, images]` to effects `[resamples, seeds]`.
+      images: Number of images, with `on_images`.
+      resamples: Number of resamples.
+      seed: Random seed.
     """
     effects = np.asarray(effects, float)
-    known = ~np.isnan(effects)
-    if not known.any():
+    valid = ~np.isnan(effects)
+    if not valid.any():
         return np.full(resamples, np.nan)
-    counts = resampled_seeds(int(known.sum()), resamples, seed)
-    values = effects[np.newaxis, known]
+    counts = resampled_seeds(int(valid.sum()), resamples, seed)
+    values = effects[np.newaxis, valid]
     if on_images and images:
-        values = on_images(resampled_images(images, resamples, seed))[:, known]
+        values = on_images(resampled_images(images, resamples, seed))[:, valid]
     return weighted_means(values, counts)
 
 
-# Power: how many seeds tell a difference of so much from none.
+# Power: how many seeds tell a difference of a given size from none.
 
 
 def power(deviation: float, difference: float, seeds: int, level: float) -> float:
-    """How often a difference is found, where effects of seeds are normal.
+    """The power of Student's one-sided t-test, if effects of seeds are normal.
 
-    Found by Student's one-sided t-test: the share of studies whose studentised mean, of
-    the noncentral t distribution, is beyond its critical value (Cohen, "Statistical
-    Power Analysis", 1988, section 2.5). Also how often no effect is told from one of
-    `difference`.
+    This is the share of studies whose studentised mean, which has the noncentral t
+    distribution, is beyond the critical value (Cohen, "Statistical Power Analysis",
+    1988, section 2.5). It is also how often an effect of 0 is told from `difference`.
 
     Args:
       deviation: Standard deviation of the effect over seeds.
       difference: The true mean effect, above 0.
-      seeds: How many, at least 2.
-      level: Chance of finding one where there is none.
+      seeds: Number of seeds, at least 2.
+      level: Chance of finding a difference where there is none.
     """
     if deviation <= 0:
         return 1.0
@@ -199,29 +203,29 @@ def power(deviation: float, difference: float, seeds: int, level: float) -> floa
 
 
 def least_seeds(level: float, claims: int = 1) -> int:
-    """The least n whose exact test gives such a p for any effect that is large enough.
+    """The fewest seeds whose exact test can reach a level for any effect large enough.
 
-    The p of one claim is 2^-n then. By `max_t` over several it is up to 2 / 2^n: with
-    the signs of all seeds changed, another claim whose mean is far below 0 is above it,
-    and perhaps beyond this one.
+    The p of such an effect is 2^-n for a single claim. With `max_t` over several claims
+    it is up to 2 / 2^n: if the signs of all seeds change, another claim whose mean is
+    far below 0 gets one above 0, which may exceed that of this claim.
     """
-    flips = 2 if claims > 1 else 1  # As seen, and with all signs changed.
+    flips = 2 if claims > 1 else 1  # As observed, and with all signs changed.
     return max(2, math.ceil(math.log2(flips / level)))
 
 
 def seeds_needed(
     deviation: float, difference: float, level: float, least: int = 2
 ) -> int | None:
-    """The least number of seeds that finds a difference nine times in ten.
+    """The fewest seeds that find a difference nine times in ten.
 
     Args:
       deviation: Standard deviation of the effect over seeds.
       difference: The true mean effect, above 0.
-      level: Of the one-sided test.
-      least: No fewer are tried.
+      level: Level of the one-sided test.
+      least: The smallest number to return.
 
     Returns:
-      None where it is more than `MOST_SEEDS`.
+      The number, or None if it is more than `MOST_SEEDS`.
     """
     low, high = least, MOST_SEEDS
     if power(deviation, difference, high, level) < POWER:
@@ -236,7 +240,7 @@ def seeds_needed(
 
 
 def detectable(deviation: float, seeds: int, level: float) -> float:
-    """The least mean effect that so many seeds find nine times in ten."""
+    """The smallest mean effect that a number of seeds finds nine times in ten."""
     if deviation <= 0:
         return 0.0
     critical = special.stdtrit(seeds - 1, 1 - level)
@@ -249,14 +253,14 @@ def detectable(deviation: float, seeds: int, level: float) -> float:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's: Pearson's of ranks, equal values sharing theirs.
+    """Spearman's rank correlation; equal values get the mean of their ranks.
 
     Args:
       x: `[pairs]`, without NaN.
       y: `[pairs]`.
 
     Returns:
-      NaN where either has but one value.
+      The correlation; NaN if all values of `x` or of `y` are equal.
     """
     ranks = np.stack([_ranks(x), _ranks(y)])
     ranks -= ranks.mean(axis=1, keepdims=True)
@@ -265,15 +269,15 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place.reshape(-1)]
+    return (last - (count - 1) / 2)[inverse.reshape(-1)]
 
 
 def rank_interval(
     rho: float, pairs: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """An interval of a rank correlation of so many independent pairs.
+    """The confidence interval of a rank correlation of independent pairs.
 
     Fisher's transformation with the variance (1 + rho^2 / 2) / (n - 3) (Bonett and
     Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman

@@ -16,8 +16,8 @@ A study file is TOML:
     source = "s"                # made on this variant's run of the same seed
     [[claims]]                  # see `claims`
 
-A setting is called as its flag. What differs between runs (seeds, folders) is the
-study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
+Settings have the names of their flags. The study itself sets what differs between runs
+(seeds, folders), so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mtr_tf.tasks.groups import task_weights
 from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
 
-# Tasks' own names for what they may be called.
+# Maps any names of tasks to their full names.
 Resolve = Callable[[Sequence[str]], tuple[str, ...]]
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
@@ -70,25 +70,25 @@ _ATTACK_REFUSED = {
 def shipped() -> dict[str, Any]:
     """The files of the studies that come with the package, by name."""
     folder = importlib.resources.files("mtr_tf.study") / "files"
-    found = {path.name: path for path in folder.iterdir()}
+    paths = {path.name: path for path in folder.iterdir()}
     return {
-        name.removesuffix(".toml"): found[name]
-        for name in sorted(found)
+        name.removesuffix(".toml"): paths[name]
+        for name in sorted(paths)
         if name.endswith(".toml")
     }
 
 
 def find(name_or_path: str) -> Any:
-    """The file of a study, by the name of a shipped one or by its own path."""
+    """The file of a study, given the name of a shipped study or the path of a file."""
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         return pathlib.Path(name_or_path)
-    known = shipped()
-    if name_or_path not in known:
+    studies = shipped()
+    if name_or_path not in studies:
         raise InputError(
-            f"--study must be one of {', '.join(known)}, or the path of a .toml "
-            f"file; got {name_or_path!r}.{did_you_mean(name_or_path, known)}"
+            f"--study must be one of {', '.join(studies)}, or the path of a .toml "
+            f"file; got {name_or_path!r}.{did_you_mean(name_or_path, studies)}"
         )
-    return known[name_or_path]
+    return studies[name_or_path]
 
 
 def load(
@@ -100,10 +100,10 @@ def load(
     """Reads a study that comes with the package, by name, or a .toml file, by path.
 
     Args:
-      name_or_path: As `rooms`, or `my/study.toml`.
-      seeds: Take these instead of the file's.
-      train: Fields of `TrainConfig` to take instead of those in the file's [train].
-        With another data set, settings that only the file's takes are left out.
+      name_or_path: A name such as `rooms`, or a path such as `my/study.toml`.
+      seeds: Seeds that replace those of the file.
+      train: Fields of `TrainConfig` that replace those of the file's [train]. If they
+        name another data set, options that it does not have are left out.
 
     Raises:
       InputError: There is no such study or file, or something in it cannot be used;
@@ -113,85 +113,87 @@ def load(
     content = read(path)
     if seeds is not None:
         content["seeds"] = list(seeds)
-    other = None
+    new_dataset = None
     if train and isinstance(content.setdefault("train", {}), dict):
         if content["train"].get("dataset", TrainConfig.dataset) != train.get("dataset"):
-            other = train.get("dataset")
+            new_dataset = train.get("dataset")
         content["train"] |= train
     file = Table(path.name, content)
     file.check_keys(_KEYS)
-    names = _names(file)
-    variants = _variants(file, names)
+    resolver = _resolver(file)
+    variants = _variants(file, resolver)
     study = Study(
         name=path.name.removesuffix(".toml"),
         about=" ".join(file.value("about", str).split()),
         seeds=_seeds(file),
-        train=_train_fields(file.table("train"), names),
-        attack=_attack_fields(file.table("attack"), names),
+        train=_train_fields(file.table("train"), resolver),
+        attack=_attack_fields(file.table("attack"), resolver),
         variants=variants,
-        attacks=_attacks(file, [variant.name for variant in variants], names),
-        claims=file.values("claims", dict, []),  # As they are; `claims` checks them.
+        attacks=_attacks(file, [variant.name for variant in variants], resolver),
+        claims=file.values("claims", dict, []),  # `claim_file` checks them.
         file=name_or_path,
     )
-    if other:
-        study = _without_options(study, other)
+    if new_dataset:
+        study = _without_options(study, new_dataset)
     _check(study, file)
     return study
 
 
 def _without_options(study: Study, dataset: str) -> Study:
-    """The study without options of data that the data set, now its own, has not."""
-    lacking = [name for name, (_, of) in data.OPTIONS.items() if dataset not in of]
+    """The study on a new data set, without the options that this data set lacks."""
+    options = [
+        name for name, (_, datasets) in data.OPTIONS.items() if dataset not in datasets
+    ]
 
-    def kept(fields: dict[str, Any], named: str | None = None) -> dict[str, Any]:
-        if (fields.get("dataset", named) or dataset) != dataset:  # It has its own.
+    def supported(fields: dict[str, Any], default: str | None = None) -> dict[str, Any]:
+        if (fields.get("dataset", default) or dataset) != dataset:  # On other data.
             return fields
-        return {name: value for name, value in fields.items() if name not in lacking}
+        return {name: value for name, value in fields.items() if name not in options}
 
     return dataclasses.replace(
         study,
-        train=kept(study.train),
-        attack=kept(study.attack),
+        train=supported(study.train),
+        attack=supported(study.attack),
         variants=tuple(
-            dataclasses.replace(each, train=kept(each.train)) for each in study.variants
+            dataclasses.replace(v, train=supported(v.train)) for v in study.variants
         ),
         attacks=tuple(
             dataclasses.replace(
-                each, attack=kept(each.attack, study.attack.get("dataset"))
+                spec, attack=supported(spec.attack, study.attack.get("dataset"))
             )
-            for each in study.attacks
+            for spec in study.attacks
         ),
     )
 
 
-def _names(file: Table) -> Resolve:
-    """What gives tasks their own names: see `Study.names`."""
+def _resolver(file: Table) -> Resolve:
+    """The function that gives tasks their full names: see `Study.names`."""
     tables = [file.table("train"), file.table("attack")]
     tables += [*file.tables("variants").values(), *file.tables("attacks").values()]
-    named = [str(table.content.get("dataset", "")) for table in tables]
-    return canonical if any(map(data.may_bring_tasks, named)) else resolve
+    datasets = [str(table.content.get("dataset", "")) for table in tables]
+    return canonical if any(map(data.may_bring_tasks, datasets)) else resolve
 
 
 def _train_fields(
-    table: Table, names: Resolve, beside: Sequence[str] = ()
+    table: Table, resolver: Resolve, extra_keys: Sequence[str] = ()
 ) -> dict[str, Any]:
-    spelled = {"tasks": names, "main_tasks": names}
-    return table.settings(TrainConfig, _TRAIN_REFUSED, spelled, beside)
+    spellings = {"tasks": resolver, "main_tasks": resolver}
+    return table.settings(TrainConfig, _TRAIN_REFUSED, spellings, extra_keys)
 
 
 def _attack_fields(
-    table: Table, names: Resolve, beside: Sequence[str] = ()
+    table: Table, resolver: Resolve, extra_keys: Sequence[str] = ()
 ) -> dict[str, Any]:
     def group(text: str) -> str:
         if text.lower() in ("each", "all"):
             return text.lower()
-        return "+".join(names(text.split("+")))
+        return "+".join(resolver(text.split("+")))
 
-    spelled = {
-        "tasks": names,
+    spellings = {
+        "tasks": resolver,
         "attack_tasks": lambda texts: [group(text) for text in texts],
     }
-    return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
+    return table.settings(AttackConfig, _ATTACK_REFUSED, spellings, extra_keys)
 
 
 def _seeds(file: Table) -> tuple[int, ...]:
@@ -205,7 +207,7 @@ def _seeds(file: Table) -> tuple[int, ...]:
     return seeds
 
 
-def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
+def _variants(file: Table, resolver: Resolve) -> tuple[Variant, ...]:
     tables = file.tables("variants")
     if not tables:
         file.fail(
@@ -213,12 +215,12 @@ def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
             '= ["seg"].'
         )
     _check_slugs(file, "variants", tables)
-    beside = ("note", "init_from")
+    extra_keys = ("note", "init_from")
     variants = tuple(
         Variant(
             name,
-            _train_fields(table, names, beside),
-            *(table.value(key, str, "") for key in beside),
+            _train_fields(table, resolver, extra_keys),
+            *(table.value(key, str, "") for key in extra_keys),
         )
         for name, table in tables.items()
     )
@@ -227,8 +229,8 @@ def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
 
 
 def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> None:
-    """Refuses variants that begin with what is not there, or with themselves."""
-    starts = {each.name: each.init_from for each in variants}
+    """Refuses variants that begin with an unknown variant, or with themselves."""
+    starts = {v.name: v.init_from for v in variants}
     for variant in variants:
         name, table, path = variant.name, tables[variant.name], [variant.name]
         if not variant.init_from:
@@ -238,9 +240,9 @@ def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> N
             table.fail(f"init_from must name another variant, got {name!r} itself.")
         if "init" in variant.train:
             table.fail("init_from and init say the same; leave out one of the two.")
-        while (other := starts.get(path[-1])) and other not in path:
-            path.append(other)
-        if other == name:
+        while (start := starts.get(path[-1])) and start not in path:
+            path.append(start)
+        if start == name:
             table.fail(
                 "init_from must not lead round in a circle, but here "
                 f"{' begins with '.join(map(repr, (*path, name)))}; leave out one."
@@ -248,39 +250,39 @@ def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> N
 
 
 def _attacks(
-    file: Table, variants: Sequence[str], names: Resolve
+    file: Table, variants: Sequence[str], resolver: Resolve
 ) -> tuple[AttackSpec, ...]:
     tables = file.tables("attacks")
     _check_slugs(file, "attacks", tables)
-    found = []
+    specs = []
     for name, table in tables.items():
-        fields = _attack_fields(table, names, ("variants", "source"))
-        named = table.values("variants", str, list(variants))
+        fields = _attack_fields(table, resolver, ("variants", "source"))
+        names = table.values("variants", str, list(variants))
         source = table.value("source", str, "")
-        for one in (*named, source) if source else named:
-            table.one_of("variant", one, variants)
-        if not named:
+        for variant in (*names, source) if source else names:
+            table.one_of("variant", variant, variants)
+        if not names:
             table.fail(
                 "variants must name one or more variants; leave it out to take all."
             )
-        found.append(AttackSpec(name, fields, tuple(dict.fromkeys(named)), source))
-    return tuple(found)
+        specs.append(AttackSpec(name, fields, tuple(dict.fromkeys(names)), source))
+    return tuple(specs)
 
 
 def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
-    """Refuses names whose folders could not be told apart."""
-    seen: dict[str, str] = {}
+    """Refuses names that would get the same folder."""
+    by_slug: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(slug(name), name)
-        if other != name or not re.search(r"\w", name):
+        first_name = by_slug.setdefault(slug(name), name)
+        if first_name != name or not re.search(r"\w", name):
             file.fail(
                 f"names of {key} must differ in letters, digits or any of ._+-; got "
-                f"{other!r} and {name!r}."
+                f"{first_name!r} and {name!r}."
             )
 
 
 def _check(study: Study, file: Table) -> None:
-    """Makes all records once, so that what does not go together is found now."""
+    """Makes all records once, to find settings that do not go together."""
     seed = study.seeds[0]
     tables = file.tables("variants")
     for variant in study.variants:
@@ -288,8 +290,10 @@ def _check(study: Study, file: Table) -> None:
             config = directory.canonical(study.train_config(variant.name, seed))
             task_weights(config.tasks, config.main_tasks, config.aux_weight)
             if variant.init_from:
-                first = study.train_config(variant.init_from, seed)
-                _check_same_net(config, directory.canonical(first), variant.init_from)
+                start_config = study.train_config(variant.init_from, seed)
+                _check_same_net(
+                    config, directory.canonical(start_config), variant.init_from
+                )
     tables = file.tables("attacks")
     for spec in study.attacks:
         for name in spec.variants:
@@ -298,30 +302,30 @@ def _check(study: Study, file: Table) -> None:
                 config = AttackConfig(ckpt="run", **fields)
             for run in filter(None, (name, spec.source)):
                 with tables[spec.name].explained(f"on the variant {run!r}: "):
-                    has = study.names(study.train_config(run, seed).tasks)
-                    _check_tasks(config, has)
+                    tasks = study.names(study.train_config(run, seed).tasks)
+                    _check_tasks(config, tasks)
 
 
-def _check_same_net(config: TrainConfig, first: TrainConfig, name: str) -> None:
-    """Refuses to begin with the weights of a net of another kind or width."""
+def _check_same_net(config: TrainConfig, start: TrainConfig, name: str) -> None:
+    """Refuses to begin with the weights of a net of another architecture."""
     for key in ("model", "width"):
-        own, other = getattr(config, key), getattr(first, key)
-        if own != other:
+        value, start_value = getattr(config, key), getattr(start, key)
+        if value != start_value:
             raise InputError(
                 f"init_from needs a variant with the same {key}, but {name!r} has "
-                f"{other!r} and this one {own!r}; change one of them."
+                f"{start_value!r} and this one {value!r}; change one of them."
             )
-    if first.shared_stages not in (-1, config.shared_stages):
+    if start.shared_stages not in (-1, config.shared_stages):
         raise InputError(
             "init_from needs a variant whose tasks share all stages of the encoder, or "
-            f"as many as here, but those of {name!r} share {first.shared_stages} and "
+            f"as many as here, but those of {name!r} share {start.shared_stages} and "
             f"these {config.shared_stages}; change one of them."
         )
 
 
-def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
-    """Refuses an attack on tasks that a variant has not."""
-    groups.check_has(config.tasks, has, "--tasks")
-    looked_at = [task for task in has if task in (config.tasks or has)]
+def _check_tasks(config: AttackConfig, tasks: Sequence[str]) -> None:
+    """Refuses an attack on tasks that a variant does not have."""
+    groups.check_has(config.tasks, tasks, "--tasks")
+    attack_tasks = [task for task in tasks if task in (config.tasks or tasks)]
     if config.attack != NO_ATTACK:
-        groups.parse_groups(config.attack_tasks, looked_at)
+        groups.parse_groups(config.attack_tasks, attack_tasks)

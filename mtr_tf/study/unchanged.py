@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a study goes on with the data, code and weights that it was begun with.
+"""Checks that a study goes on with the data, code and weights that it began with.
 
-Cells are named by their settings, which say where these are found, not what they are.
-Only the user's can be others under one name; one cell of each is looked at.
+Cells are named by their settings, which say where these are, not what they are. Only
+the user's own can change under the same name; one cell for each of them is checked.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _Open = Callable[[TrainConfig], Source]
 
 
 def check(queue: Queue, workdir: pathlib.Path) -> None:
-    """Raises `InputError` where cells are of other data, code or weights than now.
+    """Raises `InputError` if cells were done with other data, code or weights than now.
 
-    Where all is done, these need not be there.
+    If all cells are done, these need not exist any more.
     """
     check_starts(queue, workdir)
-    sources: dict[tuple, Source] = {}  # A user's own may be read at once, as a whole.
+    sources: dict[tuple, Source] = {}  # Opened once: a user's own may read all at once.
 
-    def opened(config: TrainConfig) -> Source:
-        place = (*_place(config), *(getattr(config, name) for name in data.OPTIONS))
-        place += () if ":" in config.dataset else config.tasks
-        if place not in sources:
-            sources[place] = building.open_source(config)
-        return sources[place]
+    def open_source(config: TrainConfig) -> Source:
+        key = (*_data_key(config), *(getattr(config, name) for name in data.OPTIONS))
+        key += () if ":" in config.dataset else config.tasks
+        if key not in sources:
+            sources[key] = building.open_source(config)
+        return sources[key]
 
     runs = {}
     for cell in queue.cells:
@@ -57,45 +57,45 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
             if cell.begins_with:  # A model of the study is not the user's to change.
                 config = dataclasses.replace(config, init="")
             runs[cell.folder] = directory.canonical(config)
-    _check_runs(queue, workdir, runs, opened)
-    _check_attacks(queue, workdir, runs, opened)
+    _check_runs(queue, workdir, runs, open_source)
+    _check_attacks(queue, workdir, runs, open_source)
 
 
 def check_starts(queue: Queue, workdir: pathlib.Path) -> None:
-    """Raises `InputError` where nets began with models that were trained again since.
+    """Raises `InputError` if nets began with models that were trained again since.
 
-    Hashes cover the settings of such a model; another machine, say, gives it other
-    weights. Those that are gone, or began nothing that is done, are no matter; what is
-    only begun training itself compares.
+    Hashes cover the settings of such a model, but another machine, say, gives it other
+    weights. Models that are gone, or that no finished cell began with, are ignored; in
+    unfinished cells, training itself compares the weights.
     """
-    digests: dict[str, str] = {}  # Of the models that others begin with.
-    changed = []
+    digests: dict[str, str] = {}  # Of models that others begin with.
+    changes = []
     for cell in queue.cells:
-        first = cell.begins_with
-        if not first or queue.state(cell) != DONE:
+        start = cell.begins_with
+        if not start or queue.state(cell) != DONE:
             continue
-        before = files.read_object(workdir / cell.folder / "config.json").get("init")
-        if before is None or not (workdir / first / "model.keras").exists():
+        digest = files.read_object(workdir / cell.folder / "config.json").get("init")
+        if digest is None or not (workdir / start / "model.keras").exists():
             continue
-        if first not in digests:
-            digests[first] = initial_weights.digest(str(workdir / first))
-        if before != digests[first]:
-            changed.append(f"{cell.folder} began with other weights than {first} has")
+        if start not in digests:
+            digests[start] = initial_weights.digest(str(workdir / start))
+        if digest != digests[start]:
+            changes.append(f"{cell.folder} began with other weights than {start} has")
     directory.refuse_changed(
         f"{workdir} holds nets whose first nets were trained again",
-        changed,
+        changes,
         "Delete the folders of those that began with them, to train and attack them "
         "again, or restore the first nets.",
     )
 
 
-def _place(config: TrainConfig) -> tuple:
+def _data_key(config: TrainConfig) -> tuple:
     return config.dataset, config.data_dir, config.image_size
 
 
 @contextlib.contextmanager
-def _needed(queue: Queue) -> Iterator[None]:
-    """What cannot be opened now is passed over where nothing waits for it."""
+def _raise_if_waiting(queue: Queue) -> Iterator[None]:
+    """A context that ignores `InputError` unless cells are waiting to run."""
     try:
         yield
     except InputError:
@@ -104,126 +104,139 @@ def _needed(queue: Queue) -> Iterator[None]:
 
 
 def _check_runs(
-    queue: Queue, workdir: pathlib.Path, runs: Mapping[str, TrainConfig], opened: _Open
+    queue: Queue,
+    workdir: pathlib.Path,
+    runs: Mapping[str, TrainConfig],
+    open_source: _Open,
 ) -> None:
-    """As training does that continues a run."""
-    seen = set()
+    """Makes the checks on runs that training makes when it continues one."""
+    keys = set()
     for folder, config in runs.items():
-        own = ":" in config.dataset + config.model
-        kind = _place(config)
-        if own or config.init:
-            kind += (config.model, config.tasks, config.init)
+        has_own_code = ":" in config.dataset + config.model
+        key = _data_key(config)
+        if has_own_code or config.init:
+            key += (config.model, config.tasks, config.init)
         elif not config.data_dir:
             continue
-        if kind in seen:
+        if key in keys:
             continue
-        before = files.read_object(workdir / folder / "config.json")
-        if not before.get("data"):
+        old = files.read_object(workdir / folder / "config.json")
+        if not old.get("data"):
             continue
-        seen.add(kind)
-        now: dict[str, Any] = {}
-        with _needed(queue):
-            source = opened(config) if own or config.data_dir else None
+        keys.add(key)
+        new: dict[str, Any] = {}
+        with _raise_if_waiting(queue):
+            source = open_source(config) if has_own_code or config.data_dir else None
             if source:
                 examples = config.train_examples or len(source.columns("train"))
-                now["data"] = job.data_facts(source, examples)
-            now |= job.own_facts(config, source)
-        directory.check_data(workdir / folder, before["data"], now.get("data"))
-        directory.check_code(workdir / folder, before, now)
+                new["data"] = job.data_facts(source, examples)
+            new |= job.own_facts(config, source)
+        directory.check_data(workdir / folder, old["data"], new.get("data"))
+        directory.check_code(workdir / folder, old, new)
 
 
 def _check_attacks(
-    queue: Queue, workdir: pathlib.Path, runs: Mapping[str, TrainConfig], opened: _Open
+    queue: Queue,
+    workdir: pathlib.Path,
+    runs: Mapping[str, TrainConfig],
+    open_source: _Open,
 ) -> None:
-    """By the images that their records tell of, and the code of losses and metrics."""
-    seen = set()
+    """Checks the images of attacks and the user's code of losses and metrics."""
+    keys = set()
     for cell in queue.cells:
         config = cell.config
         if not isinstance(config, AttackConfig) or queue.state(cell) != DONE:
             continue
         folder, run = workdir / cell.folder, runs[cell.needs[0]]
-        given, record = _data_of(config, run), {}
-        own = ":" in given.dataset
-        kind = (*_place(given), config.split, config.num_examples)
-        kind += given.tasks if own else ()
-        if kind in seen or not (own or given.data_dir):
+        data_config, record = _data_config(config, run), {}
+        has_own_data = ":" in data_config.dataset
+        key = (*_data_key(data_config), config.split, config.num_examples)
+        key += data_config.tasks if has_own_data else ()
+        if key in keys or not (has_own_data or data_config.data_dir):
             continue
         with contextlib.suppress(*files.DAMAGED):
             record = files.read_json(folder / cell.files[0])[0]
         if not record.get("images"):  # Of an older version.
             continue
-        seen.add(kind)
-        if not (own or given.image_size or given.dataset == run.dataset):
-            size = side_by_side.size_of(record)  # That of the model's input.
-            given = dataclasses.replace(given, image_size=size)
-        changed: list[str] = []
-        with _needed(queue):
-            source = opened(given)
+        keys.add(key)
+        if not (
+            has_own_data or data_config.image_size or data_config.dataset == run.dataset
+        ):
+            size = side_by_side.size_of(record)  # The model's input size.
+            data_config = dataclasses.replace(data_config, image_size=size)
+        changes: list[str] = []
+        with _raise_if_waiting(queue):
+            source = open_source(data_config)
             columns = source.columns(config.split)
             count = config.num_examples or len(columns)
             images = cell_store.images_fingerprint(columns, count)
-            changed += _other_images(record, {"images": images})
-            if own:
-                changed += _other_code(folder, record, source)
+            changes += _image_changes(record, {"images": images})
+            if has_own_data:
+                changes += _code_changes(folder, record, source)
         directory.refuse_changed(
             f"{folder} holds an attack on other data or code",
-            changed,
+            changes,
             "Restore what it was done with to continue, delete such attacks to do them "
             "again, or give another --workdir.",
         )
 
 
-def _data_of(config: AttackConfig, run: TrainConfig) -> TrainConfig:
-    """The settings of a training on the data that a run is attacked on."""
+def _data_config(config: AttackConfig, run: TrainConfig) -> TrainConfig:
+    """Training settings for the data that a run is attacked on."""
     name = config.dataset or run.dataset
     tasks = data.canonical_tasks(name, config.tasks or run.tasks)
-    trained = run if name == run.dataset else None
-    base = trained or TrainConfig(dataset=name, tasks=tasks)
+    same_run = run if name == run.dataset else None
+    base = same_run or TrainConfig(dataset=name, tasks=tasks)
     return dataclasses.replace(
         base,
         tasks=tasks,
         data_dir=config.data_dir or base.data_dir,
         image_size=config.image_size or base.image_size,
-        **loading.data_options(config, trained),
+        **loading.data_options(config, same_run),
     )
 
 
-def _other_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    if side_by_side.other_size(before, now):
-        old, new = map(side_by_side.size_of, (before, now))
-        return [f"the images had {old} pixels and have {new}"]
-    return ["the images are others"] if side_by_side.other_images(before, now) else []
+def _image_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if side_by_side.other_size(old, new):
+        old_size, new_size = map(side_by_side.size_of, (old, new))
+        return [f"the images had {old_size} pixels and have {new_size}"]
+    return ["the images are others"] if side_by_side.other_images(old, new) else []
 
 
-def _other_code(
+def _code_changes(
     folder: pathlib.Path, record: Mapping[str, Any], source: Source
 ) -> list[str]:
-    """The tasks whose own loss or metrics differ from those of finished work.
+    """A sentence for each task whose own loss or metrics have changed.
 
-    Hashes of other versions cannot be compared.
+    Hashes made by other versions cannot be compared.
     """
-    made = files.read_object(folder / "settings.json").get("versions")
-    if made != directory.versions():
+    versions = files.read_object(folder / "settings.json").get("versions")
+    if versions != directory.versions():
         return []
-    kept = [codes for path in _work(folder, record) if (codes := _codes(path))]
+    work_codes = [
+        codes for path in _work_files(folder, record) if (codes := _codes(path))
+    ]
     tasks = source.info.tasks
     return [
         f"the loss or a metric of {name} is another one"
-        for name in (kept[0] if kept else ())
+        for name in (work_codes[0] if work_codes else ())
         if name in tasks
-        and own_code.digest(tasks[name]) not in [codes.get(name) for codes in kept]
+        and own_code.digest(tasks[name])
+        not in [codes.get(name) for codes in work_codes]
     ]
 
 
-def _work(folder: pathlib.Path, record: Mapping[str, Any]) -> Iterable[pathlib.Path]:
-    """Files of finished work that results are of."""
+def _work_files(
+    folder: pathlib.Path, record: Mapping[str, Any]
+) -> Iterable[pathlib.Path]:
+    """The files of finished work that results come from."""
     if rows := record.get("clean_rows"):
         return [(folder / rows).with_suffix(".json")]
     return sorted((folder / "measures").glob("*.json"))
 
 
 def _codes(path: pathlib.Path) -> dict[str, str]:
-    """{task: hash of its own code} of the key of finished work."""
+    """{task: hash of its own code}, from the key in a file of finished work."""
     with contextlib.suppress(*files.DAMAGED):
         tasks = files.read_object(path)["key"]["own_tasks"]
         return {task["name"]: task["code"] for task in tasks if "code" in task}

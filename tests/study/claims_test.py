@@ -196,7 +196,7 @@ def test_a_claim_on_images_made_on_several_models_is_undecided(tmp_path, again):
         for name, source in made.items()
     )
     said = "Its numbers of s, seed 3, are of several models." if again else ""
-    assert claims._mixed(claim, Results(study, tmp_path, records)) == said
+    assert claims._mixture_reason(claim, Results(study, tmp_path, records)) == said
 
 
 def test_what_is_only_rounding_is_no_effect(tmp_path):
@@ -345,7 +345,7 @@ def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
         (verdict,) = claims.evaluate(results)
         np.testing.assert_allclose(verdict.gaps, [0.02, 0.02, 0.02, 0.02, 0.01])
         claim, effect = verdict.claim, effects.of(verdict.claim, results)
-        said = claims._unlike(claim, effect)
+        said = claims._gap_reason(claim, effect)
         assert said.startswith("No model has the same clean accuracy") == unlike
         (row,) = verdicts.rows([verdict], results.seeds, [], ())
         assert row.gaps.endswith(
@@ -373,7 +373,7 @@ def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
             (claim,) = claim_file.read(study)
             effect = effects.of(claim, results)
             np.testing.assert_allclose(effect.gaps, [0.05, 0.05, 0.05, 0.05, 0])
-            assert bool(claims._unlike(claim, effect)) == unlike
+            assert bool(claims._gap_reason(claim, effect)) == unlike
 
 
 @pytest.fixture(autouse=True)

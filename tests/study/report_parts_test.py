@@ -364,11 +364,11 @@ def test_a_measure_less_that_of_another_variant_is_said_in_words():
     measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
     measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0, "minus": {}}
     of = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
-    assert verdicts._measured(of, negated=True).endswith("depth mae, negated")
-    assert verdicts._measured(of | {"sign": -1}, negated=True).endswith("depth mae")
+    assert verdicts._measure_text(of, negated=True).endswith("depth mae, negated")
+    assert verdicts._measure_text(of | {"sign": -1}, negated=True).endswith("depth mae")
     of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
-    assert verdicts._measured(of).endswith("seg miou minus 0.5")
-    said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})
+    assert verdicts._measure_text(of).endswith("seg miou minus 0.5")
+    said = verdicts._measure_text(measure | {"minus": {"variants": ["s", "d"]}})
     assert said == "corruptions: mean_corrupted minus that of s and d"
-    said = verdicts._measured(measure | {"minus": {"count": 64}})
+    said = verdicts._measure_text(measure | {"minus": {"count": 64}})
     assert said == "corruptions: mean_corrupted minus that of count 64"

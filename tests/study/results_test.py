@@ -271,7 +271,7 @@ def test_the_keys_that_may_be_given_are_those_that_records_have(measured):
     config = AttackConfig(ckpt="-", measure=MEASURES, attack_tasks=("each", "all"))
     for record in measured:
         _, needed = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
-        known = claim_checks._known(config, record, tasks, (24, 24))
+        known = claim_checks._key_values(config, record, tasks, (24, 24))
         apart = {"measure", "quantity", "tasks", "metric"}
         keys = claim_checks.MEASURE.keys() & record.keys() - apart
         assert keys == {*known, *needed} - apart

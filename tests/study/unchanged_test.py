@@ -201,7 +201,7 @@ def test_hashes_are_read_past_what_is_no_work(tmp_path):
     (tmp_path / "measures" / "facts.json").write_text("{}")
     key = {"own_tasks": [{"name": "flow", "code": "of another one"}]}
     (tmp_path / "measures" / "later.json").write_text(json.dumps({"key": key}))
-    (said,) = unchanged._other_code(tmp_path, {}, source)
+    (said,) = unchanged._code_changes(tmp_path, {}, source)
     assert said == "the loss or a metric of flow is another one"
 
 

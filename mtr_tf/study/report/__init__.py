@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a study: WORKDIR/report, made from the results that exist.
 
-index.html              all in one file, to read anywhere
+index.html              the whole report in one file, to read anywhere
 README.md               verdicts, tables and main plots, to keep in a repository
 claims.json, claims.csv every verdict with its numbers
 results.csv             every clean and attacked value
-records.json            the same for others to collect: see `show.leaderboard`
+records.json            the same for leaderboards: see `show.leaderboard`
 plots/*.png             the plots of index.html as files
-tensorboard/            the same for TensorBoard
+tensorboard/            the plots and the verdicts for TensorBoard
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mtr_tf.study.results import Results
 
 
 def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
-    """Writes WORKDIR/report again, also for a study that is not finished.
+    """Writes WORKDIR/report anew; the study need not be finished.
 
     Args:
       workdir: The folder of a study, as `mtr_tf.reproduce` leaves it.
@@ -49,24 +49,24 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
       The verdicts as a table to print.
 
     Raises:
-      InputError: There is no study in the folder, or a part of it cannot be used; or
-        something else is in the folder `export`.
+      InputError: There is no study in the folder, a part of it cannot be used, or the
+        folder `export` has other content than an export.
     """
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
     results = Results.read(workdir)
-    records, decided = results.records(), claims.evaluate(results)
-    content = _content(results, records, decided)
+    records, claim_verdicts = results.records(), claims.evaluate(results)
+    content = _content(results, records, claim_verdicts)
     paths = {plot.id: folder / "plots" / f"{plot.id}.png" for plot in content.plots}
-    drawn = {plot.id: style.save(plot.draw, paths[plot.id]) for plot in content.plots}
-    _remove_others(folder / "plots", drawn)
-    result_files.write_claims(decided, folder)
+    svgs = {plot.id: style.save(plot.draw, paths[plot.id]) for plot in content.plots}
+    _remove_old_plots(folder / "plots", svgs)
+    result_files.write_claims(claim_verdicts, folder)
     result_files.write_results(records, folder / "results.csv")
-    leaderboard.write(_collectable(results), folder / exporting.RECORDS)
+    leaderboard.write(_leaderboard_records(results), folder / exporting.RECORDS)
     table = verdicts.table(content.verdicts)
-    words = {paths[plot.id]: plot.alt for plot in content.plots}
-    tensorboard.write_study(words, table, folder / "tensorboard")
-    files.write_text(folder / "index.html", page.html(content, drawn))
+    alts = {paths[plot.id]: plot.alt for plot in content.plots}
+    tensorboard.write_study(alts, table, folder / "tensorboard")
+    files.write_text(folder / "index.html", page.html(content, svgs))
     files.write_text(folder / exporting.PAGE, page.markdown(content))
     if export:
         exporting.write(folder, export, content.shown)
@@ -75,54 +75,56 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     )
 
 
-def _collectable(results: Results) -> list[dict[str, Any]]:
-    """The records of all models, a model's seeds together."""
+def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
+    """The leaderboard's records of all models, the seeds of a model together."""
     by_folder: dict[str, list[dict[str, Any]]] = {}
     for record in results.records():
         by_folder.setdefault(record["folder"], []).append(record)
-    found = []
+    all_records = []
     for folder, records in by_folder.items():
-        first, place = records[0], results.workdir / folder
-        name = f"{results.study.name}: {first['variant']}"
-        config = files.read_object(place.parent.parent / "config.json")
-        made = files.read_object(place / "settings.json")
-        given = (name, first["seed"], records, config, made)
-        source = results.study.spec(first["spec"]).source
-        for record in leaderboard.of_results(*given):
-            found.append(record | ({"transfer": source} if source else {}))
-    return leaderboard.together(found)
+        first_record, path = records[0], results.workdir / folder
+        name = f"{results.study.name}: {first_record['variant']}"
+        config = files.read_object(path.parent.parent / "config.json")
+        settings = files.read_object(path / "settings.json")
+        args = (name, first_record["seed"], records, config, settings)
+        source = results.study.spec(first_record["spec"]).source
+        for record in leaderboard.of_results(*args):
+            all_records.append(record | ({"transfer": source} if source else {}))
+    return leaderboard.together(all_records)
 
 
-def _remove_others(folder: pathlib.Path, kept: Iterable[str]) -> None:
-    """Removes the plots of an earlier report that this one has not."""
+def _remove_old_plots(folder: pathlib.Path, ids: Iterable[str]) -> None:
+    """Removes the plots of an earlier report that are not in this one."""
     for path in folder.glob("*.png"):
-        if path.stem not in kept:
+        if path.stem not in ids:
             path.unlink()
 
 
 def _content(
     results: Results,
     records: Sequence[Mapping[str, Any]],
-    decided: Sequence[claims.Verdict],
+    claim_verdicts: Sequence[claims.Verdict],
 ) -> page.Content:
     """All that the report shows."""
     measures = results.measures()
-    plain_curves = curves.make(records, results.variants, results.seeds)
-    all_curves = curves.with_differences(plain_curves)
-    of_curves = plots.curves(all_curves, results.variants)
-    of_theory = {
+    base_curves = curves.make(records, results.variants, results.seeds)
+    all_curves = curves.with_differences(base_curves)
+    curve_plots = plots.curves(all_curves, results.variants)
+    theory_plots = {
         "norms": plots.norms(measures),
         "first_order": plots.first_order(measures),
         "pixels": plots.pixels(measures),
         "cosines": plots.cosines(measures),
-        "resistance": resistance.plots(plain_curves, measures, results.seeds),
+        "resistance": resistance.plots(base_curves, measures, results.seeds),
     }
-    ids = {p.id for part in (of_curves, *of_theory.values()) for p in part}
-    rows = verdicts.rows(decided, results.seeds, plain_curves, ids)
-    pinned = {row.plot for row in rows}
+    ids = {p.id for part in (curve_plots, *theory_plots.values()) for p in part}
+    rows = verdicts.rows(claim_verdicts, results.seeds, base_curves, ids)
+    claim_plots = {row.plot for row in rows}
 
-    def shown(part: Sequence[Plot]) -> list[Plot]:
-        return [dataclasses.replace(p, first=p.first or p.id in pinned) for p in part]
+    def promote(part: Sequence[Plot]) -> list[Plot]:
+        return [
+            dataclasses.replace(p, first=p.first or p.id in claim_plots) for p in part
+        ]
 
     galleries = gallery.make(records, results.workdir)
     return page.Content(
@@ -133,16 +135,16 @@ def _content(
         images=curves.images(records),
         mixed=verdicts.mixed(results.mixed),
         curves=all_curves,
-        curve_plots=shown(of_curves),
-        theory={name: shown(part) for name, part in of_theory.items()},
-        effects=leading.effects(rows, decided),
+        curve_plots=promote(curve_plots),
+        theory={name: promote(part) for name, part in theory_plots.items()},
+        effects=leading.effects(rows, claim_verdicts),
         galleries=galleries,
-        gallery_plots=[gallery.plot(one) for one in galleries],
+        gallery_plots=[gallery.plot(g) for g in galleries],
     )
 
 
 def _commits(results: Results) -> str:
-    """The commits that cells were done with, and how many with each."""
+    """The commits that cells were done with, each with its number of cells."""
     names = {"train": "config.json", "attack": "settings.json"}
     paths = (
         results.workdir / cell["folder"] / names[cell["kind"]]

@@ -26,19 +26,19 @@ class Curve:
 
     Attributes:
       spec: The attack's name in the study.
-      label: What tells the attacks of one spec apart, as "apgd-js".
+      label: What tells the attacks of one spec apart, such as "apgd-js".
       attacked: The tasks attacked together.
-      task: Whose metric it is.
-      metric: Its name.
+      task: The task that the metric is of.
+      metric: Name of the metric.
       headline: Whether it is the task's first metric.
-      facts: What all its records have in common: "norm", "unit", "better", and what
-        chooses among the attacks of a spec, as "algorithm".
-      eps: `[E]`, growing; the first is 0, the clean images.
+      facts: What all its records have in common: "unit", "better", "targets", and the
+        fields of `CHOICES`, such as "norm" and "algorithm".
+      eps: Radii `[E]`, increasing; the first is 0, for the clean images.
       values: {variant: `[seeds, E]`}, NaN where there is no result.
-      warnings: {what a check found: {variant: its seeds}}.
-      reference: A variant whose values of the same seeds are taken off; empty: none.
+      warnings: {finding of a check: {variant: its seeds}}.
+      reference: A variant whose values of the same seeds are subtracted; empty if none.
       ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
-      images: Which images it is of, in words; empty where all records are of the same.
+      images: The images in words; empty if all records of the study are of the same.
     """
 
     spec: str
@@ -67,46 +67,46 @@ class Curve:
     @property
     def title(self) -> str:
         """A line above the plot."""
-        less = f" minus that of {self.reference}" if self.reference else ""
-        of = f", {self.images}" if self.images else ""
-        return f"{self.task} {self.metric}{less} under {self.attack}{of}"
+        difference = f" minus that of {self.reference}" if self.reference else ""
+        images = f", {self.images}" if self.images else ""
+        return f"{self.task} {self.metric}{difference} under {self.attack}{images}"
 
     @property
     def first(self) -> bool:
-        """Whether it is of the first rank: the first metric of an attacked task."""
+        """Whether it is shown at once: the first metric of an attacked task."""
         return self.headline and self.task in self.attacked
 
     @property
     def attack(self) -> str:
         """The attack in words."""
-        how = "" if self.label == self.spec else f"{self.label} "
-        return f"{self.spec} ({how}on {'+'.join(self.attacked)})"
+        label = "" if self.label == self.spec else f"{self.label} "
+        return f"{self.spec} ({label}on {'+'.join(self.attacked)})"
 
 
 def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int]):
     """All curves that there are records of, in the order of the records.
 
     Args:
-      records: As `Results.records` returns them.
-      variants: Names, in the order of the study.
-      seeds: Those of the study.
+      records: Records as `Results.records` returns them.
+      variants: Names of the variants, in the order of the study.
+      seeds: The seeds of the study.
 
     Returns:
       A list of `Curve`.
     """
-    grouped: dict[tuple, list[Record]] = {}
+    groups: dict[tuple, list[Record]] = {}
     for record in records:
-        grouped.setdefault(_key(record), []).append(record)
-    headline: dict[str, str] = {}
+        groups.setdefault(_key(record), []).append(record)
+    headlines: dict[str, str] = {}
     for record in records:
-        headline.setdefault(record["task"], record["metric"])
-    found = [
-        _curve(key, members, headline, variants, seeds)
-        for key, members in grouped.items()
+        headlines.setdefault(record["task"], record["metric"])
+    curves = [
+        _curve(key, members, headlines, variants, seeds)
+        for key, members in groups.items()
     ]
     if len(_kinds_of_images(records)) == 1:
-        found = [dataclasses.replace(curve, images="") for curve in found]
-    return found
+        curves = [dataclasses.replace(curve, images="") for curve in curves]
+    return curves
 
 
 def _key(record: Record) -> tuple:
@@ -114,32 +114,34 @@ def _key(record: Record) -> tuple:
     return record["spec"], record["attack"], attacked, record["task"], record["metric"]
 
 
-def _curve(key, records, headline, variants, seeds) -> Curve:
+def _curve(key, records, headlines, variants, seeds) -> Curve:
     spec, label, attacked, task, metric = key
     eps = np.array(sorted({0.0, *(float(record["eps"]) for record in records)}))
-    known = {record["variant"] for record in records}
+    names = {record["variant"] for record in records}
     values = {
-        v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in known
+        v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in names
     }
     ends = {v: np.full((2, len(seeds), len(eps)), np.nan) for v in values}
     for record in records:
-        seed, whose = list(seeds).index(record["seed"]), record["variant"]
+        seed, variant = list(seeds).index(record["seed"]), record["variant"]
         kinds = {0.0: ("clean", "clean_interval")}
         if record["eps"]:
             kinds[record["eps"]] = ("attacked_value", "attacked_interval")
         for radius, (value, interval) in kinds.items():
-            place = seed, np.searchsorted(eps, radius)
-            values[whose][place] = _number(record[value])
-            ends[whose][:, *place] = record.get(interval) or (np.nan, np.nan)
-    first = records[0]
-    facts = {name: first.get(name) for name in ("unit", "better", "targets", *CHOICES)}
+            index = seed, np.searchsorted(eps, radius)
+            values[variant][index] = _number(record[value])
+            ends[variant][:, *index] = record.get(interval) or (np.nan, np.nan)
+    first_record = records[0]
+    facts = {
+        name: first_record.get(name) for name in ("unit", "better", "targets", *CHOICES)
+    }
     return Curve(
         spec,
         label,
         attacked,
         task,
         metric,
-        headline[task] == metric,
+        headlines[task] == metric,
         facts,
         eps,
         values,
@@ -149,21 +151,21 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
     )
 
 
-def with_differences(found: Sequence[Curve]) -> list[Curve]:
-    """The curves, each of the first rank followed by its differences.
+def with_differences(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves, where each one with `first` is followed by its differences.
 
-    These are between each variant and the first one, at equal seed.
+    Differences are those of each variant from the first variant, for equal seeds.
     """
-    curves = []
-    for curve in found:
-        curves.append(curve)
+    all_curves = []
+    for curve in curves:
+        all_curves.append(curve)
         if curve.first and len(curve.values) > 1:
-            reference, *others = curve.values
-            off = curve.values[reference]
-            values = {name: curve.values[name] - off for name in others}
-            less = {"values": values, "ends": {}, "reference": reference}
-            curves.append(dataclasses.replace(curve, warnings={}, **less))
-    return curves
+            reference, *names = curve.values
+            baseline = curve.values[reference]
+            values = {name: curve.values[name] - baseline for name in names}
+            changes = {"values": values, "ends": {}, "reference": reference}
+            all_curves.append(dataclasses.replace(curve, warnings={}, **changes))
+    return all_curves
 
 
 def _number(value: float | None) -> float:
@@ -171,10 +173,10 @@ def _number(value: float | None) -> float:
 
 
 def images(records: Iterable[Record]) -> str:
-    """Which they are: `96 images of rooms (validation) at 32x48 pixels`.
+    """The images in words: `96 images of rooms (validation) at 32x48 pixels`.
 
-    With whose outputs the targets are, where they are the model's own; without the size
-    where records do not say it.
+    The size is left out if records lack it. If the targets are the model's own outputs,
+    the words say so.
     """
     texts = [
         f"{n} images of {name} ({split})"
@@ -186,7 +188,7 @@ def images(records: Iterable[Record]) -> str:
 
 
 def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str, str]]:
-    """(n, data set, split, size, whose targets) of the records, each once."""
+    """Each (n, data set, split, size, targets) of the records once."""
     return {
         (r["n"], r["dataset"], r["split"], size_of(r), r.get("targets", ""))
         for r in records
@@ -194,24 +196,24 @@ def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str,
 
 
 def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
-    """{what a check found: {variant: its seeds}}; the numbers it measured left out."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """{finding of a check, without its numbers: {variant: its seeds}}."""
+    by_reason: dict[str, dict[str, list[int]]] = {}
     for record in records:
         for warning in record.get("warnings") or ():
             reason = re.sub(r" \([^()]*\)\.?$", "", warning)
-            seeds = found.setdefault(reason, {}).setdefault(record["variant"], [])
+            seeds = by_reason.setdefault(reason, {}).setdefault(record["variant"], [])
             if record["seed"] not in seeds:
                 seeds.append(record["seed"])
-    return found
+    return by_reason
 
 
-def warning_lines(found: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
-    """A sentence per warning, with whose it is."""
+def warning_lines(by_reason: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
+    """A sentence per warning, with the variants and seeds that it is about."""
     return [
-        f"{reason} [{'; '.join(_whose(*item) for item in of.items())}]"
-        for reason, of in found.items()
+        f"{reason} [{'; '.join(_variant_seeds(*item) for item in by_variant.items())}]"
+        for reason, by_variant in by_reason.items()
     ]
 
 
-def _whose(variant: str, seeds: Iterable[int]) -> str:
+def _variant_seeds(variant: str, seeds: Iterable[int]) -> str:
     return f"{variant}: {text.numbers_in_words(sorted(seeds))}"

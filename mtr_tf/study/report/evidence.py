@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim rests on: the plot that shows it, and warnings about its attacks."""
+"""The evidence for a claim: the plot that shows it, and warnings about its attacks."""
 
 from __future__ import annotations
 
@@ -14,76 +14,77 @@ from mtr_tf.study.report import plots
 from mtr_tf.study.report.curves import Curve
 
 
-def plot_of(
-    claim: Claim, curves: Sequence[Curve], known: Collection[str]
-) -> str | None:
+def plot_of(claim: Claim, curves: Sequence[Curve], ids: Collection[str]) -> str | None:
     """The `id` of the plot that shows a claim's numbers; None if there is none.
 
     Args:
-      claim: The claim; of a sum its first term is looked at.
-      curves: All of the report.
-      known: The ids of all its plots.
+      claim: The claim; only its first term counts.
+      curves: All curves of the report.
+      ids: The ids of all plots of the report.
     """
     if claim.measure:  # An attack has one norm, which a claim may leave out.
-        wanted = [_of_measure(claim, norm) for norm in ("l2", "linf")]
+        candidates = [_measure_plot(claim, norm) for norm in ("l2", "linf")]
     else:
         curve = _curve_of(claim, curves)
-        wanted = [curve.id] if curve else []
-    return next((plot for plot in wanted if plot in known), None)
+        candidates = [curve.id] if curve else []
+    return next((plot for plot in candidates if plot in ids), None)
 
 
 def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
-    """The attack of a claim in words; empty for a measure, or where none is done."""
+    """The attack of a claim in words; empty for a measure, or without results."""
     curve = None if claim.measure else _curve_of(claim, curves)
     return curve.attack if curve else ""
 
 
 def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
-    """The curve of the first number that a claim compares."""
+    """The curve of the first point of a claim; None if there is none."""
     point = claim.terms[0].points[0]
     for curve in curves:
-        shown = (curve.task, curve.metric) == (point.task, point.metric)
-        if shown and _is_under(point, curve):
+        same_metric = (curve.task, curve.metric) == (point.task, point.metric)
+        if same_metric and _is_under(point, curve):
             return curve
     return None
 
 
 def _is_under(point: Point, curve: Curve) -> bool:
-    """Whether a point of a claim is under the attack that a curve is of."""
-    same = (point.attack, {*point.attacked}) == (curve.spec, {*curve.attacked})
-    return same and dict(point.choice).items() <= curve.facts.items()
+    """Whether a point of a claim and a curve are of the same attack."""
+    same_attack = (point.attack, {*point.attacked}) == (curve.spec, {*curve.attacked})
+    return same_attack and dict(point.choice).items() <= curve.facts.items()
 
 
-def _of_measure(claim: Claim, norm: str) -> str:
-    """The plot of the first variant, norm and so on that are named, else of `norm`."""
-    chosen = {name: _first(value) for name, value in claim.measure.items()}
-    quantity, kind = chosen["quantity"], chosen["measure"]
-    norm = chosen.get("norm", norm)
+def _measure_plot(claim: Claim, norm: str) -> str:
+    """The id of the plot of a measure, for the first variant, norm and so on it names.
+
+    `norm` is used if the claim names no norm.
+    """
+    choice = {name: _first_value(value) for name, value in claim.measure.items()}
+    quantity, kind = choice["quantity"], choice["measure"]
+    norm = choice.get("norm", norm)
     if kind == "tasks" and "cosine" in quantity:
-        what = (quantity.removeprefix("mean_"),)
+        parts = (quantity.removeprefix("mean_"),)
     elif kind == "tasks":
-        what = (kind, norm, chosen.get("normalisation", "raw"))
+        parts = (kind, norm, choice.get("normalisation", "raw"))
     elif quantity == "attacked_pixels":
-        what = (quantity, chosen.get("tasks", ""), chosen.get("metric", ""))
+        parts = (quantity, choice.get("tasks", ""), choice.get("metric", ""))
     elif kind == "first_order":
-        what = (kind, norm, "ratio")
+        parts = (kind, norm, "ratio")
     else:
-        what = (kind, norm)
-    return plots.measure_id(chosen["attack"], chosen["variants"], *what)
+        parts = (kind, norm)
+    return plots.measure_id(choice["attack"], choice["variants"], *parts)
 
 
-def _first(value: Any) -> Any:
+def _first_value(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else value
 
 
 def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
-    """What the checks of the attacks found on the models that a claim compares."""
+    """The warnings from checks of attacks on the models that a claim compares."""
     points = [point for term in claim.terms for point in term.points]
-    found: dict[str, dict[str, set[int]]] = {}
+    by_reason: dict[str, dict[str, set[int]]] = {}
     for curve in curves:
         variants = {point.variant for point in points if _is_under(point, curve)}
-        for reason, whose in curve.warnings.items():
-            for variant in (v for v in whose if v in variants):
-                of = found.setdefault(f"{curve.spec}: {reason}", {})
-                of.setdefault(variant, set()).update(whose[variant])
-    return curves_lib.warning_lines(found)
+        for reason, seeds in curve.warnings.items():
+            for variant in (v for v in seeds if v in variants):
+                by_variant = by_reason.setdefault(f"{curve.spec}: {reason}", {})
+                by_variant.setdefault(variant, set()).update(seeds[variant])
+    return curves_lib.warning_lines(by_reason)

@@ -2,7 +2,7 @@
 """The export of a report: what a repository keeps of a study.
 
 README.md          verdicts and the tables and plots that they rest on
-claims.json        every verdict with the effect of each seed, a line for each
+claims.json        every verdict with the effect of each seed, one per line
 results.csv.gz     every clean and attacked value
 records.json       the same for leaderboards: see `show.leaderboard`
 plots/*.png        the plots of README.md
@@ -25,34 +25,34 @@ PAGE = "README.md"
 RECORDS = "records.json"
 _CLAIMS = "claims.json"
 _RESULTS = "results.csv.gz"
-_FORMER = ("claims.csv", "results.csv")  # Of exports before 0.2.
-_DERIVED = "relative_vulnerability"  # The column that follows from others.
+_OLD_FILES = ("claims.csv", "results.csv")  # Of exports before 0.2.
+_DERIVED_COLUMN = "relative_vulnerability"  # The column that follows from others.
 
 
 def check(folder: pathlib.Path) -> None:
-    """Raises `InputError` where an export would touch what is not an export's.
+    """Raises `InputError` if a folder has other content than an earlier export.
 
-    One that was stopped half-way is an export.
+    An export that was stopped half-way counts as one.
     """
-    there = _names(folder)
-    strange = sorted(there - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_FORMER, "plots"})
-    if there and _CLAIMS not in there:
-        strange = sorted(there)
-    elif "plots" in there:
+    names = _names(folder)
+    extras = sorted(names - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_OLD_FILES, "plots"})
+    if names and _CLAIMS not in names:
+        extras = sorted(names)
+    elif "plots" in names:
         page = folder / PAGE
         text = page.read_text("utf-8") if page.exists() else ""
-        shown = re.findall(r"\]\(plots/([^)]+)\)", text)
-        strange += sorted(_names(folder / "plots") - {*shown})
-    if strange or (folder.exists() and not folder.is_dir()):
+        plots = re.findall(r"\]\(plots/([^)]+)\)", text)
+        extras += sorted(_names(folder / "plots") - {*plots})
+    if extras or (folder.exists() and not folder.is_dir()):
         raise InputError(
             "--export must be a new folder or an earlier export; got "
-            f"'{folder}'{f', which contains {strange[0]!r}' if strange else ''}. Give "
+            f"'{folder}'{f', which contains {extras[0]!r}' if extras else ''}. Give "
             "another."
         )
 
 
 def _names(folder: pathlib.Path) -> set[str]:
-    """Of what is in a folder, without what a killed process was writing there."""
+    """The names in a folder, without leftovers of a killed process."""
     names = {path.name for path in files.listed(folder)}
     return {name for name in names if not files.is_leftover(name)}
 
@@ -61,37 +61,37 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
     """Copies the page, its plots and its tables to a folder, over an earlier export.
 
     Args:
-      report: WORKDIR/report.
-      folder: Made if it is not there.
-      plots: The ids of those to copy.
+      report: The folder WORKDIR/report.
+      folder: The folder to copy to; created if needed.
+      plots: The ids of the plots to copy.
 
     Raises:
-      InputError: In the folder is what no export has left.
+      InputError: The folder has other content than an earlier export.
     """
     check(folder)
-    # `check` knows an export by its claims, and its plots by its page: these first.
+    # `check` recognises an export by its claims, and plots by the page: these first.
     names = [_CLAIMS, PAGE, RECORDS, *(f"plots/{plot}.png" for plot in plots)]
     files.clear_leftovers(folder, folder / "plots")
-    for path in [*folder.glob("plots/*.png"), *(folder / name for name in _FORMER)]:
+    for path in [*folder.glob("plots/*.png"), *(folder / name for name in _OLD_FILES)]:
         if str(path.relative_to(folder)) not in names:
             path.unlink(missing_ok=True)
     for name in names:
-        with files.whole_file(folder / name) as beside:
-            shutil.copyfile(report / name, beside)
-    with files.whole_file(folder / _RESULTS) as beside:
-        beside.write_bytes(_packed(report / "results.csv"))
+        with files.whole_file(folder / name) as temporary:
+            shutil.copyfile(report / name, temporary)
+    with files.whole_file(folder / _RESULTS) as temporary:
+        temporary.write_bytes(_compressed(report / "results.csv"))
 
 
-def _packed(table: pathlib.Path) -> bytes:
-    """A CSV file without the column that follows from others, compressed.
+def _compressed(table: pathlib.Path) -> bytes:
+    """The content of a CSV file, compressed, without the column `_DERIVED_COLUMN`.
 
     The same table always gives the same bytes.
     """
     with open(table, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name != _DERIVED]
-        packed = io.StringIO()
-        writer = csv.DictWriter(packed, columns, extrasaction="ignore")
+        columns = [name for name in reader.fieldnames or () if name != _DERIVED_COLUMN]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(reader)
-    return gzip.compress(packed.getvalue().encode(), mtime=0)
+    return gzip.compress(buffer.getvalue().encode(), mtime=0)

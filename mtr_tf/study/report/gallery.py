@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacked examples of each task: the same images of all variants, one attack.
+"""Attacked examples of each task: the same images for all variants, under one attack.
 
 The pictures are those that every finished cell keeps.
 """
@@ -22,7 +22,7 @@ from mtr_tf.show import text
 from mtr_tf.study.report.plots import Plot
 
 Record = Mapping[str, Any]
-_EXAMPLES = 3  # Of each variant at most.
+_EXAMPLES = 3  # The most examples of each variant.
 HEADINGS = tuple(
     heading.replace("\n", " ") for heading in (*gallery.INPUTS, *gallery.OUTPUTS)
 )
@@ -44,11 +44,11 @@ class Shots:
 
     @property
     def scores(self) -> str:
-        """The metric before and after."""
+        """The metric on clean and on attacked images, in words."""
         unit = f" {self.record['unit']}" if self.record["unit"] else ""
-        before = text.number(self.record["clean"])
-        after = text.number(self.record["attacked_value"])
-        return f"{self.record['metric']} {before} → {after}{unit}"
+        clean = text.number(self.record["clean"])
+        attacked = text.number(self.record["attacked_value"])
+        return f"{self.record['metric']} {clean} → {attacked}{unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Gallery:
 
     @property
     def attack(self) -> str:
-        """What is shown, in words."""
+        """The attack that is shown, in words."""
         first = self.shots[0].record
         unit = " levels of 0-255" if first["norm"] == "linf" else ""
         return (
@@ -77,18 +77,22 @@ class Gallery:
 def make(records: Sequence[Record], workdir: pathlib.Path) -> list[Gallery]:
     """A gallery for each attacked task, in the order of the records.
 
-    Of its attacks the one on the task alone, at its largest radius, that most variants
-    have; of the seeds the first that most of these have.
+    It shows the attack, radius and seed with the fewest attacked tasks; among equals,
+    with the most variants, then with the largest radius, then with the lowest seed.
 
     Args:
-      records: As `Results.records` returns them.
+      records: Records as `Results.records` returns them.
       workdir: The study's folder.
     """
     galleries = []
     for task in dict.fromkeys(task for r in records for task in r["attacked"]):
-        own = [r for r in records if r["task"] == task and task in r["attacked"]]
-        metric = own[0]["metric"] if own else ""
-        shots = _shots([r for r in own if r["metric"] == metric], task, workdir)
+        task_records = [
+            r for r in records if r["task"] == task and task in r["attacked"]
+        ]
+        metric = task_records[0]["metric"] if task_records else ""
+        shots = _shots(
+            [r for r in task_records if r["metric"] == metric], task, workdir
+        )
         if shots:
             galleries.append(Gallery(task, shots))
     return galleries
@@ -107,8 +111,8 @@ def _shots(
         return -len(attacked), len(by_attack[key]), eps, -seed
 
     for key in sorted(by_attack, key=rank, reverse=True):
-        found = [_read(workdir, record, task) for record in by_attack[key]]
-        shots = tuple(shot for shot in found if shot)
+        candidates = [_read(workdir, record, task) for record in by_attack[key]]
+        shots = tuple(shot for shot in candidates if shot)
         if shots:
             return shots
     return ()
@@ -133,14 +137,11 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
     return Shots(record["variant"], record, tuple(a[:_EXAMPLES] for a in arrays))
 
 
-# What is shown.
-
-
-def plot(found: Gallery) -> Plot:
-    """The first example of each variant, for files and TensorBoard."""
-    title = f"{found.task} under {found.attack}"
+def plot(examples: Gallery) -> Plot:
+    """The plot of the first example of each variant, for files and TensorBoard."""
+    title = f"{examples.task} under {examples.attack}"
     caption = f"{title}. The perturbation is magnified."
-    variants = [shots.variant for shots in found.shots]
-    pictures = [shots.pictures for shots in found.shots]
+    variants = [shots.variant for shots in examples.shots]
+    pictures = [shots.pictures for shots in examples.shots]
     draw = functools.partial(gallery.of_variants, title, variants, pictures)
-    return Plot(found.id, found.task, caption, caption, draw)
+    return Plot(examples.id, examples.task, caption, caption, draw)

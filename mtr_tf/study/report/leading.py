@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the report leads with: the answer in three sentences, and a plot of it."""
+"""The head of the report: the answer in three sentences, and a plot of it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from mtr_tf.study.report.verdicts import Row
 EFFECTS = "effects"  # The id of the plot that the report leads with.
 
 
-def effects(rows: Sequence[Row], decided: Sequence[Verdict]) -> list[Plot]:
-    """The effects of all claims that have one and that algebra does not decide.
+def effects(rows: Sequence[Row], claim_verdicts: Sequence[Verdict]) -> list[Plot]:
+    """The plot of the effects of all claims that algebra does not decide.
 
     Args:
       rows: The verdicts as they are shown.
-      decided: The same as numbers.
+      claim_verdicts: The same verdicts as numbers.
+
+    Returns:
+      One plot, or none if no such claim has an effect.
     """
-    shown = [
+    pairs = [
         (row, _effect(row, verdict))
-        for row, verdict in zip(rows, decided, strict=True)
+        for row, verdict in zip(rows, claim_verdicts, strict=True)
         if verdict.effect is not None and not row.algebra
     ]
-    if not shown:
+    if not pairs:
         return []
     title = "Effects of all claims"
-    said = "; ".join(
-        f"{row.claim} {row.effect} ({row.interval}), {row.verdict}" for row, _ in shown
+    summary = "; ".join(
+        f"{row.claim} {row.effect} ({row.interval}), {row.verdict}" for row, _ in pairs
     )
     return [
         Plot(
@@ -43,14 +46,16 @@ def effects(rows: Sequence[Row], decided: Sequence[Verdict]) -> list[Plot]:
             "Mean over paired seeds, right of 0 as claimed (or near 0, where a claim "
             "says that two numbers are near). Filled circle: holds; "
             "cross: does not hold; diamond: undecided.",
-            f"{title}, with 95 % intervals: {said}.",
-            functools.partial(show_effects.draw, title, [one for _, one in shown]),
+            f"{title}, with 95 % intervals: {summary}.",
+            functools.partial(
+                show_effects.draw, title, [effect for _, effect in pairs]
+            ),
         )
     ]
 
 
 def _effect(row: Row, verdict: Verdict) -> show_effects.Effect:
-    """Relative effects are shown in percentage points."""
+    """The effect to draw; relative effects are in percentage points."""
     scale = 100 if verdict.claim.relative else 1
     ends = verdict.interval
     return show_effects.Effect(
@@ -67,14 +72,14 @@ def _effect(row: Row, verdict: Verdict) -> show_effects.Effect:
 
 def main_of(rows: Sequence[Row]) -> Row | None:
     """The claim that the report leads with; None where there is none."""
-    named = [row for row in rows if row.main]
-    return next(iter(named or [row for row in rows if not row.algebra]), None)
+    main_rows = [row for row in rows if row.main]
+    return next(iter(main_rows or [row for row in rows if not row.algebra]), None)
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """The answer in three sentences: the main claim, what it can see, the others.
+    """The answer in three sentences: the main claim, its power, and a tally.
 
-    What is decided has been seen, and goes without the second.
+    A claim that is decided goes without the second.
     """
     row = main_of(rows)
     if row is None:
@@ -85,26 +90,28 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             verdicts.tally(rows),
         ]
     verb = "is undecided" if row.verdict == OPEN else row.verdict
-    under = f" under {row.attack}" if row.attack else ""
+    attack = f" under {row.attack}" if row.attack else ""
     seeds = f"{row.n} seed{'s' * (row.n != 1)}"
-    first = (
+    answer = (
         f"“{row.statement}” ({row.claim}) {verb}: {row.effect}, 95 % interval "
-        f"{row.interval} ({row.quantity}), over {seeds}{under}."
+        f"{row.interval} ({row.quantity}), over {seeds}{attack}."
     )
-    return [first, *_reach(row), verdicts.tally(rows)]
+    return [answer, *_power_sentences(row), verdicts.tally(rows)]
 
 
-def _reach(row: Row) -> list[str]:
+def _power_sentences(row: Row) -> list[str]:
     """How small an effect the seeds of an undecided claim can show."""
     if row.deviation == text.NONE or row.verdict != OPEN:
         return []
-    above = "" if row.margin == text.NONE else " to be above the margin"
-    said = f"So many seeds find an effect of {row.detectable}{above} nine times in ten"
+    condition = "" if row.margin == text.NONE else " to be above the margin"
+    sentence = (
+        f"So many seeds find an effect of {row.detectable}{condition} nine times in ten"
+    )
     if row.detectable == text.NONE:
-        said = "So few seeds may miss any effect, however large"
+        sentence = "So few seeds may miss any effect, however large"
     if row.margin != text.NONE:
-        said += (
+        sentence += (
             f"; to tell none from one of the margin, {row.margin}, takes "
             f"{row.seeds_needed} seeds"
         )
-    return [f"{said}."]
+    return [f"{sentence}."]

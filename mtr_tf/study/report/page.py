@@ -42,7 +42,7 @@ class Code(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a task; with its images, where attacks are on several sets of them."""
+    """A table of a task; `task` names the images, too, where there are several sets."""
 
     task: str
     head: Sequence[str]
@@ -55,18 +55,18 @@ class Content:
 
     Attributes:
       study: The study.
-      cells: Those of index.json.
-      provenance: That of study.json, with the commits of the cells.
-      verdicts: On each claim.
-      images: Which images the results are of, in words.
-      mixed: What to say of results of one variant and seed that are of several models;
-        empty where there are none.
-      curves: All of them, with differences.
-      curve_plots: A plot for each.
+      cells: The cells of index.json.
+      provenance: The provenance of study.json, with the commits of the cells.
+      verdicts: The verdict on each claim.
+      images: The images of the results, in words.
+      mixed: A sentence about variants and seeds whose results are of several models;
+        empty if there are none.
+      curves: All curves, with differences.
+      curve_plots: A plot for each curve.
       theory: The plots of each measure.
-      effects: The plot of all effects; none where there are no effects.
+      effects: The plot of all effects; empty if there are no effects.
       galleries: Attacked examples.
-      gallery_plots: A plot for each.
+      gallery_plots: A plot for each gallery.
     """
 
     study: Study
@@ -85,31 +85,32 @@ class Content:
     @property
     def plots(self) -> list[Plot]:
         """Every plot that becomes a file."""
-        of_theory = [plot for part in self.theory.values() for plot in part]
-        return [*self.effects, *self.curve_plots, *of_theory, *self.gallery_plots]
+        theory_plots = [plot for part in self.theory.values() for plot in part]
+        return [*self.effects, *self.curve_plots, *theory_plots, *self.gallery_plots]
 
     @property
     def shown(self) -> list[str]:
-        """The plots that verdicts rest on, and the differences of their curves."""
-        pinned = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
+        """Ids of the plots that verdicts rest on, and of their curves' differences."""
+        claim_plots = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
         differences = [
             curve.id
             for curve in self.curves
-            if curve.reference and dataclasses.replace(curve, reference="").id in pinned
+            if curve.reference
+            and dataclasses.replace(curve, reference="").id in claim_plots
         ]
-        return [*(plot.id for plot in self.effects), *pinned, *differences]
+        return [*(plot.id for plot in self.effects), *claim_plots, *differences]
 
     @property
     def curve_plots_by_attack(self) -> dict[str, list[Plot]]:
         """The plots of curves, attack by attack."""
-        return _grouped(
+        return _groups(
             zip((curve.attack for curve in self.curves), self.curve_plots, strict=True)
         )
 
     @property
     def cells_by_variant(self) -> dict[str, list[Cell]]:
         """The cells, variant by variant."""
-        return _grouped((cell["variant"], cell) for cell in self.cells)
+        return _groups((cell["variant"], cell) for cell in self.cells)
 
     @property
     def done(self) -> list[Cell]:
@@ -123,55 +124,61 @@ class Content:
 
     @property
     def missing(self) -> list[str]:
-        """What is not there of a study that is not finished, with its seeds."""
-        left = [cell for cell in self.cells if cell["state"] != "done"]
-        seeds = _grouped((_cell_name(cell, seed=False), cell["seed"]) for cell in left)
-        return [f"{name}: {text.numbers_in_words(of)}" for name, of in seeds.items()]
+        """The kinds of cells that are not done yet, each with their seeds."""
+        unfinished = [cell for cell in self.cells if cell["state"] != "done"]
+        seeds = _groups(
+            (_cell_name(cell, seed=False), cell["seed"]) for cell in unfinished
+        )
+        return [
+            f"{name}: {text.numbers_in_words(numbers)}"
+            for name, numbers in seeds.items()
+        ]
 
     @property
     def warnings(self) -> dict[str, list[str]]:
-        """What checks of the attacks found, with the claims that it bears on."""
+        """The warnings from checks of attacks, with the claims that they concern."""
         return verdicts.warnings(self.verdicts)
 
     @property
     def clean_tables(self) -> list[Table]:
-        """Of each task and its images: each metric's mean and deviation over seeds.
+        """Each metric's mean and deviation over seeds: a table per task and images.
 
-        Without attacks against the model's own outputs: it agrees with itself.
+        Attacks against the model's own outputs are left out, because clean outputs
+        agree with themselves.
         """
-        curves = _grouped(
+        curves = _groups(
             (f"{c.task}, {c.images}" if c.images else c.task, c)
             for c in self.curves
             if not c.reference and c.facts.get("targets") != OWN_TARGETS
         )
         variants = [variant.name for variant in self.study.variants]
-        return [_clean_table(name, own, variants) for name, own in curves.items()]
+        return [_clean_table(name, group, variants) for name, group in curves.items()]
 
     def values_of(self, plot: str) -> list[tuple[list[str], list[list[str]]]]:
-        """The table (head, rows) of a curve, over its radii; of another plot none."""
+        """The table (head, rows) of a curve by radius; empty for other plots."""
         return [_values(curve) for curve in self.curves if curve.id == plot]
 
     @property
     def origin(self) -> list[tuple[str, Any]]:
-        """Where the numbers are from, without what is of one machine only."""
-        facts, none = self.provenance, text.NONE
+        """The origin of the numbers, without facts that concern one machine only."""
+        facts, dash = self.provenance, text.NONE
         versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
         count = f"{len(self.done)} of {len(self.cells)} done"
         return [
             ("command", Code(_command(facts.get("command", "")))),
             ("seeds", ", ".join(map(str, self.study.seeds))),
-            ("cells", f"{count}, in {_seconds(self.done)} of processes"),
-            ("commits of the cells", facts.get("commits of the cells", none)),
-            ("versions", versions or none),
-            ("cores", facts.get("cores", none)),
-            ("date", str(facts.get("time", none))[:10]),
+            ("cells", f"{count}, in {_total_time(self.done)} of processes"),
+            ("commits of the cells", facts.get("commits of the cells", dash)),
+            ("versions", versions or dash),
+            ("cores", facts.get("cores", dash)),
+            ("date", str(facts.get("time", dash))[:10]),
         ]
 
 
-def html(content: Content, drawn: Mapping[str, bytes]) -> str:
-    """The page; `drawn` has the SVG of each plot by its id."""
+def html(content: Content, svgs: Mapping[str, bytes]) -> str:
+    """The page in HTML; `svgs` has the SVG of each plot by its id."""
     page = _HTML.get_template("page.html")
-    return page.render(content=content, drawn=drawn, headings=HEADINGS)
+    return page.render(content=content, drawn=svgs, headings=HEADINGS)
 
 
 def markdown(content: Content) -> str:
@@ -183,11 +190,15 @@ def markdown(content: Content) -> str:
 
 
 def _clean_table(task: str, curves: Sequence[Curve], variants: Sequence[str]) -> Table:
-    by_metric = _grouped((curve.metric, curve) for curve in curves)
-    head = ["variant", *(_metric_head(of[0]) for of in by_metric.values()), "seeds"]
+    by_metric = _groups((curve.metric, curve) for curve in curves)
+    head = [
+        "variant",
+        *(_metric_head(group[0]) for group in by_metric.values()),
+        "seeds",
+    ]
     rows = []
     for variant in variants:
-        values = [_clean_values(own, variant) for own in by_metric.values()]
+        values = [_clean_values(group, variant) for group in by_metric.values()]
         seeds = max(map(len, values))
         if seeds:
             rows.append([variant, *map(_mean_and_sd, values), str(seeds)])
@@ -201,27 +212,29 @@ def _metric_head(curve: Curve) -> str:
 
 
 def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
-    """Of each seed, from the first curve that has it; without NaN."""
-    found = [curve.values[variant][:, 0] for curve in curves if variant in curve.values]
-    if not found:
+    """The value of each seed from the first curve that has it, without NaN."""
+    columns = [
+        curve.values[variant][:, 0] for curve in curves if variant in curve.values
+    ]
+    if not columns:
         return np.zeros(0)
-    first = np.array(found).T  # [seeds, curves]
-    values = [row[~np.isnan(row)][0] for row in first if (~np.isnan(row)).any()]
+    by_seed = np.array(columns).T  # [seeds, curves]
+    values = [row[~np.isnan(row)][0] for row in by_seed if (~np.isnan(row)).any()]
     return np.array(values)
 
 
 def _values(curve: Curve) -> tuple[list[str], list[list[str]]]:
-    """Mean and spread over seeds of each variant at each radius."""
+    """A table, (head, rows): mean and deviation of each variant at each radius."""
     head = ["variant", *("clean" if not e else f"eps {e:g}" for e in curve.eps)]
     rows = [
-        [variant, *(_mean_and_sd(of[~np.isnan(of)]) for of in values.T)]
+        [variant, *(_mean_and_sd(column[~np.isnan(column)]) for column in values.T)]
         for variant, values in curve.values.items()
     ]
     return head, rows
 
 
 def _mean_and_sd(values: np.ndarray) -> str:
-    """Of `[seeds]` without NaN; a dash where there is none."""
+    """The mean and deviation of `[seeds]` without NaN; a dash if it is empty."""
     if not len(values):
         return text.NONE
     spread = f" ± {values.std(ddof=1):#.2g}" if len(values) > 1 else ""
@@ -231,8 +244,8 @@ def _mean_and_sd(values: np.ndarray) -> str:
 # Words.
 
 
-def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
-    """{name: all that stands beside it}."""
+def _groups(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
+    """{name: all values that are paired with it}."""
     groups: dict[_K, list[_V]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
@@ -240,54 +253,56 @@ def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
 
 
 def _cell_name(cell: Cell, seed: bool = True) -> str:
-    what = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
-    return f"{what} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
+    action = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
+    return f"{action} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
 
 
-def _seconds(cells: Sequence[Cell]) -> str:
-    """How long cells took together."""
+def _total_time(cells: Sequence[Cell]) -> str:
+    """The time that cells took together, in words."""
     return text.seconds(sum(cell["seconds"] or 0 for cell in cells))
 
 
-def _setting(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_setting, value))
+        return ",".join(map(_setting_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, those of a table within as `NAME: INNER`."""
+def _flat_pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of names and values; names within inner tables are `NAME: INNER`."""
     pairs = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            pairs += [(f"{name}: {inner}", words) for inner, words in _flat(value)]
+            pairs += [
+                (f"{name}: {inner}", words) for inner, words in _flat_pairs(value)
+            ]
         else:
-            pairs.append((name, text.NONE if value is None else _setting(value)))
+            pairs.append((name, text.NONE if value is None else _setting_text(value)))
     return pairs
 
 
-# Flags that change no number, and say something of one machine only.
+# Flags that change no number and concern one machine only.
 _PLACES = ("workdir", "export", "workers", "executor", "executor_options")
 
 
 def _command(command: str) -> str:
-    """The command with neither the folders of a machine nor what changes no number."""
-    kept, words = [], iter(shlex.split(command))
+    """The command without a machine's folders and flags that change no number."""
+    result, words = [], iter(shlex.split(command))
     for word in words:
         flag, equals, _ = word.partition("=")
         name = flag.lstrip("-") if flag.startswith("-") else ""
         if name in (*_PLACES, "data_dir") and not equals:
             next(words, None)  # Its value.
         if name == "data_dir":
-            kept.append("--data_dir=DIR")
+            result.append("--data_dir=DIR")
         elif name not in (*_PLACES, "report", "noreport"):
-            kept.append(word)
-    return shlex.join(kept)
+            result.append(word)
+    return shlex.join(result)
 
 
-def _ranked(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
-    """(whether they are shown at once, these plots), without empty groups."""
-    groups = _grouped((plot.first, plot) for plot in plots)
+def _plot_groups(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
+    """Groups (whether its plots are shown at once, plots), without empty ones."""
+    groups = _groups((plot.first, plot) for plot in plots)
     return sorted(groups.items(), reverse=True)
 
 
@@ -301,7 +316,7 @@ class _Picture(NamedTuple):
 
 
 def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
-    """uint8 `[H, W, 3]` as PNG, at most so many pixels wide."""
+    """uint8 `[H, W, 3]` as PNG, at most `widest` pixels wide."""
     image = Image.fromarray(array)
     if image.width > widest:
         image.thumbnail((widest, image.height))
@@ -311,7 +326,7 @@ def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
 
 
 def _data_url(content: bytes, kind: str) -> str:
-    """An address that holds its own content."""
+    """A data URL: an address that holds its own content."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -319,7 +334,7 @@ def _data_url(content: bytes, kind: str) -> str:
 
 
 def _markdown_text(value: Any) -> Markup:
-    """Words that are neither HTML nor a table's bars nor links in Markdown."""
+    """A value as Markdown, with HTML, table bars and links escaped."""
     if isinstance(value, Markup):
         return value
     words = text.markdown(str(value))
@@ -329,7 +344,7 @@ def _markdown_text(value: Any) -> Markup:
 
 
 def _markdown_paragraph(value: Any) -> Markup:
-    """Words that begin a line, which must be a paragraph."""
+    """A value as Markdown that begins a line and must be a paragraph."""
     return Markup(text.markdown_paragraph(str(value)))
 
 
@@ -347,14 +362,14 @@ _FILTERS: dict[str, Any] = {
     "answer": verdicts.answer,
     "cell_name": _cell_name,
     "data_url": _data_url,
-    "flat": _flat,
+    "flat": _flat_pairs,
     "paragraph": _markdown_paragraph,
     "picture": _picture,
     "powers": verdicts.powers,
-    "ranked": _ranked,
-    "seconds": _seconds,
+    "ranked": _plot_groups,
+    "seconds": _total_time,
     "sentences": leading.sentences,
-    "setting": _setting,
+    "setting": _setting_text,
     "tally": verdicts.tally,
     "time": text.seconds,
     "zip": zip,

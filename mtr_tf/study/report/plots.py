@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which plots a report has, each with its name, caption and text for the blind."""
+"""The plots of a report, each with its name, caption and alternative text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtr_tf.study.report.curves import warning_lines
 
 Record = Mapping[str, Any]
 
-_HOW = {
+_NORMALISATIONS = {
     "raw": "gradients as they are",
     "unit": "each task's gradient scaled to 1 on each image",
     "dataset": "each task's gradients scaled to 1 over the images",
@@ -37,10 +37,10 @@ class Plot:
     Attributes:
       id: Its name, for files and links.
       title: A line above it.
-      caption: What is seen in it.
-      alt: The same for who does not see it.
+      caption: A description of what it shows.
+      alt: The alternative text, for readers who cannot see it.
       draw: Makes the figure.
-      first: Whether it is shown at once; else one click away.
+      first: Whether it is shown at once; if not, it is one click away.
       notes: Warnings that belong to it.
     """
 
@@ -53,8 +53,8 @@ class Plot:
     notes: tuple[str, ...] = ()
 
 
-def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
-    """A plot per curve; at once are shown headline metrics of attacked tasks."""
+def curves(curve_list: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
+    """A plot per curve; headline metrics of attacked tasks are shown at once."""
     return [
         Plot(
             curve.id,
@@ -65,7 +65,7 @@ def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
             curve.first,
             tuple(warning_lines(curve.warnings)),
         )
-        for curve in found
+        for curve in curve_list
     ]
 
 
@@ -89,13 +89,13 @@ def _seeds(curve: Curve) -> str:
     counts = {
         int((~np.isnan(values)).any(axis=1).sum()) for values in curve.values.values()
     }
-    many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
-    words = f"{many} seed{'s' * (many != '1')} per variant"
+    count = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    words = f"{count} seed{'s' * (count != '1')} per variant"
     return f"{words}, paired." if curve.reference else f"{words}."
 
 
 def _curve_alt(curve: Curve) -> str:
-    """Each variant's ends in numbers."""
+    """The alternative text: the first and last value of each variant."""
     parts = []
     for variant, values in curve.values.items():
         line = series.mean(values)
@@ -112,97 +112,99 @@ def _curve_alt(curve: Curve) -> str:
 
 
 def norms(records: Sequence[Record]) -> list[Plot]:
-    """The norm of the mean gradient over the number of tasks."""
-    found = series.chosen(records, measure="tasks", quantity="norm_by_size")
-    kinds = series.distinct(found, "spec", "variant", "norm", "normalisation")
+    """Plots of the norm of the mean gradient over the number of tasks."""
+    size_records = series.chosen(records, measure="tasks", quantity="norm_by_size")
+    kinds = series.distinct(size_records, "spec", "variant", "norm", "normalisation")
     plots = []
-    for spec, variant, norm, how in sorted(kinds, key=lambda kind: kind[2:] != _FIRST):
-        own = series.chosen(
-            records, spec=spec, variant=variant, norm=norm, normalisation=how
+    for spec, variant, norm, normalisation in sorted(
+        kinds, key=lambda kind: kind[2:] != _MAIN_KIND
+    ):
+        members = series.chosen(
+            records, spec=spec, variant=variant, norm=norm, normalisation=normalisation
         )
-        slopes = series.chosen(own, measure="tasks", quantity="slope")
-        about = f"Slope {_mean(slopes)}, by theory {_mean(slopes, 'predicted')}"
-        title = f"{variant}: {norm}, {_HOW[how]}"
+        slopes = series.chosen(members, measure="tasks", quantity="slope")
+        summary = f"Slope {_mean(slopes)}, by theory {_mean(slopes, 'predicted')}"
+        title = f"{variant}: {norm}, {_NORMALISATIONS[normalisation]}"
         plots.append(
             Plot(
-                measure_id(spec, variant, "tasks", norm, how),
+                measure_id(spec, variant, "tasks", norm, normalisation),
                 title,
-                f"{about}; {_of_seeds(own)}.",
-                f"{title}: norm of the mean gradient of k tasks. {about}.",
-                functools.partial(theory.plot, theory.sizes, title, own),
-                (norm, how) == _FIRST,
+                f"{summary}; {_seed_list(members)}.",
+                f"{title}: norm of the mean gradient of k tasks. {summary}.",
+                functools.partial(theory.plot, theory.sizes, title, members),
+                (norm, normalisation) == _MAIN_KIND,
             )
         )
     return plots
 
 
-_FIRST = ("l2", "unit")
+_MAIN_KIND = ("l2", "unit")
 
 
-def measure_id(spec: str, variant: str, *what: str) -> str:
+def measure_id(spec: str, variant: str, *parts: str) -> str:
     """The name of the plot of a measure, for files and links."""
-    return text.identifier("measure", spec, variant, *what)
+    return text.identifier("measure", spec, variant, *parts)
 
 
 def _mean(records: Sequence[Record], name: str = "value") -> str:
     return text.number(series.mean(series.by_seed(records, name)[:, np.newaxis])[0])
 
 
-def _of_seeds(records: Sequence[Record]) -> str:
+def _seed_list(records: Sequence[Record]) -> str:
     return text.numbers_in_words(sorted({record["seed"] for record in records}))
 
 
 def pixels(records: Sequence[Record]) -> list[Plot]:
-    """Gradient norms over the number of output pixels, and attacks on just these."""
+    """Plots of gradient norms and of attacks over the number of output pixels."""
     plots = []
-    found = series.chosen(records, quantity="gradient_norm")
-    for kind in series.distinct(found, "spec", "variant", "measure", "norm"):
+    norm_records = series.chosen(records, quantity="gradient_norm")
+    for kind in series.distinct(norm_records, "spec", "variant", "measure", "norm"):
         spec, variant, measure, norm = kind
-        own = series.chosen(
-            found, spec=spec, variant=variant, measure=measure, norm=norm
+        members = series.chosen(
+            norm_records, spec=spec, variant=variant, measure=measure, norm=norm
         )
-        where = "random output pixels" if measure == "pixels" else "pixels of a block"
-        theory_is = "Dashes: theory for root mean squares (never less than the mean);  "
-        dashes = theory_is if measure == "pixels" else ""
-        title = f"{variant}: {norm} gradient norm of n {where}"
-        about = text.capital(f"{dashes}{_of_seeds(own)}.")
-        make = functools.partial(theory.plot, theory.pixels, title, own)
+        place = "random output pixels" if measure == "pixels" else "pixels of a block"
+        legend = "Dashes: theory for root mean squares (never less than the mean);  "
+        dashes = legend if measure == "pixels" else ""
+        title = f"{variant}: {norm} gradient norm of n {place}"
+        caption = text.capital(f"{dashes}{_seed_list(members)}.")
+        draw = functools.partial(theory.plot, theory.pixels, title, members)
         name = measure_id(*kind[:2], measure, norm)
         plots.append(
-            Plot(name, title, about, _pixel_alt(own, title), make, norm == "l2")
+            Plot(name, title, caption, _pixel_alt(members, title), draw, norm == "l2")
         )
     return plots + _attacked_pixels(records)
 
 
 def _pixel_alt(records: Sequence[Record], title: str) -> str:
-    parts, several = [], len(series.distinct(records, "measure")) > 1
+    parts, many_measures = [], len(series.distinct(records, "measure")) > 1
     for (task,), measure in series.distinct(records, "tasks", "measure"):
-        of_task = series.chosen(records, tasks=[task], measure=measure)
-        _, (value,) = series.over(of_task, "count", "value")
+        task_records = series.chosen(records, tasks=[task], measure=measure)
+        _, (value,) = series.over(task_records, "count", "value")
         ends = series.mean(value)[[0, -1]]
-        of = f" of {measure}" if several else ""
-        parts.append(f"{task}{of} from {' to '.join(map(text.number, ends))}")
-    most = max(record["count"] for record in records)
-    return f"{title}, from n = 1 to {most:g}: {'; '.join(parts)}."
+        suffix = f" of {measure}" if many_measures else ""
+        parts.append(f"{task}{suffix} from {' to '.join(map(text.number, ends))}")
+    largest = max(record["count"] for record in records)
+    return f"{title}, from n = 1 to {largest:g}: {'; '.join(parts)}."
 
 
 def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
     plots = []
-    found = series.chosen(records, quantity="attacked_pixels")
-    for kind in series.distinct(found, "spec", "variant", "tasks", "metric"):
+    pixel_records = series.chosen(records, quantity="attacked_pixels")
+    for kind in series.distinct(pixel_records, "spec", "variant", "tasks", "metric"):
         spec, variant, (task,), metric = kind
-        own = series.chosen(
-            found, spec=spec, variant=variant, tasks=[task], metric=metric
+        members = series.chosen(
+            pixel_records, spec=spec, variant=variant, tasks=[task], metric=metric
         )
         title = f"{variant}: {task} {metric} on n attacked output pixels"
-        about = f"PGD linf eps {own[0]['eps']:g}; dashes: clean; "
+        caption = f"PGD linf eps {members[0]['eps']:g}; dashes: clean; "
         plots.append(
             Plot(
                 measure_id(spec, variant, "attacked_pixels", task, metric),
                 title,
-                text.capital(f"{about}{_of_seeds(own)}."),
-                _pixel_alt(own, title),
-                functools.partial(theory.plot, theory.attacked_pixels, title, own),
+                text.capital(f"{caption}{_seed_list(members)}."),
+                _pixel_alt(members, title),
+                functools.partial(theory.plot, theory.attacked_pixels, title, members),
                 metric != "loss",
             )
         )
@@ -210,25 +212,25 @@ def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
 
 
 def first_order(records: Sequence[Record]) -> list[Plot]:
-    """The rise of the loss under PGD, its first-order prediction, and their ratio."""
+    """Plots of the rise of the loss under PGD and its ratio to first-order theory."""
     plots = []
-    found = series.chosen(records, measure="first_order", quantity="rise")
-    for spec, variant, norm in series.distinct(found, "spec", "variant", "norm"):
-        own = series.chosen(found, spec=spec, variant=variant, norm=norm)
+    rise_records = series.chosen(records, measure="first_order", quantity="rise")
+    for spec, variant, norm in series.distinct(rise_records, "spec", "variant", "norm"):
+        members = series.chosen(rise_records, spec=spec, variant=variant, norm=norm)
         for ratio in (False, True):
-            what = "rise of the loss / its first-order prediction"
+            quantity = "rise of the loss / its first-order prediction"
             if not ratio:
-                what = "rise of the loss; dashes: first-order prediction"
-            title = f"{variant}: {what}"
+                quantity = "rise of the loss; dashes: first-order prediction"
+            title = f"{variant}: {quantity}"
             name = ("first_order", norm, *(("ratio",) if ratio else ()))
             plots.append(
                 Plot(
                     measure_id(spec, variant, *name),
                     title,
-                    f"{text.capital(_of_seeds(own))}.",
-                    f"{title}. Ratio at the smallest eps: {_least_ratios(own)}.",
+                    f"{text.capital(_seed_list(members))}.",
+                    f"{title}. Ratio at the smallest eps: {_least_ratios(members)}.",
                     functools.partial(
-                        theory.plot, theory.first_order, title, own, ratio
+                        theory.plot, theory.first_order, title, members, ratio
                     ),
                 )
             )
@@ -238,32 +240,32 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
 def _least_ratios(records: Sequence[Record]) -> str:
     parts = []
     for (group,) in series.distinct(records, "tasks"):
-        own = series.chosen(records, tasks=list(group))
-        _, (ratio,) = series.over(own, "eps", "ratio")
+        members = series.chosen(records, tasks=list(group))
+        _, (ratio,) = series.over(members, "eps", "ratio")
         parts.append(f"{'+'.join(group)} {text.number(series.mean(ratio)[0])}")
     return "; ".join(parts)
 
 
 def cosines(records: Sequence[Record]) -> list[Plot]:
-    """Mean cosines of each two tasks' gradients."""
+    """Plots of the mean cosine of the gradients of each pair of tasks."""
     plots = []
     names = {"cosine": "mean cosine", "abs_cosine": "mean |cosine|"}
     for spec, variant in series.distinct(
         series.chosen(records, quantity="cosine"), "spec", "variant"
     ):
-        own = series.chosen(records, measure="tasks", spec=spec, variant=variant)
+        members = series.chosen(records, measure="tasks", spec=spec, variant=variant)
         for quantity, name in names.items():
-            tasks, values = series.matrix(own, quantity)
-            overall = series.chosen(own, quantity=f"mean_{quantity}")
+            tasks, values = series.matrix(members, quantity)
+            overall = series.chosen(members, quantity=f"mean_{quantity}")
             title = f"{variant}: {name} of two tasks' gradients"
-            about = f"Mean over pairs {_mean(overall)}; {_of_seeds(own)}."
+            caption = f"Mean over pairs {_mean(overall)}; {_seed_list(members)}."
             plots.append(
                 Plot(
                     measure_id(spec, variant, quantity),
                     title,
-                    about,
+                    caption,
                     f"{title}: {_matrix_words(tasks, values)}.",
-                    functools.partial(theory.cosine_plot, title, own, quantity),
+                    functools.partial(theory.cosine_plot, title, members, quantity),
                 )
             )
     return plots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the gradient's norm predicts which net resists, over all nets of a study."""
+"""Plots of whether the gradient's norm predicts which nets of a study resist."""
 
 from __future__ import annotations
 
@@ -26,34 +26,36 @@ def plots(
     """A plot for each attack on one task whose gradients were measured.
 
     Args:
-      curves: All of the report, without differences.
-      measures: The records of measures.json; of `first_order` the predicted rise over
-        eps is the gradient's mean dual norm.
-      seeds: Those of the study, as curves count them.
+      curves: All curves of the report, without differences.
+      measures: The records of measures.json; the predicted rise of `first_order`,
+        divided by eps, is the gradient's mean dual norm.
+      seeds: The seeds of the study, in the order of the curves' values.
     """
-    found = []
+    plot_list = []
     for curve in curves:
         if not curve.first or len(curve.attacked) > 1:
             continue
         nets = _nets(curve, _norms(measures, curve), seeds)
         if len(nets) >= statistics.LEAST_RANKED:
-            found.append(_plot(curve, nets))
-    return found
+            plot_list.append(_plot(curve, nets))
+    return plot_list
 
 
 def _norms(measures: Sequence[Record], curve: Curve) -> dict[tuple[str, int], float]:
     """{(variant, seed): norm of the gradient of the task's loss}."""
-    of_task = series.chosen(
+    rise_records = series.chosen(
         measures,
         measure="first_order",
         quantity="rise",
         tasks=[curve.task],
         norm=curve.facts["norm"],
     )
-    of_task.sort(key=lambda record: -record["eps"])  # The least one stays.
+    rise_records.sort(
+        key=lambda record: -record["eps"]
+    )  # Smallest eps last: it is kept.
     return {
         (record["variant"], record["seed"]): record["predicted"] / record["eps"]
-        for record in of_task
+        for record in rise_records
         if record.get("predicted")
     }
 
@@ -61,7 +63,7 @@ def _norms(measures: Sequence[Record], curve: Curve) -> dict[tuple[str, int], fl
 def _nets(
     curve: Curve, norms: Mapping[tuple[str, int], float], seeds: Sequence[int]
 ) -> list[theory.Net]:
-    """Those with a norm and a value at each radius, and a clean one above 0."""
+    """The nets with a norm, a value at each radius, and a clean value above 0."""
     sign = 1 if curve.facts["better"] == "higher" else -1
     nets = []
     for variant, values in curve.values.items():
@@ -77,8 +79,8 @@ def _plot(curve: Curve, nets: Sequence[theory.Net]) -> Plot:
     norms = np.array([net.norm for net in nets])
     losses = np.array([net.lost for net in nets])
     titles = []
-    for place, eps in enumerate(curve.eps[1:]):
-        rho = statistics.rank_correlation(norms, losses[:, place])
+    for index, eps in enumerate(curve.eps[1:]):
+        rho = statistics.rank_correlation(norms, losses[:, index])
         ends = statistics.rank_interval(rho, len(nets)) if abs(rho) < 1 else None
         titles.append(
             f"eps {eps:g}: ρ {text.number(rho)} ({text.interval(ends, text.number)})"

@@ -37,30 +37,30 @@ _RESULTS = (
 
 
 def write_results(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """A row per variant, seed, attack, radius, task and metric."""
+    """Writes a row per variant, seed, attack, radius, task and metric."""
     rows = [{name: record.get(name) for name in _RESULTS} for record in records]
     files.write_csv(path, rows, _RESULTS)
 
 
 def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
-    """All of each verdict as JSON, a line for each; as CSV what fits into a row."""
-    whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
-    lines = ",\n".join(json.dumps(verdict, allow_nan=False) for verdict in whole)
+    """Writes verdicts: all of each, one per line, as JSON; what fits a row, as CSV."""
+    contents = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
+    lines = ",\n".join(json.dumps(verdict, allow_nan=False) for verdict in contents)
     files.write_text(folder / "claims.json", f"[\n{lines}\n]\n")
     names = ("verdict", "effect", "low", "high", "over", "n")
     names += ("p", "p_corrected", "p_opposite")
     columns = ("id", "source", "statement", *names, "reason")
     rows = []
-    for found in whole:
-        claim, (low, high) = found["claim"], found["interval"] or (None, None)
+    for content in contents:
+        claim, (low, high) = content["claim"], content["interval"] or (None, None)
         row = {name: claim.get(name) for name in columns[:3]}
-        row |= {name: found.get(name) for name in (*names, "reason")}
+        row |= {name: content.get(name) for name in (*names, "reason")}
         rows.append(row | {"low": low, "high": high})
     files.write_csv(folder / "claims.csv", rows, columns)
 
 
 def plain(value: Any) -> Any:
-    """What JSON takes: lists for arrays, None for what is no number."""
+    """A value in the types of JSON: lists for arrays, None for NaN and infinity."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, Mapping):

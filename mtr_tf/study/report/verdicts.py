@@ -23,7 +23,7 @@ from mtr_tf.study.claims import Verdict
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report.curves import Curve
 
-# Word: (sign, class of the style sheet). The word always stands beside the colour.
+# {verdict: (sign, class of the style sheet)}. The word always stands beside the colour.
 _LOOKS = {HOLDS: ("✓", "holds"), FAILS: ("✗", "fails"), OPEN: ("?", "open")}
 
 EFFECTS = (
@@ -68,35 +68,35 @@ ALGEBRA = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A verdict as it is shown; numbers are written out.
+    """A verdict as it is shown, with numbers as text.
 
     Attributes:
       claim: The claim's name.
-      statement: What it says.
-      source: Who says so.
-      verdict: A word of `_LOOKS`.
-      reason: Why, in a sentence.
+      statement: What the claim says.
+      source: Who claims it.
+      verdict: A key of `_LOOKS`.
+      reason: The reason, as a sentence.
       effect: The mean over seeds.
       interval: Its 95 % interval.
-      quantity: What the effect is a number of: metrics with units, or a measure.
+      quantity: What the effect measures: metrics with units, or a measure.
       over: What was resampled for the interval.
-      n: How many seeds have the effect.
+      n: Number of seeds that have the effect.
       probability: The corrected p of the side of the margin that the effect is on.
       by_seed: The effect of each seed.
       probabilities: All p values, in a sentence.
       clean: The mean clean value of each variant.
-      gaps: How far those of matched models are from each other; empty of others.
+      gaps: How much clean values of matched models differ; empty for other claims.
       plot: The `id` of the plot that shows it; None if there is none.
-      warnings: What the checks of its attacks found, as sentences.
+      warnings: The warnings from checks of its attacks, as sentences.
       algebra: Whether algebra decides it.
-      margin: The least effect that matters.
+      margin: The smallest effect that matters.
       deviation: The standard deviation over seeds.
-      detectable: The least effect that so many seeds find above the margin, nine times
-        in ten.
-      seeds_needed: How many tell 0 from an effect of the margin.
+      detectable: The smallest effect that this number of seeds finds to be above the
+        margin nine times in ten.
+      seeds_needed: Number of seeds that tell 0 from an effect of the margin.
       attack: The attack in words; empty for a measure.
       main: Whether the report leads with it.
-      note: Why the interval is not over images though there are rows; else empty.
+      note: Why the interval is not over images although there are rows; else empty.
     """
 
     claim: str
@@ -150,10 +150,10 @@ def rows(
     """The verdicts as they are shown.
 
     Args:
-      verdicts: Those of the study.
-      seeds: Those of the study, as `Verdict.by_seed` counts them.
-      curves: All of the report, without differences.
-      plots: The ids of all its plots.
+      verdicts: The verdicts of the study.
+      seeds: The seeds of the study, in the order of `Verdict.by_seed`.
+      curves: All curves of the report, without differences.
+      plots: The ids of all plots of the report.
     """
     plots = frozenset(plots)
     return [_row(verdict, seeds, curves, plots) for verdict in verdicts]
@@ -195,36 +195,36 @@ def _row(
 
 
 def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> str:
-    """How near the clean values of matched models are, by seed; empty of others."""
+    """How much clean values of matched models differ, by seed; else empty."""
     if verdict.gaps is None:
         return ""
-    known = verdict.gaps[~np.isnan(verdict.gaps)]
-    listed = ", ".join(write(gap).lstrip("+") for gap in known) or text.NONE
-    return f"up or down from those of the nearest models, by seed: {listed}"
+    gaps = verdict.gaps[~np.isnan(verdict.gaps)]
+    listing = ", ".join(write(gap).lstrip("+") for gap in gaps) or text.NONE
+    return f"up or down from those of the nearest models, by seed: {listing}"
 
 
 def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
-    """What the seeds can show, in numbers without a sign."""
+    """The fields of `Row` about power, as numbers without a sign."""
     power, margin = verdict.power, verdict.claim.margin
     if not power:
         return {}
-    needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
+    seeds_needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
     return {
         "margin": write(margin).lstrip("+") if margin else text.NONE,
         "deviation": write(power.deviation).lstrip("+"),
         "detectable": write(power.detectable).lstrip("+"),
-        "seeds_needed": needed if margin else text.NONE,
+        "seeds_needed": seeds_needed if margin else text.NONE,
     }
 
 
 def tally(rows: Sequence[Row]) -> str:
     """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided.
 
-    Without those that algebra decides, which a second one counts.
+    Claims that algebra decides are not among these; a second sentence counts them.
     """
     if not rows:
         return "The study makes no claims."
-    known = [row for row in rows if row.algebra]
+    algebraic = [row for row in rows if row.algebra]
     rows = [row for row in rows if not row.algebra] or rows
     count = Counter(row.verdict for row in rows)
     verbs = {
@@ -234,31 +234,33 @@ def tally(rows: Sequence[Row]) -> str:
     }
     parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
     claims = "claim" if len(rows) == 1 else "claims"
-    said = f"Of {len(rows)} {claims} {', '.join(parts)}."
-    if known and known[0] not in rows:
-        said += f" {len(known)} more follow{'s' * (len(known) == 1)} from algebra."
-    return said
+    sentence = f"Of {len(rows)} {claims} {', '.join(parts)}."
+    if algebraic and algebraic[0] not in rows:
+        sentence += (
+            f" {len(algebraic)} more follow{'s' * (len(algebraic) == 1)} from algebra."
+        )
+    return sentence
 
 
 def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(verdict, what has it): claims that are decided in words, others by name."""
+    """(verdict, its claims): statements of decided claims, names of undecided ones."""
     rows = [row for row in rows if not row.algebra]
     parts = []
     for verdict in _LOOKS:
-        of = [row for row in rows if row.verdict == verdict]
+        group = [row for row in rows if row.verdict == verdict]
         if verdict == OPEN:
-            shown = ", ".join(row.claim for row in of)
+            content = ", ".join(row.claim for row in group)
         else:
-            shown = " ".join(f"{row.claim}: {row.statement}" for row in of)
-        if of:
-            parts.append((text.capital(verdict), shown))
+            content = " ".join(f"{row.claim}: {row.statement}" for row in group)
+        if group:
+            parts.append((text.capital(verdict), content))
     return parts
 
 
 def powers(rows: Sequence[Row]) -> list[list[str]]:
-    """A table of what the seeds can show of the claims that are undecided.
+    """Rows of a table of what the seeds can show about undecided claims.
 
-    Empty where no such claim has a spread over seeds.
+    Empty if no such claim has a deviation over seeds.
     """
     return [
         [row.claim, row.effect, row.deviation, str(row.n), row.detectable, row.margin]
@@ -269,7 +271,7 @@ def powers(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The table in plain words, its head first: for the terminal and TensorBoard."""
+    """The table as plain text, head first, for the terminal and TensorBoard."""
     head = ["claim", "who", "verdict", "effect", "95 % interval", "over", "of", "n"]
     fields = ["claim", "source", "verdict", "effect", "interval", "over", "quantity"]
     fields += ["n", "probability"]
@@ -283,20 +285,20 @@ def terminal(rows: Sequence[Row]) -> str:
 
 
 def mixed(models: Mapping[str, Sequence[int]]) -> str:
-    """A sentence about the variants and seeds of `Results.mixed`; empty without any."""
-    whose = "; ".join(
+    """A sentence about the variants and seeds of `Results.mixed`; empty for none."""
+    listing = "; ".join(
         f"{variant}: {text.numbers_in_words(seeds)}"
         for variant, seeds in models.items()
     )
-    return whose and (
-        f"The results of some variants [{whose}] are of several models each, trained "
+    return listing and (
+        f"The results of some variants [{listing}] are of several models each, trained "
         "apart; delete the folders of their attacks, and repeat mtr_tf.reproduce to "
         "have all results of one."
     )
 
 
 def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What checks of the attacks found, with the claims that it bears on."""
+    """The warnings from checks of attacks, with the claims that they concern."""
     claims: dict[str, list[str]] = {}
     for row in rows:
         for warning in row.warnings:
@@ -305,18 +307,18 @@ def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _probability(verdict: Verdict) -> str:
-    """The corrected p of the side that the effect is on; nearness has none."""
+    """The corrected p of the side that the effect is on; a dash for nearness."""
     if verdict.claim.within is not None or verdict.effect is None:
         return text.NONE
-    against = verdict.effect < verdict.claim.margin
-    return text.probability(verdict.p_opposite if against else verdict.p_corrected)
+    is_below = verdict.effect < verdict.claim.margin
+    return text.probability(verdict.p_opposite if is_below else verdict.p_corrected)
 
 
 def _quantity(verdict: Verdict, curves: Sequence[Curve]) -> str:
-    """What the effect is a number of: metrics with their units, or a measure."""
+    """What the effect measures: metrics with their units, or a measure."""
     claim = verdict.claim
     if claim.measure:
-        return _measured(claim.measure, verdict.negated)
+        return _measure_text(claim.measure, verdict.negated)
     points = [point for term in claim.terms for point in term.points]
     pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
@@ -329,12 +331,12 @@ def _with_unit(task: str, metric: str, unit: str) -> str:
     return f"{task} {metric} [{unit}]" if unit else f"{task} {metric}"
 
 
-def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
-    """As `slope less -0.5`; where the sign is -1 the other way round.
+def _measure_text(measure: Mapping[str, Any], negated: bool = False) -> str:
+    """Words such as `slope minus -0.5`; the other way round where the sign is -1.
 
     Args:
-      measure: That of a claim.
-      negated: Whether its effect has the other sign: of a metric where lower is better.
+      measure: The measure of a claim.
+      negated: Whether the effect has the other sign, because lower values are better.
     """
     words = f"{measure['measure']}: {measure['quantity']}"
     words += "".join(f" {task}" for task in measure.get("tasks", ()))
@@ -346,7 +348,7 @@ def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
     if measure["ratio_to"]:
         words += f" / {measure['ratio_to']}"
     if measure["minus"]:
-        words += f" minus that of {_keys(measure['minus'])}"
+        words += f" minus that of {_keys_text(measure['minus'])}"
     reference = text.short(measure["reference"])
     if not measure["reference"]:
         return f"{words}, negated" if sign < 0 else words
@@ -355,27 +357,27 @@ def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
     return f"{words} minus {reference}"
 
 
-def _keys(fields: Mapping[str, Any]) -> str:
-    """As `count 1`; variants by their names alone."""
-    words = []
+def _keys_text(fields: Mapping[str, Any]) -> str:
+    """Words such as `count 1`; variants by their names alone."""
+    parts = []
     for name, value in fields.items():
-        said = " and ".join(map(str, value)) if isinstance(value, list) else value
-        words.append(said if name == "variants" else f"{name} {said}")
-    return ", ".join(words)
+        words = " and ".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(words if name == "variants" else f"{name} {words}")
+    return ", ".join(parts)
 
 
 def _probabilities(verdict: Verdict) -> str:
-    """All p values of a verdict."""
+    """A sentence with all p values of a verdict."""
     if verdict.claim.within is not None:
         return "A claim that two numbers are near has no p."
     values = verdict.p, verdict.p_corrected, verdict.p_opposite
-    what = "the margin" if verdict.claim.margin else "0"
+    bound = "the margin" if verdict.claim.margin else "0"
     return "Above {what}: p {}, corrected {}; below it: corrected p {}.".format(
-        *map(text.probability, values), what=what
+        *map(text.probability, values), what=bound
     )
 
 
 def _mean(values: np.ndarray) -> str:
-    """The mean of `[seeds]`; a dash where none has a number."""
-    known = values[~np.isnan(values)]
-    return text.number(known.mean()) if len(known) else text.NONE
+    """The mean of `[seeds]` without NaN; a dash if there is no number."""
+    numbers = values[~np.isnan(values)]
+    return text.number(numbers.mean()) if len(numbers) else text.NONE
