@@ -51,10 +51,10 @@ def bar(
         now = time.monotonic()
         if now - logged >= LOG_SECONDS or count >= total:
             logged = now
-            left = (now - start) / max(count - done, 1) * (total - count)
+            seconds_left = (now - start) / max(count - done, 1) * (total - count)
             logging.info(
                 "%s: %d of %d %s, %s left%s", what, count, total, unit,
-                tqdm.tqdm.format_interval(left), f", {note}" if note else "",
+                tqdm.tqdm.format_interval(seconds_left), f", {note}" if note else "",
             )  # fmt: skip
 
     with meter:

@@ -24,27 +24,27 @@ from mtr_tf import files
 from mtr_tf.errors import InputError
 
 _DRIVER = pathlib.Path("/dev/nvidiactl")  # Is there where NVIDIA's GPUs are.
-_MOST = 2 * 2**30  # Bytes of compiled code that are kept.
+_MAX_CACHE_BYTES = 2 * 2**30  # Bytes of compiled code that are kept.
 
 
 @contextlib.contextmanager
-def _stderr_held_back() -> Iterator[None]:
+def _hold_stderr() -> Iterator[None]:
     """Keeps what C++ and Python write to stderr, and shows it only after an error."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    stderr_copy = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            os.write(2, held.read())
+            os.dup2(stderr_copy, 2)
+            buffer.seek(0)
+            os.write(2, buffer.read())
             raise
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
 
 
 def import_tensorflow(deterministic: bool = False) -> None:
@@ -66,12 +66,12 @@ def import_tensorflow(deterministic: bool = False) -> None:
     if "tensorflow" not in sys.modules:  # It takes seconds, on a slow disk a minute.
         logging.info("starting TensorFlow")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    _keep_compiled(deterministic)
+    _set_up_cache(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _share_gpus()
     else:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        with _stderr_held_back():
+        with _hold_stderr():
             importlib.import_module("keras")
             tf = importlib.import_module("tensorflow")
             _share_gpus()
@@ -98,8 +98,8 @@ def _warn_of_unused_gpus() -> None:
     tf = importlib.import_module("tensorflow")
     if tf.config.list_physical_devices("GPU") or not _has_gpu():
         return
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or re.match(r"\d|GPU-|MIG-", chosen):  # SLURM says NoDevFiles.
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if devices is None or re.match(r"\d|GPU-|MIG-", devices):  # SLURM says NoDevFiles.
         logging.warning(
             "this machine has a GPU that TensorFlow cannot use, so the CPU computes; "
             "install TensorFlow's libraries for GPUs by pip install -e '.[gpu]', or "
@@ -112,7 +112,7 @@ def _has_gpu() -> bool:
     return os.access(_DRIVER, os.R_OK)
 
 
-def _keep_compiled(deterministic: bool) -> None:
+def _set_up_cache(deterministic: bool) -> None:
     """Lets XLA keep what it compiles for GPUs in a folder, for the next process.
 
     MTR_TF_CACHE is the folder; empty: none. Where it cannot be written, nothing is
@@ -143,15 +143,15 @@ def _keep_compiled(deterministic: bool) -> None:
 
 def _delete_oldest(folder: pathlib.Path) -> None:
     """Deletes the oldest of what XLA has kept there, where it is more than `_MOST`."""
-    kept = []
+    entries = []
     for file in folder.glob("xla-*/*"):
         with contextlib.suppress(OSError):  # Another process may delete it too.
-            about = file.stat()
-            kept.append((about.st_mtime, about.st_size, file))
+            status = file.stat()
+            entries.append((status.st_mtime, status.st_size, file))
     total = 0
-    for _, size, file in sorted(kept, reverse=True):
+    for _, size, file in sorted(entries, reverse=True):
         total += size
-        if total > _MOST:
+        if total > _MAX_CACHE_BYTES:
             with contextlib.suppress(OSError):
                 file.unlink()
 
@@ -160,12 +160,12 @@ def _machine() -> str:
     """A hash of what compiled code depends on; empty without a GPU."""
     if not _has_gpu():
         return ""
-    told = [importlib.metadata.version("tensorflow")]
+    facts = [importlib.metadata.version("tensorflow")]
     driver = pathlib.Path("/proc/driver/nvidia")
     for file in (driver / "version", *sorted(driver.glob("gpus/*/information"))):
         with contextlib.suppress(OSError):
             lines = file.read_text().splitlines()
-            told += [line for line in lines if line.startswith(("Model", "NVRM"))]
-    if len(told) < 3:  # Neither driver nor GPU is told: what is kept is of this host.
-        told.append(platform.node())
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+            facts += [line for line in lines if line.startswith(("Model", "NVRM"))]
+    if len(facts) < 3:  # Neither driver nor GPU is told: what is kept is of this host.
+        facts.append(platform.node())
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]

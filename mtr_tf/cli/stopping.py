@@ -53,12 +53,12 @@ class _Watch:
 
     def read(self, pipe: int) -> None:
         """Ends the process on the second signal; in a thread of its own."""
-        spoken = False
+        is_announced = False
         while True:
-            patience = _PATIENCE_SECONDS if self.came and not spoken else None
+            patience = _PATIENCE_SECONDS if self.came and not is_announced else None
             ready, _, _ = select.select([pipe], [], [], patience)
             if not ready:
-                spoken = True
+                is_announced = True
                 _say(
                     "stopping as soon as everything is saved; a second signal stops "
                     "at once."
@@ -92,21 +92,21 @@ def handled() -> Iterator[None]:
         yield
         return
     _watch = watch = _Watch()
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    threading.Thread(target=watch.read, args=(read,), daemon=True).start()
-    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    pipe_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    threading.Thread(target=watch.read, args=(read_end,), daemon=True).start()
+    handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    old_pipe = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(signum, watch.handle)
         yield
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        signal.set_wakeup_fd(pipe_before)
-        os.close(write)
+        signal.set_wakeup_fd(old_pipe)
+        os.close(write_end)
         _watch = None
 
 
@@ -117,10 +117,10 @@ def later() -> Iterator[None]:
     Inside another one, only the end of that does.
     """
     with handled():
-        inside = _watch and _watch.later
+        is_nested = _watch and _watch.later
         with noted():
             yield
-        if asked() and not inside:
+        if asked() and not is_nested:
             raise Stopped
 
 
@@ -131,12 +131,12 @@ def noted() -> Iterator[None]:
         if not _watch:  # Not the main thread, which no signal reaches.
             yield
             return
-        watch, before = _watch, _watch.later
+        watch, was_later = _watch, _watch.later
         watch.later = True
         try:
             yield
         finally:
-            watch.later = before
+            watch.later = was_later
 
 
 def asked() -> bool:
@@ -158,12 +158,12 @@ def kept() -> Iterator[None]:
 
     Also those that Python does not know of, as TensorFlow's where it joins others.
     """
-    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for signum, handler in before.items():
+            for signum, handler in handlers.items():
                 if handler is not None:  # Of Python's.
                     signal.signal(signum, handler)
 

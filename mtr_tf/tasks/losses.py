@@ -44,12 +44,12 @@ def pixel_cross_entropy(
     """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
-    chosen = tf.one_hot(labels, logits.shape[-1] or tf.shape(logits)[-1])
-    return _negative_log_softmax(chosen, logits)
+    one_hot = tf.one_hot(labels, logits.shape[-1] or tf.shape(logits)[-1])
+    return _negative_log_softmax(one_hot, logits)
 
 
 @tf.custom_gradient
-def _negative_log_softmax(chosen: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def _negative_log_softmax(one_hot: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns the negative log-softmax of the chosen class, `[batch, *places]`.
 
     As tf.nn's cross-entropies, in 0.7 of their time on CPUs, and without second
@@ -61,13 +61,13 @@ def _negative_log_softmax(chosen: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
       logits: `[batch, *places, classes]`.
     """
     softmax = tf.nn.softmax(logits)
-    own = tf.reduce_sum(tf.math.multiply_no_nan(logits, chosen), axis=-1)
+    class_logit = tf.reduce_sum(tf.math.multiply_no_nan(logits, one_hot), axis=-1)
     largest = tf.reduce_max(logits, axis=-1)
-    loss = largest - own - tf.math.log(tf.reduce_max(softmax, axis=-1))
+    loss = largest - class_logit - tf.math.log(tf.reduce_max(softmax, axis=-1))
 
     def gradient(upstream):
-        slope = tf.math.multiply_no_nan(softmax - chosen, upstream[..., tf.newaxis])
-        return tf.zeros_like(chosen), slope
+        slope = tf.math.multiply_no_nan(softmax - one_hot, upstream[..., tf.newaxis])
+        return tf.zeros_like(one_hot), slope
 
     return loss, gradient
 
@@ -105,8 +105,8 @@ def binary_cross_entropy(
     """
     labels = where_valid(mask, tf.cast(target, tf.float32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
-    each = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
-    return mean_over_valid(each, mask)
+    values = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    return mean_over_valid(values, mask)
 
 
 def of_keras(
@@ -126,8 +126,8 @@ def of_keras(
       probabilities: Logits -> probabilities, of classes and labels: losses of Keras's
         own get these, or are taken `from_logits`, where they were made without it.
     """
-    own = not is_kerass(loss)
-    config = {} if own else loss.get_config()
+    is_custom = not is_kerass(loss)
+    config = {} if is_custom else loss.get_config()
     changes: dict[str, Any] = {}
     if probabilities and config.get("from_logits") is False:
         # The same loss; of probabilities it would be flat where a model is certain.
@@ -136,7 +136,7 @@ def of_keras(
         changes["axis"] = -1  # A mean over places here, not there: of the valid ones.
     if changes:
         loss = type(loss).from_config(config | changes)
-    takes_logits = own or "from_logits" in config
+    takes_logits = is_custom or "from_logits" in config
 
     def of_images(target, output, mask):
         target = where_valid(mask, target)
@@ -171,32 +171,32 @@ def _without(ignored: int, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.T
 
     def of_images(target, output, mask):
         mask = tf.convert_to_tensor(mask)
-        known = tf.not_equal(tf.cast(target, tf.int64), ignored)
-        return loss(target, output, tf.where(known, mask, tf.zeros_like(mask)))
+        valid = tf.not_equal(tf.cast(target, tf.int64), ignored)
+        return loss(target, output, tf.where(valid, mask, tf.zeros_like(mask)))
 
     of_images.__name__ = loss.__name__
     return of_images
 
 
-def is_kerass(given: keras.losses.Loss | keras.metrics.Metric) -> bool:
+def is_kerass(measure: keras.losses.Loss | keras.metrics.Metric) -> bool:
     """Whether it takes probabilities, or was made `from_logits`, as Keras's own do.
 
     Not what wraps a function of the user's, nor a hinge, which takes scores.
     """
-    name = type(given).__name__
-    known = type(given).__module__.split(".")[0] == "keras"
-    return known and "Hinge" not in name and not name.endswith("Wrapper")
+    name = type(measure).__name__
+    in_keras = type(measure).__module__.split(".")[0] == "keras"
+    return in_keras and "Hinge" not in name and not name.endswith("Wrapper")
 
 
-def check_of_classes(given: Any, task: str) -> None:
+def check_of_classes(measure: Any, task: str) -> None:
     """Raises InputError for a Keras loss or metric that cannot take class numbers.
 
     What is not Keras's own may do so. Of Keras's own those named Sparse do, and IoU
     and MeanIoU which take the largest output for the prediction.
     """
-    kind = type(given)
+    kind = type(measure)
     if (
-        not isinstance(given, keras.losses.Loss | keras.metrics.Metric)
+        not isinstance(measure, keras.losses.Loss | keras.metrics.Metric)
         or kind.__module__.split(".")[0] != "keras"
         or kind.__name__.startswith("Sparse")
         or kind.__name__.endswith("Wrapper")
@@ -204,14 +204,14 @@ def check_of_classes(given: Any, task: str) -> None:
         return
     name = kind.__name__
     if kind in (keras.metrics.IoU, keras.metrics.MeanIoU):
-        if given.sparse_y_true and not given.sparse_y_pred:
+        if measure.sparse_y_true and not measure.sparse_y_pred:
             return
         use = f"{name} with sparse_y_pred=False and sparse_y_true=True, or "
     else:
-        is_loss = isinstance(given, keras.losses.Loss)
+        is_loss = isinstance(measure, keras.losses.Loss)
         package, twin = "losses" if is_loss else "metrics", f"Sparse{name}"
-        there = hasattr(getattr(keras, package), twin)
-        use = f"keras.{package}.{twin}, or " if there else ""
+        exists = hasattr(getattr(keras, package), twin)
+        use = f"keras.{package}.{twin}, or " if exists else ""
     raise InputError(
         f"Keras's own losses and metrics for the classes of the task {task} must take "
         f"whole numbers as targets, as those named Sparse do; got {name}. Use {use}a "
@@ -219,17 +219,17 @@ def check_of_classes(given: Any, task: str) -> None:
     )
 
 
-def takes_mask(given: Any) -> bool:
+def takes_mask(function: Any) -> bool:
     """Whether it can be called (target, output, mask), as a user's function.
 
     No class can, nor a function of Keras's own, whose third argument is another.
     """
-    if not callable(given) or isinstance(given, type):
+    if not callable(function) or isinstance(function, type):
         return False
-    if str(getattr(given, "__module__", "")).split(".")[0] == "keras":
+    if str(getattr(function, "__module__", "")).split(".")[0] == "keras":
         return False
     try:
-        inspect.signature(given).bind(None, None, None)
+        inspect.signature(function).bind(None, None, None)
     except ValueError:  # Nobody knows what it takes.
         return True
     except TypeError:
@@ -244,12 +244,12 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """
 
     def of_images(target, output, mask):
-        there, output = count_valid(mask) > 0, not_half(output)
-        chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
-        output = tf.where(chosen, output, tf.stop_gradient(output))
+        has_valid, output = count_valid(mask) > 0, not_half(output)
+        broadcast = tf.reshape(has_valid, (-1, *(1,) * (output.shape.rank - 1)))
+        output = tf.where(broadcast, output, tf.stop_gradient(output))
         values = tf.cast(loss(target, output, mask), tf.float32)
-        check_per_image("loss", loss, values, there)
-        return tf.where(there, values, 0.0)
+        check_per_image("loss", loss, values, has_valid)
+        return tf.where(has_valid, values, 0.0)
 
     of_images.__name__ = name_of(loss)  # As TensorBoard says it.
     return of_images
@@ -261,19 +261,21 @@ def not_half(output: tf.Tensor) -> tf.Tensor:
     For a user's own losses and metrics, whose sums would overflow, as ours are taken.
     """
     output = tf.convert_to_tensor(output)
-    half = output.dtype in (tf.float16, tf.bfloat16)
-    return tf.cast(output, tf.float32) if half else output
+    is_half = output.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(output, tf.float32) if is_half else output
 
 
-def check_per_image(kind: str, given: Any, values: tf.Tensor, like: tf.Tensor) -> None:
+def check_per_image(
+    kind: str, function: Any, values: tf.Tensor, reference: tf.Tensor
+) -> None:
     """Raises InputError unless a user's function gave `[batch]`, as `like` is.
 
     What is broadcast to it instead would depend on the batch and its padding.
     """
-    if not values.shape.is_compatible_with(like.shape):
+    if not values.shape.is_compatible_with(reference.shape):
         raise InputError(
             f"A {kind} function must give one number for each image, [batch], but "
-            f"{name_of(given)} gives numbers of shape {list(values.shape)}; take "
+            f"{name_of(function)} gives numbers of shape {list(values.shape)}; take "
             "its mean over all axes but the first."
         )
 

@@ -31,17 +31,17 @@ _TOP = re.compile(r"top([1-9][0-9]{0,4})")
 
 def top(name: str) -> int | None:
     """Returns k of the name `topK`; None of another name."""
-    found = _TOP.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _TOP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def check(names: Iterable[str], flag: str = "--metrics") -> None:
     """Raises `InputError` for a name of none of these metrics."""
-    known = (ALL, *MORE)
+    choices = (ALL, *MORE)
     for name in names:
-        if name not in known and top(name) is None:
+        if name not in choices and top(name) is None:
             raise InputError(
                 f"{flag} must be {ALL} or names out of {', '.join(MORE)} (a task's "
                 "own metrics are always there); got "
-                f"{name!r}.{did_you_mean(name, known)}"
+                f"{name!r}.{did_you_mean(name, choices)}"
             )

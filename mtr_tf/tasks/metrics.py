@@ -93,7 +93,9 @@ def miou(ignored: tuple[int, ...] = ()) -> Metric:
     `ignored` are classes that no target has, because their labels mean "no label". They
     are none of those classes; a pixel predicted as one is missing from its own.
     """
-    return Metric("miou", "higher", "", _class_rows, _mean_iou_but(ignored), (0.0, 1.0))
+    return Metric(
+        "miou", "higher", "", _class_rows, _mean_iou_without(ignored), (0.0, 1.0)
+    )
 
 
 def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
@@ -106,17 +108,17 @@ def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         counts = class_counts(target, output, mask, num_classes)
-        hits, of_target, predicted = (tf.cast(count, tf.float64) for count in counts)
-        union = of_target + predicted - hits
+        hits, targets, predictions = (tf.cast(count, tf.float64) for count in counts)
+        union = targets + predictions - hits
         if ignored:
             union *= 1.0 - np.isin(np.arange(num_classes), ignored)
-        occurs = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
+        class_count = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
         total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
-        mean = tf.math.divide_no_nan(total, occurs)
-        return tf.stack((mean, tf.cast(occurs > 0, tf.float64)), axis=-1)
+        mean = tf.math.divide_no_nan(total, class_count)
+        return tf.stack((mean, tf.cast(class_count > 0, tf.float64)), axis=-1)
 
-    known = {"bounds": (0.0, 1.0), "of_shares": True}
-    return Metric("image_miou", "higher", "", statistics, _ratio, **known)
+    options = {"bounds": (0.0, 1.0), "of_shares": True}
+    return Metric("image_miou", "higher", "", statistics, _ratio, **options)
 
 
 def without_classes(metric: Metric, ignored: tuple[int, ...]) -> Metric:
@@ -149,14 +151,15 @@ def top(k: int) -> Metric:
         output = tf.cast(output, tf.float32)
         target = tf.cast(target, tf.int32)[..., tf.newaxis]
         classes = tf.range(tf.shape(output)[-1])
-        own = tf.where(tf.equal(classes, target), output, -math.inf)
-        own = tf.reduce_max(own, axis=-1, keepdims=True)  # -inf where it is no class.
-        before = (output > own) | (tf.equal(output, own) & (classes < target))
-        rank = tf.math.count_nonzero(before, axis=-1)
-        sound = tf.reduce_all(tf.math.is_finite(output), axis=-1)
+        logit = tf.where(tf.equal(classes, target), output, -math.inf)
+        # Minus infinity where the target is no class.
+        logit = tf.reduce_max(logit, axis=-1, keepdims=True)
+        is_larger = (output > logit) | (tf.equal(output, logit) & (classes < target))
+        rank = tf.math.count_nonzero(is_larger, axis=-1)
+        is_finite = tf.reduce_all(tf.math.is_finite(output), axis=-1)
         valid = tf.cast(mask, tf.bool)
-        right = valid & sound & (rank < k) & tf.math.is_finite(own[..., 0])
-        return tf.stack((_number(right), _number(valid)), axis=-1)
+        correct = valid & is_finite & (rank < k) & tf.math.is_finite(logit[..., 0])
+        return tf.stack((_count_nonzero(correct), _count_nonzero(valid)), axis=-1)
 
     return Metric(f"top{k}", "higher", "", statistics, _ratio, (0.0, 1.0))
 
@@ -173,24 +176,24 @@ def class_counts(
       whose label is no class counts with its prediction alone: it is wrong.
     """
     target = tf.cast(target, tf.int32)
-    predicted = _prediction(target, output) % num_classes
+    prediction = _prediction(target, output) % num_classes
     valid = tf.cast(mask, tf.bool)
-    right = valid & tf.equal(predicted, target)
+    correct = valid & tf.equal(prediction, target)
     return (
-        count_labels(target, right, num_classes),
+        count_labels(target, correct, num_classes),
         count_labels(target, valid, num_classes),
-        count_labels(predicted, valid, num_classes),
+        count_labels(prediction, valid, num_classes),
     )
 
 
-def count_labels(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
+def count_labels(labels: tf.Tensor, mask: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
     batch = tf.shape(labels)[0]
-    labels, chosen = tf.reshape(labels, (batch, -1)), tf.reshape(chosen, (batch, -1))
+    labels, mask = tf.reshape(labels, (batch, -1)), tf.reshape(mask, (batch, -1))
     first_of_image = tf.range(batch)[:, tf.newaxis] * num_classes
-    chosen &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
-    dropped = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
-    segment = tf.where(chosen, first_of_image + labels, dropped)
+    mask &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
+    no_segment = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
+    segment = tf.where(mask, first_of_image + labels, no_segment)
     ones = tf.ones_like(segment)
     counts = tf.math.unsorted_segment_sum(ones, segment, batch * num_classes)
     return tf.reshape(counts, (batch, num_classes))
@@ -203,20 +206,20 @@ def _class_rows(target, output, mask, num_classes) -> tf.Tensor:
 
 def _prediction(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     """The class of the largest logit; target + 1 where a logit is NaN or infinite."""
-    sound = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    is_finite = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
     largest = tf.argmax(output, axis=-1, output_type=tf.int32)
-    return tf.where(sound, largest, tf.cast(target, tf.int32) + 1)
+    return tf.where(is_finite, largest, tf.cast(target, tf.int32) + 1)
 
 
 @functools.cache  # So that equal metrics are equal.
-def _mean_iou_but(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+def _mean_iou_without(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     return functools.partial(_mean_iou, ignored=ignored) if ignored else _mean_iou
 
 
 def _mean_iou(sums: np.ndarray, ignored: tuple[int, ...] = ()) -> np.ndarray:
     """Of hits, pixels by target and pixels by prediction, `[..., 3 classes]`."""
-    hits, of_target, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    union = of_target + predicted - hits
+    hits, targets, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    union = targets + predictions - hits
     occurs = union != 0  # Not `> 0`: NaN must not vanish.
     occurs &= ~np.isin(np.arange(union.shape[-1]), ignored)
     total = np.where(occurs, hits / np.where(occurs, union, 1.0), 0.0).sum(axis=-1)
@@ -227,7 +230,7 @@ def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
     del num_classes
     correct = tf.equal(_prediction(target, output), tf.cast(target, tf.int32))
     valid = tf.cast(mask, tf.bool)
-    return tf.stack((_number(correct & valid), _number(valid)), axis=-1)
+    return tf.stack((_count_nonzero(correct & valid), _count_nonzero(valid)), axis=-1)
 
 
 # Labels, several at once.
@@ -238,9 +241,9 @@ def label_accuracy() -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        right = tf.equal(_there(output), tf.cast(target, tf.float32) > 0.5)
-        sound = tf.math.is_finite(tf.cast(output, tf.float32))
-        return _sum_and_count(tf.cast(right & sound, tf.float32), mask)
+        correct = tf.equal(_is_predicted(output), tf.cast(target, tf.float32) > 0.5)
+        is_finite = tf.math.is_finite(tf.cast(output, tf.float32))
+        return _sum_and_count(tf.cast(correct & is_finite, tf.float32), mask)
 
     return Metric("label_accuracy", "higher", "", statistics, _ratio, (0.0, 1.0))
 
@@ -250,30 +253,32 @@ def f1() -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        there, given = _there(output), tf.cast(target, tf.float32) > 0.5
+        predictions, labels = _is_predicted(output), tf.cast(target, tf.float32) > 0.5
         # A logit that is not a number is no right answer to either question.
-        there = tf.where(tf.math.is_finite(tf.cast(output, tf.float32)), there, ~given)
+        predictions = tf.where(
+            tf.math.is_finite(tf.cast(output, tf.float32)), predictions, ~labels
+        )
         valid = tf.cast(mask, tf.bool)[..., tf.newaxis]
         rows = [
-            tf.math.count_nonzero(chosen & valid, axis=losses.places(mask))
-            for chosen in (there & given, given, there)
+            tf.math.count_nonzero(occurrences & valid, axis=losses.places(mask))
+            for occurrences in (predictions & labels, labels, predictions)
         ]
         return tf.concat(rows, axis=-1)
 
     return Metric("f1", "higher", "", statistics, _mean_f1, (0.0, 1.0))
 
 
-def _there(output: tf.Tensor) -> tf.Tensor:
+def _is_predicted(output: tf.Tensor) -> tf.Tensor:
     """Whether each label is predicted: its logit is above 0."""
     return tf.cast(output, tf.float32) > 0
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
     """Of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
-    hits, given, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    either = given + predicted
-    occurs = either != 0
-    total = np.where(occurs, 2 * hits / np.where(occurs, either, 1.0), 0.0).sum(-1)
+    hits, labels, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    total_count = labels + predictions
+    occurs = total_count != 0
+    total = np.where(occurs, 2 * hits / np.where(occurs, total_count, 1.0), 0.0).sum(-1)
     return divide(total, occurs.sum(axis=-1))
 
 
@@ -323,9 +328,9 @@ def delta(power: int) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        target, output, positive = _positive(target, output, mask)
-        within = (output < factor * target) & (target < factor * output)
-        return _sum_and_count(tf.cast(within, tf.float32), positive)
+        target, output, positive = _positive_values(target, output, mask)
+        is_within = (output < factor * target) & (target < factor * output)
+        return _sum_and_count(tf.cast(is_within, tf.float32), positive)
 
     bounds = (0.0, 1.0)
     name = f"delta{power}"
@@ -341,10 +346,10 @@ def log_rmse() -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        target, output, positive = _positive(target, output, mask)
-        least = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
+        target, output, positive = _positive_values(target, output, mask)
+        lower_limit = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
         # Not `maximum`, which may make a number of NaN.
-        output = tf.where(output < least, least, output)
+        output = tf.where(output < lower_limit, lower_limit, output)
         error = tf.math.log(tf.where(target > 0, output / target, 1.0))
         return _sum_and_count(tf.square(error), positive)
 
@@ -357,7 +362,7 @@ def log_rmse() -> Metric:
 LEAST_OF_LOG = 1e-3  # In the unit of the target.
 
 
-def _positive(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _positive_values(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Target and output, 1 where no target is or it is not above 0; then a mask."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     positive = tf.reduce_all(target > 0, axis=-1, keepdims=True)
@@ -376,7 +381,7 @@ def angular_error() -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        mask = _pointing(target, mask)
+        mask = _direction_mask(target, mask)
         return _sum_and_count(_angle(target, output, mask), mask)
 
     bounds = (0.0, 180.0)
@@ -388,9 +393,9 @@ def within_angle(degrees: float) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        mask = _pointing(target, mask)
-        within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
-        return _sum_and_count(within, mask)
+        mask = _direction_mask(target, mask)
+        is_within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
+        return _sum_and_count(is_within, mask)
 
     name = f"within_{int(degrees)}"
     return Metric(name, "higher", "", statistics, _ratio, (0.0, 1.0))
@@ -401,15 +406,15 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = tf.cast(loss(target, output, mask), tf.float64)
-        losses.check_per_image("loss", loss, values, counted)
-        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
+        losses.check_per_image("loss", loss, values, has_valid)
+        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
 
     return Metric("loss", "lower", "", statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
-def _pointing(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+def _direction_mask(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """The mask without the targets that have no direction, because all is 0."""
     return tf.where(tf.reduce_any(target != 0, axis=-1), mask, tf.zeros_like(mask))
 
@@ -419,18 +424,18 @@ def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     output = losses.where_valid(mask, tf.cast(output, tf.float32))
     # By their largest numbers, else squares of tiny ones come to 0.
-    most = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
-    target = tf.math.divide_no_nan(target, most)
-    largest = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
-    output = tf.math.divide_no_nan(output, largest)
+    target_scale = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
+    target = tf.math.divide_no_nan(target, target_scale)
+    output_scale = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
+    output = tf.math.divide_no_nan(output, output_scale)
     if output.shape[-1] == 3:
-        across = tf.norm(tf.linalg.cross(output, target), axis=-1)
-        radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))
+        cross_norm = tf.norm(tf.linalg.cross(output, target), axis=-1)
+        radians = tf.atan2(cross_norm, tf.reduce_sum(output * target, axis=-1))
     else:  # Kahan's formula, for any number of channels.
         a, b = (tf.math.l2_normalize(v, axis=-1) for v in (output, target))
         radians = 2 * tf.atan2(tf.norm(a - b, axis=-1), tf.norm(a + b, axis=-1))
     degrees = radians * (180.0 / math.pi)
-    return tf.where(largest[..., 0] == 0, 90.0, degrees)
+    return tf.where(output_scale[..., 0] == 0, 90.0, degrees)
 
 
 def _squares(target, output, mask, num_classes) -> tf.Tensor:
@@ -446,17 +451,17 @@ def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """
     if losses.has_channels(values, mask):
         values = tf.reduce_mean(values, axis=-1)
-    *others, last = [0, *losses.places(mask)]
+    *other_axes, last_axis = [0, *losses.places(mask)]
     lines = losses.where_valid(mask, values)
-    if last:
-        lines = tf.reduce_sum(lines, axis=last)
-    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=others[1:])
-    return tf.stack((total, tf.cast(_number(mask), tf.float64)), axis=-1)
+    if last_axis:
+        lines = tf.reduce_sum(lines, axis=last_axis)
+    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=other_axes[1:])
+    return tf.stack((total, tf.cast(_count_nonzero(mask), tf.float64)), axis=-1)
 
 
-def _number(chosen: tf.Tensor) -> tf.Tensor:
+def _count_nonzero(values: tf.Tensor) -> tf.Tensor:
     """Counts what is not zero in each image, int64 `[batch]`."""
-    return tf.math.count_nonzero(chosen, axis=losses.places(chosen))
+    return tf.math.count_nonzero(values, axis=losses.places(values))
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -482,11 +487,11 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = function(target, losses.not_half(output), mask)
         values = tf.cast(values, tf.float64)
-        losses.check_per_image("metric", function, values, counted)
-        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
+        losses.check_per_image("metric", function, values, has_valid)
+        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
 
     return Metric(name, better, unit, statistics, _ratio, _UNBOUNDED, of_given=True)
 
@@ -532,21 +537,21 @@ def of_keras(
     of Keras's own gets `probabilities` of the outputs, unless it was made with
     `from_logits=True`.
     """
-    built = []
-    finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
+    builds = []
+    convert = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         target = losses.where_valid(mask, target)
         output = losses.where_valid(mask, tf.cast(output, tf.float32))
-        if probabilities and finished:
+        if probabilities and convert:
             output = probabilities(output)
-        if not built:
-            built.append(_build(metric, target, output))
+        if not builds:
+            builds.append(_build(metric, target, output))
         zeros = [tf.zeros(v.shape, v.dtype) for v in metric.variables]
 
-        def row(one):
-            target, output, mask = one
+        def row(example):
+            target, output, mask = example
             weights = tf.reshape(tf.cast(mask, tf.float32), (-1,))
             if isinstance(metric, keras.metrics.BinaryIoU):  # It flattens labels, too.
                 weights = tf.repeat(weights, output.shape[-1])
@@ -557,8 +562,8 @@ def of_keras(
                 sample_weight=weights,
             )
             flat = [tf.reshape(tf.cast(v, tf.float64), (-1,)) for v in state]
-            counted = tf.reduce_any(tf.cast(mask, tf.bool))
-            return tf.where(counted, tf.concat(flat, 0), 0.0)
+            has_valid = tf.reduce_any(tf.cast(mask, tf.bool))
+            return tf.where(has_valid, tf.concat(flat, 0), 0.0)
 
         size = sum(math.prod(v.shape) for v in metric.variables)
         spec = tf.TensorSpec((size,), tf.float64)
@@ -578,21 +583,21 @@ def of_keras(
                     f"A Keras metric must give one number, but {metric.name} gives "
                     f"{result.size}; set its average, or use another metric."
                 )
-            known = row[-1] > 0 and np.isfinite(row).all()
-            values.append(float(result) if known else np.nan)
+            is_valid = row[-1] > 0 and np.isfinite(row).all()
+            values.append(float(result) if is_valid else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
 
-    known = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
-    known = known or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
-    better = _better(metric, metric.name, known)
-    made = (_with_ones(statistics), value)
+    direction = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
+    direction = direction or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
+    better = _better(metric, metric.name, direction)
+    functions = (_with_ones(statistics), value)
     if type(metric).result is keras.metrics.Mean.result:
-        made = (statistics, _ratio)
+        functions = (statistics, _ratio)
     return Metric(
         metric.name,
         better,
         "",
-        *made,
+        *functions,
         _bounds(metric),
         of_given=True,
         is_accuracy=type(metric) is keras.metrics.SparseCategoricalAccuracy,
@@ -603,9 +608,9 @@ def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
     """Statistics with a 1 behind the row of each image that has a valid place."""
 
     def rows(target, output, mask, num_classes):
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
         return tf.concat(
-            (statistics(target, output, mask, num_classes), counted), axis=-1
+            (statistics(target, output, mask, num_classes), has_valid), axis=-1
         )
 
     return rows
@@ -623,27 +628,27 @@ def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
 def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
     """Lets a metric make those of its variables that it makes with its first update."""
     with tf.init_scope():
-        one = tf.zeros((1, output.shape[-1]))
+        example = tf.zeros((1, output.shape[-1]))
         has_channels = target.shape.rank == output.shape.rank
-        metric.update_state(one if has_channels else tf.zeros((1,)), one)
+        metric.update_state(example if has_channels else tf.zeros((1,)), example)
         metric.reset_state()
     return True
 
 
-def _better(given: Any, name: str, known: str | None = None) -> str:
+def _better(metric: Any, name: str, default: str | None = None) -> str:
     """What a user's metric says itself of which values are better."""
-    said = getattr(given, "better", known)
-    if said in ("higher", "lower"):
-        return said
+    direction = getattr(metric, "better", default)
+    if direction in ("higher", "lower"):
+        return direction
     raise InputError(
         f"The metric {name} must say whether higher or lower values are better, or "
         "nobody knows which attack does harm: set its attribute better to 'higher' or "
-        f"'lower'; got {said!r}."
+        f"'lower'; got {direction!r}."
     )
 
 
 def as_metric(
-    given: Metric | keras.metrics.Metric | Callable,
+    metric: Metric | keras.metrics.Metric | Callable,
     probabilities: Callable | None = None,
 ) -> Metric:
     """Returns a user's own metric as a `Metric`.
@@ -658,20 +663,22 @@ def as_metric(
     Raises:
       InputError: It is none of these, or does not say which values are better.
     """
-    if isinstance(given, Metric):
-        return given
-    if isinstance(given, keras.metrics.Metric):
-        return of_keras(given, probabilities)
-    if losses.takes_mask(given):
-        name = getattr(given, "__name__", type(given).__name__)
-        return of_function(name, given, _better(given, name))
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, keras.metrics.Metric):
+        return of_keras(metric, probabilities)
+    if losses.takes_mask(metric):
+        name = getattr(metric, "__name__", type(metric).__name__)
+        return of_function(name, metric, _better(metric, name))
     raise InputError(
         "A metric must be a function (target, output, mask) -> [batch] or a Keras "
-        f"metric, such as keras.metrics.MeanAbsoluteError(); got {given!r}."
+        f"metric, such as keras.metrics.MeanAbsoluteError(); got {metric!r}."
     )
 
 
-def as_metrics(given: Sequence, probabilities: Callable | None = None) -> list[Metric]:
+def as_metrics(
+    metrics: Sequence, probabilities: Callable | None = None
+) -> list[Metric]:
     """Returns a task's metrics; see `as_metric`.
 
     Keras calls a metric without a name after its class, with a number that counts what
@@ -680,22 +687,28 @@ def as_metrics(given: Sequence, probabilities: Callable | None = None) -> list[M
     that look like Keras's; so none becomes one that may be given to another metric, and
     those that do not rise by one, as Keras's do, stay as they are.
     """
-    found = [as_metric(one, probabilities) for one in given]
+    results = [as_metric(metric, probabilities) for metric in metrics]
     numbers: dict[str, dict[int, int]] = {}  # Of each name, by place.
-    for place, one in enumerate(given):
-        if isinstance(one, keras.metrics.Metric):
-            name, number = _kerass_name(one)
+    for place, metric in enumerate(metrics):
+        if isinstance(metric, keras.metrics.Metric):
+            name, number = _kerass_name(metric)
             if name:
                 numbers.setdefault(name, {})[place] = number
     for name, by_place in numbers.items():
-        first, *_ = counted = list(by_place.values())
-        steps = {after - before for before, after in itertools.pairwise(counted)}
-        new = [name, *(f"{name}-{i}" for i in range(2, len(counted) + 1))]
-        others = {one.name for i, one in enumerate(found) if i not in by_place}
-        if first >= 0 and steps in (set(), {0}, {1}) and others.isdisjoint(new):
-            for place, called in zip(by_place, new, strict=True):
-                found[place] = dataclasses.replace(found[place], name=called)
-    return found
+        first, *_ = suffixes = list(by_place.values())
+        steps = {b - a for a, b in itertools.pairwise(suffixes)}
+        new_names = [name, *(f"{name}-{i}" for i in range(2, len(suffixes) + 1))]
+        other_names = {
+            metric.name for i, metric in enumerate(results) if i not in by_place
+        }
+        if (
+            first >= 0
+            and steps in (set(), {0}, {1})
+            and other_names.isdisjoint(new_names)
+        ):
+            for place, new_name in zip(by_place, new_names, strict=True):
+                results[place] = dataclasses.replace(results[place], name=new_name)
+    return results
 
 
 def _kerass_name(metric: keras.metrics.Metric) -> tuple[str, int]:
@@ -709,10 +722,10 @@ def _kerass_name(metric: keras.metrics.Metric) -> tuple[str, int]:
         return (metric.name if metric.name == parameter.default else ""), 0
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(metric).__name__)
     name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-    found = re.fullmatch(rf"{name}(?:_(\d+))?", metric.name)
-    if not found:
+    match = re.fullmatch(rf"{name}(?:_(\d+))?", metric.name)
+    if not match:
         return "", 0
-    digits = found[1] or ""
+    digits = match[1] or ""
     return name, -1 if digits.startswith("0") else int(digits or 0)
 
 
@@ -730,6 +743,6 @@ def relative_vulnerability(
     metric, of any one shape.
     """
     clean = np.asarray(clean, np.float64)
-    worse = np.asarray(attacked, np.float64) - clean
-    known = np.where(clean > 0, clean, 0.0)
-    return divide(worse if metric.better == "lower" else -worse, known)
+    change = np.asarray(attacked, np.float64) - clean
+    positive = np.where(clean > 0, clean, 0.0)
+    return divide(change if metric.better == "lower" else -change, positive)

@@ -33,29 +33,35 @@ def with_more(tasks: TaskSet, names: Sequence[str], num_classes: int | None) -> 
       InputError: There is no such metric, or it fits none of the tasks.
     """
     metric_names.check(names)
-    named_ones = [name for name in names if name != metric_names.ALL]
-    all_there_are = metric_names.MORE if metric_names.ALL in names else ()
-    asked = dict.fromkeys((*all_there_are, *named_ones))
-    fitting = {
+    explicit_names = [name for name in names if name != metric_names.ALL]
+    all_names = metric_names.MORE if metric_names.ALL in names else ()
+    selected_names = dict.fromkeys((*all_names, *explicit_names))
+    additions = {
         task.name: {
             name: metric
-            for name in (*metric_names.MORE, *asked)
-            if (metric := _fitting(task, name, num_classes))
+            for name in (*metric_names.MORE, *selected_names)
+            if (metric := _fitting_metric(task, name, num_classes))
         }
         for task in tasks.values()
     }
-    own = {metric.name for task in tasks.values() for metric in task.metrics}
-    for name in named_ones:
-        if name not in own and not any(name in of for of in fitting.values()):
-            there = dict.fromkeys(known for of in fitting.values() for known in of)
+    own_names = {metric.name for task in tasks.values() for metric in task.metrics}
+    for name in explicit_names:
+        if name not in own_names and not any(
+            name in by_name for by_name in additions.values()
+        ):
+            choices = dict.fromkeys(
+                choice for by_name in additions.values() for choice in by_name
+            )
             raise InputError(
                 f"--metrics={name} fits none of the tasks {', '.join(tasks)}; metrics "
-                f"that can be added for them are {', '.join(there) or 'none'}. Leave "
+                f"that can be added for them are {', '.join(choices) or 'none'}. Leave "
                 "it out."
             )
     return TaskSet(
-        task.bound(more=tuple(of[name] for name in asked if name in of))
-        for task, of in zip(tasks.values(), fitting.values(), strict=True)
+        task.bound(
+            more=tuple(by_name[name] for name in selected_names if name in by_name)
+        )
+        for task, by_name in zip(tasks.values(), additions.values(), strict=True)
     )
 
 
@@ -66,15 +72,15 @@ def named(name: str) -> Metric:
     return metrics.top(k) if k else _MORE[name][0]()
 
 
-def _fitting(task: Task, name: str, num_classes: int | None) -> Metric | None:
+def _fitting_metric(task: Task, name: str, num_classes: int | None) -> Metric | None:
     """The metric of a name; None where it does not fit a task, or the task has it."""
     k = metric_names.top(name)
     if k:
         fits = task.discrete and task.output_channels(num_classes) > k
     else:
         fits = _MORE[name][1](task)
-    there = name in (metric.name for metric in task.metrics)
-    return named(name) if fits and not there else None
+    has_metric = name in (metric.name for metric in task.metrics)
+    return named(name) if fits and not has_metric else None
 
 
 def _is_distance(task: Task) -> bool:
@@ -82,8 +88,10 @@ def _is_distance(task: Task) -> bool:
 
     A task that takes the place of one of the table is what that one is.
     """
-    known = TASKS.get(task.name)
-    is_ratio = known is None or any(metric.relative for metric in known.metrics)
+    standard_task = TASKS.get(task.name)
+    is_ratio = standard_task is None or any(
+        metric.relative for metric in standard_task.metrics
+    )
     return task.kind == "numbers" and is_ratio
 
 

@@ -29,8 +29,8 @@ def classes_to_rgb(
     """
     classes = np.asarray(classes)
     table = np.concatenate((np.asarray(colors, np.uint8), np.zeros((1, 3), np.uint8)))
-    known = (classes >= 0) & (classes < len(colors))
-    return _blacken(table[np.where(known, classes, len(colors))], mask)
+    has_color = (classes >= 0) & (classes < len(colors))
+    return _blacken(table[np.where(has_color, classes, len(colors))], mask)
 
 
 def scalar_to_rgb(
@@ -48,7 +48,7 @@ def scalar_to_rgb(
       mask: `[...]`, zero where black.
     """
     values = np.asarray(values, np.float32)[..., 0]
-    mask = _finite(values, mask)
+    mask = _finite_mask(values, mask)
     low, high = value_range or _robust_range(values[mask])
     level = _unit_range(values, low, high, mask)
     return _blacken(_viridis()[_to_uint8(level)], mask)
@@ -57,7 +57,7 @@ def scalar_to_rgb(
 def vectors_to_rgb(vectors: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Paints unit vectors `[..., 3]`, of which outputs may fall short: (n + 1) / 2."""
     vectors = np.asarray(vectors, np.float32)
-    mask = _finite(vectors.sum(axis=-1), mask)
+    mask = _finite_mask(vectors.sum(axis=-1), mask)
     return _blacken(_to_uint8((np.where(mask[..., None], vectors, 0) + 1) / 2), mask)
 
 
@@ -75,7 +75,7 @@ def pair_to_rgb(
       mask: `[...]`, zero where black.
     """
     values = np.asarray(values, np.float32)
-    mask = _finite(values.sum(axis=-1), mask)
+    mask = _finite_mask(values.sum(axis=-1), mask)
     if value_range is None:
         _, high = _robust_range(np.abs(values[mask]))
         value_range = (-high, high)
@@ -87,7 +87,7 @@ def pair_to_rgb(
 def image_to_rgb(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Returns an image `[..., 3]` in [0, 1] as bytes; what lies outside is clipped."""
     image = np.asarray(image, np.float32)
-    mask = _finite(image.sum(axis=-1), mask)
+    mask = _finite_mask(image.sum(axis=-1), mask)
     return _blacken(_to_uint8(np.where(mask[..., None], image, 0)), mask)
 
 
@@ -118,9 +118,9 @@ def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)
 
 
-def _finite(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    finite = np.isfinite(values)
-    return finite if mask is None else finite & (np.asarray(mask) != 0)
+def _finite_mask(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    is_finite = np.isfinite(values)
+    return is_finite if mask is None else is_finite & (np.asarray(mask) != 0)
 
 
 def _robust_range(valid: np.ndarray) -> tuple[float, float]:

@@ -30,10 +30,8 @@ NOT_FINITE = "not_finite"
 
 
 def _task(name: str, **fields: Any) -> Task:
-    called = next(each for each in names_lib.NAMES if each.name == name)
-    return Task(
-        name, places=MAP, letter=called.letter, aliases=called.aliases, **fields
-    )
+    names = next(names for names in names_lib.NAMES if names.name == name)
+    return Task(name, places=MAP, letter=names.letter, aliases=names.aliases, **fields)
 
 
 def _distance(name: str) -> Task:
@@ -124,6 +122,6 @@ def statistics(
 
 
 def _not_finite(output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    bad = ~tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
-    bad = tf.reduce_any(bad & tf.cast(mask, tf.bool), axis=losses.places(mask))
-    return tf.cast(bad, tf.float32)[:, tf.newaxis]
+    is_bad = ~tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    is_bad = tf.reduce_any(is_bad & tf.cast(mask, tf.bool), axis=losses.places(mask))
+    return tf.cast(is_bad, tf.float32)[:, tf.newaxis]

@@ -40,7 +40,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # (task, target or output, DatasetInfo, mask or None) -> uint8 RGB
 Paint = Callable[["Task", np.ndarray, Any, np.ndarray | None], np.ndarray]
 
-_OF_KIND: Any = None  # Filled in when a task is made.
+_KIND_DEFAULT: Any = None  # Filled in when a task is made.
 MAP = 2  # Axes of the places of a map: height and width.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
 
@@ -116,12 +116,12 @@ class Task:
     kind: str = ""
     channels: int | None = None
     places: int | None = None
-    loss: Loss = _OF_KIND
+    loss: Loss = _KIND_DEFAULT
     metrics: tuple[Metric, ...] = ()
     unit: str = ""
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
-    paint: Paint = _OF_KIND
+    paint: Paint = _KIND_DEFAULT
     mirror: tuple[float, ...] | None = None
     letter: str = ""
     aliases: tuple[str, ...] = ()
@@ -138,9 +138,9 @@ class Task:
         """
         fill = functools.partial(object.__setattr__, self)  # It is frozen.
         for name, (what, fits) in _LISTS.items():
-            fill(name, _listed(self, name, what, fits))
+            fill(name, _field_tuple(self, name, what, fits))
         if self.mirror is not None:
-            factors = _listed(self, "mirror", "numbers", _is_number)
+            factors = _field_tuple(self, "mirror", "numbers", _is_number)
             fill("mirror", tuple(map(float, factors)))
         for name in ("channels", "places"):  # NumPy's whole numbers, too.
             if is_whole(getattr(self, name)):
@@ -154,8 +154,8 @@ class Task:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
-        for given in (self.loss, *self.metrics) if kind.discrete else ():
-            losses_lib.check_of_classes(given, self.name)
+        for measure in (self.loss, *self.metrics) if kind.discrete else ():
+            losses_lib.check_of_classes(measure, self.name)
         loss = kind.loss if self.loss is None else self.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
@@ -172,14 +172,16 @@ class Task:
             for score in metrics_lib.as_metrics(scores, kind.probabilities)
         ]
         fill("metrics", (*scores, metrics_lib.mean_loss(loss)))
-        more = (metrics_lib.without_classes(one, self.ignored) for one in self.more)
+        more = (
+            metrics_lib.without_classes(metric, self.ignored) for metric in self.more
+        )
         fill("more", tuple(more))
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
         """Returns it with other fields; the kind's metrics follow from them."""
-        given = () if self.kinds_metrics else self.metrics[:-1]
-        return dataclasses.replace(self, **{"metrics": given, **changes})
+        metrics = () if self.kinds_metrics else self.metrics[:-1]
+        return dataclasses.replace(self, **{"metrics": metrics, **changes})
 
     @property
     def all_metrics(self) -> tuple[Metric, ...]:
@@ -249,7 +251,7 @@ class Task:
         """
         value = np.asarray(value)
         if self.is_map:
-            return _painted(self, value, info, mask, output)
+            return _paint_map(self, value, info, mask, output)
         size = tuple(info.image_shape[:2])
         masks = [None] * len(value) if mask is None else np.asarray(mask)
         draw = _field if self.axes else _card
@@ -282,32 +284,32 @@ def _check_names(task: Task) -> None:
             )
 
 
-def _listed(
+def _field_tuple(
     task: Task, field: str, what: str, fits: Callable[[Any], bool]
 ) -> tuple[Any, ...]:
     """A field that is a list, as a tuple; one metric alone is one of them."""
-    given = getattr(task, field)
-    is_list = isinstance(given, Iterable) and not isinstance(given, str)
-    found = tuple(given) if is_list else () if given is None else (given,)
-    if (is_list or given is None or field == "metrics") and all(map(fits, found)):
-        return found
+    value = getattr(task, field)
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    items = tuple(value) if is_list else () if value is None else (value,)
+    if (is_list or value is None or field == "metrics") and all(map(fits, items)):
+        return items
     raise InputError(
-        f"The {field} of the task {task.name} must be a list of {what}; got {given!r}."
+        f"The {field} of the task {task.name} must be a list of {what}; got {value!r}."
     )
 
 
-def _is_name(given: Any) -> bool:
-    return isinstance(given, str)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _is_number(given: Any) -> bool:
-    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_color(given: Any) -> bool:
-    if isinstance(given, str) or not isinstance(given, Iterable):
+def _is_color(value: Any) -> bool:
+    if isinstance(value, str) or not isinstance(value, Iterable):
         return False
-    rgb = tuple(given)
+    rgb = tuple(value)
     return len(rgb) == 3 and all(number in range(256) for number in rgb)
 
 
@@ -317,7 +319,7 @@ _LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "aliases": ("names", _is_name),
     "colors": ("triples (red, green, blue) of 0-255", _is_color),
     "ignored": ("whole numbers", is_whole),
-    "metrics": ("metrics", lambda given: True),  # See `metrics.as_metric`.
+    "metrics": ("metrics", lambda value: True),  # See `metrics.as_metric`.
 }
 
 
@@ -330,11 +332,11 @@ def _check(task: Task) -> None:
         )
     for name in (task.name, *task.aliases):
         if name.lower() in RESERVED:
-            of = "" if name == task.name else f" as another name of {task.name}"
+            suffix = "" if name == task.name else f" as another name of {task.name}"
             raise InputError(
                 f"A task must not be named {', '.join(RESERVED[:-1])} or "
                 f"{RESERVED[-1]}, because these words mean something else in settings "
-                f"and in TensorBoard; got {name!r}{of}. Choose another name."
+                f"and in TensorBoard; got {name!r}{suffix}. Choose another name."
             )
     if task.kind not in KINDS:
         raise InputError(
@@ -359,13 +361,13 @@ def _check(task: Task) -> None:
             f"The task {task.name} must have as many channels as classes; got "
             f"{task.channels} channels and {count} classes. Leave out channels."
         )
-    known = count or task.channels
-    if known and task.colors and len(task.colors) != known:
+    channel_count = count or task.channels
+    if channel_count and task.colors and len(task.colors) != channel_count:
         raise InputError(
             f"The task {task.name} must have as many colors as classes; got "
-            f"{len(task.colors)} colors and {known} classes."
+            f"{len(task.colors)} colors and {channel_count} classes."
         )
-    if not (known or kind.channels or kind.discrete):
+    if not (channel_count or kind.channels or kind.discrete):
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
@@ -382,7 +384,7 @@ def _check(task: Task) -> None:
             f"The task {task.name} must not have mirror, which multiplies numbers, "
             f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
-    channels = known or kind.channels or 0
+    channels = channel_count or kind.channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
         raise InputError(
             f"The task {task.name} must have one number in mirror for each of its "
@@ -480,10 +482,10 @@ def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
 def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
     """Paints other places as a map of rows and columns, stretched."""
     shape = (value.shape[0] if task.axes > 1 else 1, -1)
-    last = value.shape[task.axes :]
-    flat = None if mask is None else np.reshape(mask, shape)
-    value = np.reshape(value, (*shape, *last))
-    picture = _painted(task, value, info, flat, output)
+    channels = value.shape[task.axes :]
+    flat_mask = None if mask is None else np.reshape(mask, shape)
+    value = np.reshape(value, (*shape, *channels))
+    picture = _paint_map(task, value, info, flat_mask, output)
     return cards.field(picture, size)
 
 
@@ -495,7 +497,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 # How maps are painted.
 
 
-def _painted(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
+def _paint_map(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
     """Calls a task's paint; that of labels must know whether they are outputs."""
     if task.paint is _paint_labels:
         return _paint_labels(task, value, info, mask, output)
@@ -519,12 +521,12 @@ def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
     """
 
     def paint(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
-        known = info.ranges.get(task.name, default)
+        value_range = info.ranges.get(task.name, default)
         if value.shape[-1] == 1:
-            return palettes.scalar_to_rgb(value, known, mask)
+            return palettes.scalar_to_rgb(value, value_range, mask)
         if value.shape[-1] == 2:
-            return palettes.pair_to_rgb(value, known, mask)
-        return _between(value[..., :3], known, mask)
+            return palettes.pair_to_rgb(value, value_range, mask)
+        return _paint_in_range(value[..., :3], value_range, mask)
 
     return paint
 
@@ -538,9 +540,9 @@ def _paint_labels(
 ):
     """Paints each place as the label that is likeliest there, of logits or targets."""
     colors = task.colors or palettes.distinct_colors(value.shape[-1])
-    there = value.max(axis=-1) > (0 if output else 0.5)
-    likeliest = np.where(there, value.argmax(axis=-1), len(colors))
-    return palettes.classes_to_rgb(likeliest, colors, mask)
+    has_label = value.max(axis=-1) > (0 if output else 0.5)
+    classes = np.where(has_label, value.argmax(axis=-1), len(colors))
+    return palettes.classes_to_rgb(classes, colors, mask)
 
 
 def _paint_directions(
@@ -554,17 +556,21 @@ def _paint_directions(
 def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
     if value.shape[-1] != 3:
         return paint_numbers((0, 1))(task, value, info, mask)
-    return _between(value, info.ranges.get(task.name, (0, 1)), mask)
+    return _paint_in_range(value, info.ranges.get(task.name, (0, 1)), mask)
 
 
-def _between(value: np.ndarray, known: Sequence[float] | None, mask):
-    if known is None:
+def _paint_in_range(value: np.ndarray, value_range: Sequence[float] | None, mask):
+    if value_range is None:
         is_shown = np.isfinite(value)
         if mask is not None:
             is_shown &= np.asarray(mask)[..., np.newaxis] != 0
-        shown = value[is_shown]
-        known = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
-    low, high = known
+        shown_values = value[is_shown]
+        value_range = (
+            (float(shown_values.min()), float(shown_values.max()))
+            if shown_values.size
+            else (0.0, 1.0)
+        )
+    low, high = value_range
     scale = high - low if high > low else 1
     return palettes.image_to_rgb((value - low) / scale, mask)
 
@@ -572,7 +578,7 @@ def _between(value: np.ndarray, known: Sequence[float] | None, mask):
 # The kinds.
 
 
-def _of_classes(unit: str, axes: int) -> tuple[Metric, ...]:
+def _class_metrics(unit: str, axes: int) -> tuple[Metric, ...]:
     if axes == MAP:
         return (metrics_lib.miou(), metrics_lib.pixel_accuracy())
     scores = (metrics_lib.accuracy(), metrics_lib.miou())
@@ -583,7 +589,7 @@ KINDS: dict[str, Kind] = {
     "classes": Kind(
         "one class of several, as logits",
         losses_lib.cross_entropy,
-        _of_classes,
+        _class_metrics,
         _paint_classes,
         discrete=True,
         probabilities=tf.nn.softmax,

@@ -37,16 +37,18 @@ def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.nda
     for axis in (0, 1):
         first = (slice(None), slice(None, -1)) if axis else (slice(None, -1),)
         second = (slice(None), slice(1, None)) if axis else (slice(1, None),)
-        other = surface[first] != surface[second]
-        p = [part[first][other] for part in (*point, *normal)]
-        q = [part[second][other] for part in (*point, *normal)]
+        is_border = surface[first] != surface[second]
+        p = [part[first][is_border] for part in (*point, *normal)]
+        q = [part[second][is_border] for part in (*point, *normal)]
         step = [b - a for a, b in zip(p[:3], q[:3], strict=True)]
         gap_p = np.abs(p[3] * step[0] + p[4] * step[1] + p[5] * step[2])
         gap_q = np.abs(q[3] * step[0] + q[4] * step[1] + q[5] * step[2])
         gap = np.minimum(gap_p, gap_q)
         turn = 1 - (p[3] * q[3] + p[4] * q[4] + p[5] * q[5])
-        strength = np.zeros(other.shape)
-        strength[other] = np.maximum(np.minimum(gap / OCCLUSION_METRES, 1), turn / 2)
+        strength = np.zeros(is_border.shape)
+        strength[is_border] = np.maximum(
+            np.minimum(gap / OCCLUSION_METRES, 1), turn / 2
+        )
         for side in (first, second):
             np.maximum(edges[side], strength, out=edges[side])
     return edges
@@ -94,6 +96,6 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
     xx, xy, yy = (_blur(_blur(sum_)) for sum_ in (xx, xy, yy))
     middle, half = 0.5 * (xx + yy), 0.5 * (xx - yy)
     spread = np.sqrt(half * half + xy * xy)
-    smaller = np.maximum(middle - spread, 0.0)
-    response = smaller * smaller / np.maximum(middle + spread, 1e-12)
+    eigenvalue = np.maximum(middle - spread, 0.0)
+    response = eigenvalue * eigenvalue / np.maximum(middle + spread, 1e-12)
     return response / (response + KEYPOINT_SCALE)

@@ -102,10 +102,10 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         config = self.builder_config
         number = scene.SPLITS.index(split)
-        made = workers.examples(config.seed, number, count, config.size)
+        examples = workers.examples(config.seed, number, count, config.size)
         what = f"Making rooms/{config.name}, {split}"
         with progress.bar(count, what, unit="images") as advance:
-            for index, arrays in enumerate(made):
+            for index, arrays in enumerate(examples):
                 yield prepared.key(index, count), arrays
                 advance(1)
 

@@ -36,9 +36,9 @@ def _span(task: str) -> tuple[float, float]:
     return span
 
 
-def encode(task: str, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+def encode(task: str, target: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Codes of a target, [h, w] labels or [h, w, C], and of where it is known."""
-    shape, kind = spec(task, known.shape)
+    shape, kind = spec(task, valid.shape)
     if kind == np.uint8:
         codes = target + 1
     elif kind == np.uint16:
@@ -46,8 +46,8 @@ def encode(task: str, target: np.ndarray, known: np.ndarray) -> np.ndarray:
         codes = 1 + np.rint((target - low) / (high - low) * _STEPS)
     else:
         codes = target
-    everywhere = known.reshape(known.shape + (1,) * (len(shape) - 2))
-    return np.where(everywhere, codes, unknown(task, known.shape)).astype(kind)
+    valid_values = valid.reshape(valid.shape + (1,) * (len(shape) - 2))
+    return np.where(valid_values, codes, unknown(task, valid.shape)).astype(kind)
 
 
 def target(task: str, codes: np.ndarray) -> np.ndarray:
@@ -56,14 +56,14 @@ def target(task: str, codes: np.ndarray) -> np.ndarray:
     Returns:
       uint8 labels, or float32.
     """
-    known = _known(codes)
+    valid = _valid_mask(codes)
     if codes.dtype == np.uint8:
-        return np.where(known, codes - 1, 0).astype(np.uint8)
+        return np.where(valid, codes - 1, 0).astype(np.uint8)
     if codes.dtype == np.uint16:
         low, high = map(np.float32, _span(task))
         step = (high - low) / np.float32(_STEPS)
         codes = low + (codes.astype(np.float32) - np.float32(1)) * step
-    return np.where(known, codes, np.float32(0))
+    return np.where(valid, codes, np.float32(0))
 
 
 def metres(task: str, codes: np.ndarray) -> np.ndarray:
@@ -77,9 +77,9 @@ def metres(task: str, codes: np.ndarray) -> np.ndarray:
 
 def mask(codes: np.ndarray) -> np.ndarray:
     """Where a target is known: bool [N, h, w] of codes [N, h, w] or [N, h, w, C]."""
-    known = _known(codes)
-    return known if codes.dtype == np.uint8 else known[..., 0]
+    valid = _valid_mask(codes)
+    return valid if codes.dtype == np.uint8 else valid[..., 0]
 
 
-def _known(codes: np.ndarray) -> np.ndarray:
+def _valid_mask(codes: np.ndarray) -> np.ndarray:
     return ~np.isnan(codes) if codes.dtype == np.float32 else codes != 0

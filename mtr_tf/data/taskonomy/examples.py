@@ -59,24 +59,24 @@ def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
       is opened that is not needed for the tasks.
     """
     files, size = Files(job["files"]), tuple(job["size"])
-    way = released if job["as_released"] else transforms
+    module = released if job["as_released"] else transforms
     picture = files.read(layout.RGB)
     arrays = {"image": np.zeros((*size, 3), np.uint8)}
     if picture is not None:
-        arrays["image"] = way.image(picture, size)
+        arrays["image"] = module.image(picture, size)
     for task in job["tasks"]:
         file = files.read(task)
         if file is None:
             arrays[task] = coding.unknown(task, size)
             continue
-        known = np.ones(file.shape[:2], bool)
+        valid = np.ones(file.shape[:2], bool)
         if task in layout.DEPTHS:
-            known = way.depth_known(file)
+            valid = module.depth_known(file)
         elif layout.DOMAINS[task].masked_by_depth:
-            surfaces = surfaces_known(files, way, job["as_released"])
+            surfaces = surfaces_known(files, module, job["as_released"])
             if surfaces is not None:
-                known = resizing.nearest(surfaces, file.shape[:2])
-        arrays[task] = coding.encode(task, *way.TRANSFORMS[task](file, known, size))
+                valid = resizing.nearest(surfaces, file.shape[:2])
+        arrays[task] = coding.encode(task, *module.TRANSFORMS[task](file, valid, size))
     arrays["wrong"] = np.array(list(files.wrong), np.str_)
     arrays["why"] = np.array(list(files.wrong.values()), np.str_)
     return arrays
@@ -94,7 +94,7 @@ def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
 
 
 def surfaces_known(
-    files: Files, way: types.ModuleType, as_released: bool
+    files: Files, module: types.ModuleType, as_released: bool
 ) -> np.ndarray | None:
     """Where a view shows a surface and no hole, bool [H, W]; None if nothing says it.
 
@@ -104,7 +104,7 @@ def surfaces_known(
     for task in ("depth_euclidean", "depth"):
         file = files.read(task)
         if file is not None:
-            return way.depth_known(file)
+            return module.depth_known(file)
     if as_released:
         return None
     file = files.read(layout.MASK)
@@ -115,10 +115,10 @@ def surfaces_known(
         file = files.read(task)
         if file is None:
             continue
-        known = (file != np.array(colour, file.dtype)).any(axis=-1)
+        valid = (file != np.array(colour, file.dtype)).any(axis=-1)
         if surfaces is not None:
-            known &= resizing.nearest(surfaces, known.shape)
-        surfaces = known
+            valid &= resizing.nearest(surfaces, valid.shape)
+        surfaces = valid
     return surfaces
 
 
@@ -145,10 +145,10 @@ def read_file(task: str, path: str) -> np.ndarray:
         )
     labels = domain.stored == np.uint8
     if labels and (file.ndim != 2 or file.max() > len(layout.CLASSES)):
-        found = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
+        content = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
         raise InputError(
             "Taskonomy's labels must be one channel with values from 1 to "
-            f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {found}; "
+            f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {content}; "
             "download the original again."
         )
     return file

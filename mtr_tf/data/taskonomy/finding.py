@@ -274,8 +274,8 @@ class Listing:
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of which at least one view has a file, in the order of `DOMAINS`."""
-        found = {task for view in self.views for task in view.places}
-        return tuple(task for task in layout.DOMAINS if task in found)
+        view_tasks = {task for view in self.views for task in view.places}
+        return tuple(task for task in layout.DOMAINS if task in view_tasks)
 
 
 def scan(data_dir: str | None) -> Listing:
@@ -290,10 +290,10 @@ def scan(data_dir: str | None) -> Listing:
     table, lists = _Table(), []
 
     @functools.cache
-    def about(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
-        inside = folder.relative_to(root)
-        is_masks = any(layout.MASK in part for part in inside.parts)
-        return inside, _building(inside.parts), is_masks
+    def folder_facts(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
+        relative_path = folder.relative_to(root)
+        is_masks = any(layout.MASK in part for part in relative_path.parts)
+        return relative_path, _building(relative_path.parts), is_masks
 
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
@@ -306,10 +306,10 @@ def scan(data_dir: str | None) -> Listing:
             continue
         size = entry.stat().st_size
         if size >= EMPTY_BYTES:
-            inside, building, is_masks = about(folder)
+            relative_path, building, is_masks = folder_facts(folder)
             task = layout.MASK if is_masks else task
             table.add(building, match, task, str(folder), size)
-            digest.update(os.fsencode(f"{inside / entry.name} {size}\n"))
+            digest.update(os.fsencode(f"{relative_path / entry.name} {size}\n"))
     views = table.views()
     if not views:
         raise InputError(f"'{data_dir}' must be {_WHAT}; none was found there.")
@@ -320,36 +320,40 @@ def scan(data_dir: str | None) -> Listing:
 
 def summary(
     listing: Listing,
-    chosen: Mapping[str, Sequence[View]],
+    views_by_split: Mapping[str, Sequence[View]],
     tasks: Sequence[str] | None = None,
 ) -> str:
     """One line: views by split, and what is missing of some tasks, by domain."""
     tasks = [task for task in listing.tasks if tasks is None or task in tasks]
-    have: Counter[str] = Counter()
-    found, blind, buildings = 0, 0, set()
-    for view in itertools.chain.from_iterable(chosen.values()):
-        found += 1
+    file_counts: Counter[str] = Counter()
+    view_count, blind_count, buildings = 0, 0, set()
+    for view in itertools.chain.from_iterable(views_by_split.values()):
+        view_count += 1
         buildings.add(view.building)
-        have.update(iter(view.places))
-        blind += _is_blind(view, tasks)
-    counts = " and ".join(f"{len(views)} {split}" for split, views in chosen.items())
+        file_counts.update(iter(view.places))
+        blind_count += _is_blind(view, tasks)
+    counts = " and ".join(
+        f"{len(views)} {split}" for split, views in views_by_split.items()
+    )
     plural = "s" if len(buildings) > 1 else ""
     line = f"Taskonomy: {counts} views of {len(buildings)} building{plural}"
-    absent = [
-        f"{layout.name(task)} {found - have[task]}"
+    missing = [
+        f"{layout.name(task)} {view_count - file_counts[task]}"
         for task in tasks
-        if have[task] < found
+        if file_counts[task] < view_count
     ]
-    if absent:
-        line += f"; masked where a file is missing: {', '.join(absent)} views"
-    if blind:
+    if missing:
+        line += f"; masked where a file is missing: {', '.join(missing)} views"
+    if blind_count:
         line += (
-            f"; holes count as surfaces in {blind} views without depth_euclidean, "
+            f"; holes count as surfaces in {blind_count} views without depth_euclidean, "
             "depth_zbuffer, mask_valid, normal or principal_curvature"
         )
-    unused = len(listing.views) - found
-    if unused:
-        line += f"; {unused} views of buildings outside the split lists are not used"
+    unused_count = len(listing.views) - view_count
+    if unused_count:
+        line += (
+            f"; {unused_count} views of buildings outside the split lists are not used"
+        )
     if listing.without_picture:
         line += f"; {listing.without_picture} views without rgb are not used"
     return line + "."
@@ -357,8 +361,8 @@ def summary(
 
 def _is_blind(view: View, tasks: Sequence[str]) -> bool:
     """Whether a target of the view is known but for holes, and no file shows these."""
-    shown = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
-    return not any(task in view.places for task in shown) and any(
+    hole_tasks = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
+    return not any(task in view.places for task in hole_tasks) and any(
         task in view.places and layout.DOMAINS[task].masked_by_depth for task in tasks
     )
 
@@ -366,8 +370,8 @@ def _is_blind(view: View, tasks: Sequence[str]) -> bool:
 def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.DirEntry]]:
     """Yields (folder, file) of all files below, in the order of their names."""
     with os.scandir(root) as entries:
-        here = sorted(entries, key=lambda entry: entry.name)
-    for entry in here:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
@@ -398,18 +402,18 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
     split_of = {}
     for path in paths:
         for row in _rows(path):
-            chosen = [SPLITS[name] for name in SPLITS if row[name] == "1"]
+            row_splits = [SPLITS[name] for name in SPLITS if row[name] == "1"]
             name = list_name(row["id"])
             if name in split_of:
-                chosen.append(split_of[name])
-            if len(set(chosen)) > 1:
+                row_splits.append(split_of[name])
+            if len(set(row_splits)) > 1:
                 raise InputError(
                     "A building must be in one split only, but the lists have "
-                    f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} (the last "
+                    f"{row['id']!r} in {' and '.join(sorted(set(row_splits)))} (the last "
                     f"list is '{path}'); correct or remove one."
                 )
-            if chosen:
-                split_of[name] = chosen[0]
+            if row_splits:
+                split_of[name] = row_splits[0]
     return split_of if paths else None
 
 
@@ -417,10 +421,10 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of a split list, which has the columns that it must have."""
     try:
         text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
-        rows = csv.DictReader(
+        reader = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )
-        columns, found = rows.fieldnames or (), list(rows)
+        columns, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"A split list must be a text table in UTF-8, but '{path}' is not "
@@ -431,7 +435,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
             "A split list must have the columns id, train, val and test, but "
             f"'{path}' has {', '.join(columns) or 'none'}; download it again."
         )
-    return found
+    return rows
 
 
 def _read_list(path: pathlib.Path) -> bytes:

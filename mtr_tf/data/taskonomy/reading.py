@@ -30,7 +30,7 @@ from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
 
-_PAINTED = 32  # Views whose values say what is painted.
+_RANGE_VIEWS = 32  # Views whose values say what is painted.
 
 
 def open_source(
@@ -73,43 +73,43 @@ def open_source(
     splits = splitting.splits(
         listing, as_released=as_released, validation_share=validation_share
     )
-    wanted = [task for task in listing.tasks if tasks is None or task in tasks]
-    logging.info("%s", finding.summary(listing, splits, wanted))
-    way = "-as_released" if as_released else ""
+    file_tasks = [task for task in listing.tasks if tasks is None or task in tasks]
+    logging.info("%s", finding.summary(listing, splits, file_tasks))
+    suffix = "-as_released" if as_released else ""
     if validation_share:
-        way += f"-share{validation_share:g}"
+        suffix += f"-share{validation_share:g}"
     config = TaskonomyConfig(
         # pyrefly: ignore  (TFDS has the name, unseen by type checkers)
-        name=f"{size[0]}x{size[1]}{way}",
+        name=f"{size[0]}x{size[1]}{suffix}",
         size=size,
         tasks=listing.tasks,
         as_released=as_released,
         splits=splits,
         source=str(pathlib.Path(data_dir or "").expanduser().resolve()),
     )
-    builder = _prepared(config, wanted, listing.fingerprint)
+    builder = _prepare(config, file_tasks, listing.fingerprint)
     metres = depth_target == layout.METRES
     info = dataset_info(
         listing.tasks, size, splits, as_released=as_released, metres=metres
     )
-    shown = [task for task in info.tasks if tasks is None or task in tasks]
+    target_tasks = [task for task in info.tasks if tasks is None or task in tasks]
 
     @functools.cache
     def load(split: str) -> Columns:
-        return _columns(builder, split, shown, splits[split], metres)
+        return _columns(builder, split, target_tasks, splits[split], metres)
 
-    if "edge_occlusion" in wanted:
+    if "edge_occlusion" in file_tasks:
         ranges = {
             **info.ranges,
             "edge_occlusion": edges_painted(load(next(iter(splits)))),
         }
         info = dataclasses.replace(info, ranges=ranges)
-    absent = splitting.missing(listing, splits, as_released=as_released)
-    unknown = {
-        split: [t for t in wanted if not any(t in view.places for view in views)]
+    missing_splits = splitting.missing(listing, splits, as_released=as_released)
+    unknown_tasks = {
+        split: [t for t in file_tasks if not any(t in view.places for view in views)]
         for split, views in splits.items()
     }
-    return Source(info, load, absent, unknown=unknown)
+    return Source(info, load, missing_splits, unknown=unknown_tasks)
 
 
 def dataset_info(
@@ -151,36 +151,36 @@ def edges_painted(columns: Columns) -> tuple[float, float]:
     They are not clipped, so the largest value is that of one pixel: 99 of 100 known
     pixels of some views are less than what is white.
     """
-    rows = np.arange(min(len(columns), _PAINTED)) * len(columns)
+    rows = np.arange(min(len(columns), _RANGE_VIEWS)) * len(columns)
     rows //= max(len(rows), 1)
     values = columns.targets["edge_occlusion"][rows]
     values = values[columns.masks["edge_occlusion"][rows]]
-    low, usual = layout.RANGES["edge_occlusion"]
-    high = float(np.percentile(values, 99)) if values.size else usual
-    return low, high if high > low else usual
+    low, default = layout.RANGES["edge_occlusion"]
+    high = float(np.percentile(values, 99)) if values.size else default
+    return low, high if high > low else default
 
 
-def _prepared(
-    config: TaskonomyConfig, wanted: Sequence[str], fingerprint: str
+def _prepare(
+    config: TaskonomyConfig, file_tasks: Sequence[str], fingerprint: str
 ) -> Taskonomy:
     """The builder of a config for the wanted tasks, or for more if that is there.
 
     The name of what is prepared has its tasks as a hexadecimal number, a bit for each.
     """
-    root, bits = prepared.root_folder(), list(layout.DOMAINS)
-    needed = sum(1 << bits.index(task) for task in wanted)
-    there = [
+    root, domain_tasks = prepared.root_folder(), list(layout.DOMAINS)
+    task_bits = sum(1 << domain_tasks.index(task) for task in file_tasks)
+    prepared_bits = [
         int(path.name.removeprefix(f"{config.name}-").split("-")[0], 16)
         for path in root.glob(f"{Taskonomy.name}/{config.name}-???-{fingerprint}")
     ]
-    fitting = [number for number in there if number & needed == needed]
-    for number in (*sorted(fitting, key=int.bit_count), needed):
+    candidates = [number for number in prepared_bits if number & task_bits == task_bits]
+    for number in (*sorted(candidates, key=int.bit_count), task_bits):
         name = f"{config.name}-{number:03x}-{fingerprint}"
-        tasks = [task for i, task in enumerate(bits) if number >> i & 1]
+        tasks = [task for i, task in enumerate(domain_tasks) if number >> i & 1]
         # pyrefly: ignore  (as above)
-        one = dataclasses.replace(config, name=name, tasks=tasks)
-        make = functools.partial(_builder, one)
-        if number == needed or prepared.opened(make, root)[1]:
+        candidate_config = dataclasses.replace(config, name=name, tasks=tasks)
+        make = functools.partial(_builder, candidate_config)
+        if number == task_bits or prepared.opened(make, root)[1]:
             break
     builder = prepared.prepare(make, root, "taskonomy", "TFDS_DATA_DIR")
     broken = dict(builder.info.metadata.items()).get(BROKEN, {})

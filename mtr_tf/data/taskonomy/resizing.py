@@ -60,9 +60,9 @@ def blur_valid(values: np.ndarray, valid: np.ndarray, sigma: float) -> np.ndarra
       Float32 [H, W, C]; 0 where nothing valid is in reach.
     """
     rows, columns = (gauss_matrix(n, sigma, "symmetric") for n in valid.shape)
-    known = valid[..., np.newaxis]
-    total = separable(np.where(known, values, 0), rows, columns)
-    weight = separable(known, rows, columns)
+    mask = valid[..., np.newaxis]
+    total = separable(np.where(mask, values, 0), rows, columns)
+    weight = separable(mask, rows, columns)
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
@@ -109,8 +109,8 @@ def area_matrix(old: int, new: int) -> np.ndarray:
     """The share of each old pixel in the mean over each new one, float32 [new, old]."""
     ends = np.arange(old + 1) * new  # In units of 1 / (old * new) of the side.
     starts = np.arange(new)[:, np.newaxis] * old
-    inside = np.clip(ends, starts, starts + old)
-    return (np.diff(inside, axis=1) / old).astype(np.float32)
+    clipped_ends = np.clip(ends, starts, starts + old)
+    return (np.diff(clipped_ends, axis=1) / old).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=32)

@@ -99,10 +99,14 @@ class Taskonomy(prepared.Builder):
         self, split: str, views: Sequence[View]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         work = self.work[split]
-        made = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
-        for index, ((part, _), arrays) in enumerate(zip(work.jobs, made, strict=True)):
-            wrong, why = (np.asarray(arrays.pop(n)).tolist() for n in ("wrong", "why"))
-            for task, reason in zip(wrong, why, strict=True):
+        outputs = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
+        for index, ((part, _), arrays) in enumerate(
+            zip(work.jobs, outputs, strict=True)
+        ):
+            tasks, reasons = (
+                np.asarray(arrays.pop(n)).tolist() for n in ("wrong", "why")
+            )
+            for task, reason in zip(tasks, reasons, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
                 if task == layout.RGB:  # Or it would not be read again.
                     (self.parts / f"{part}.npz").unlink(missing_ok=True)
@@ -113,7 +117,9 @@ class Taskonomy(prepared.Builder):
     def _list_broken(self) -> None:
         """Warns of all broken files; raises `InputError` if pictures are among them."""
         broken = self.info.metadata[BROKEN]
-        reasons = [reason for of_task in broken.values() for reason in of_task]
+        reasons = [
+            reason for task_reasons in broken.values() for reason in task_reasons
+        ]
         listing = "; ".join(reason.rstrip(".") for reason in reasons)
         if layout.RGB in broken:
             raise InputError(

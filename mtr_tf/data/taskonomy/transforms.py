@@ -35,47 +35,49 @@ def image(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def labels(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes from 0, the background; label 0 of the file is not known."""
-    del known
-    picked = resizing.nearest(file, size)
-    return np.where(picked > 0, picked - 1, 0).astype(np.uint8), picked > 0
+    del valid
+    file_labels = resizing.nearest(file, size)
+    return np.where(file_labels > 0, file_labels - 1, 0).astype(
+        np.uint8
+    ), file_labels > 0
 
 
 def log_depth(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln(1 + v) / ln(2**16)."""
-    return resizing.mean_of_valid_area(logarithm(file), known, size)
+    return resizing.mean_of_valid_area(logarithm(file), valid, size)
 
 
 def scaled(
-    task: str, file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
-    mean, known = resizing.mean_of_valid_area(in_channels(task, file), known, size)
-    return np.where(known[..., np.newaxis], rescaled(task, mean), np.float32(0)), known
+    mean, valid = resizing.mean_of_valid_area(in_channels(task, file), valid, size)
+    return np.where(valid[..., np.newaxis], rescaled(task, mean), np.float32(0)), valid
 
 
 def edge_occlusion(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Occlusion edges from -1, blurred over what is known.
 
     The blur grows with the picture: `layout.BLUR_SIGMA` pixels at a width of 256.
     """
-    target, known = scaled("edge_occlusion", file, known, size)
+    target, valid = scaled("edge_occlusion", file, valid, size)
     sigma = layout.BLUR_SIGMA * size[1] / layout.IMAGE_SIZE[1]
-    blurred = resizing.blur_valid(target, known, sigma)
-    return np.where(known[..., np.newaxis], blurred, np.float32(0)), known
+    blurred = resizing.blur_valid(target, valid, sigma)
+    return np.where(valid[..., np.newaxis], blurred, np.float32(0)), valid
 
 
 def curvature(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two principal curvatures, red and green, standardised."""
-    return resizing.mean_of_valid_area(standardised(file[..., :2]), known, size)
+    return resizing.mean_of_valid_area(standardised(file[..., :2]), valid, size)
 
 
 # Steps that the released way shares.
