@@ -89,7 +89,7 @@ def parse(
         arguments = values(list(argv))
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE.
         raise InputError(_explanation(error, records)) from error
-    flags.FLAGS.mark_as_parsed()  # Those of absl, which are among these.
+    flags.FLAGS.mark_as_parsed()  # absl's own flags, which are among these.
     if len(arguments) > 1:
         raise InputError(
             "every argument must be a flag, --name=value; got "
@@ -99,7 +99,7 @@ def parse(
 
 
 def overridden(argv: Sequence[str], records: Sequence[type[Settings]]) -> Iterator[str]:
-    """A sentence for each flag of a command line that a flagfile after it changes.
+    """Yields a sentence for each typed flag that a later flagfile changes.
 
     `argv` and `records` are those that `parse` took. The last value of a flag counts.
     """
@@ -124,8 +124,8 @@ def overridden(argv: Sequence[str], records: Sequence[type[Settings]]) -> Iterat
             and typed_values[name].value != final_values[name].value
         ):
             yield (
-                f"{typed_values[name].serialize()} is overridden by a flagfile, which has "
-                f"{final_values[name].serialize()}; give it after --flagfile"
+                f"{typed_values[name].serialize()} is overridden by a flagfile, which "
+                f"has {final_values[name].serialize()}; give it after --flagfile"
             )
 
 
@@ -139,7 +139,7 @@ def defined(records: Sequence[type[Settings]]) -> flags.FlagValues:
 
 
 def read(record: type[Settings], values: flags.FlagValues) -> Settings:
-    """The record of the parsed flags; raises `InputError` on a value out of range."""
+    """The record of parsed flags; raises `InputError` if a value is out of range."""
     types = typing.get_type_hints(record)
     settings = {}
     for field in dataclasses.fields(record):
@@ -164,7 +164,7 @@ def _convert(name: str, text: str, item_type: type) -> str | int | float:
 
 
 def _explanation(error: Exception, records: Sequence[type[Settings]]) -> str:
-    """Our sentence for what absl says of a command line."""
+    """Our own sentence for an error of absl's about a command line."""
     fields = {f.name: f for record in records for f in dataclasses.fields(record)}
     if isinstance(error, flags.UnrecognizedFlagError):
         guess = nearest(error.flagname.strip("-"), fields)
@@ -181,7 +181,7 @@ def _explanation(error: Exception, records: Sequence[type[Settings]]) -> str:
     if missing_value:
         return f"--{missing_value[1]} needs a value: --{missing_value[1]}=VALUE."
     if isinstance(error, flags.CantOpenFlagFileError):
-        file = getattr(error.__context__, "filename", "")  # Named by a flagfile, too.
+        file = getattr(error.__context__, "filename", "")  # Also one in a flagfile.
         return (
             f"--flagfile={file} must name a flagfile that can be read, but it cannot "
             f"be opened from {os.getcwd()}; check the path."
@@ -241,8 +241,8 @@ def run(
       doc: its docstring, for `--help`.
       records: the settings it takes; `main` gets one instance of each.
       main: the work.
-      on_interrupt: what is kept if a signal stops `main` before anything there has said
-        more (`stopping.saying`).
+      on_interrupt: a sentence on what is kept if a signal stops `main`, unless code in
+        `main` says it by `stopping.saying`.
     """
     if text := _help_or_version(sys.argv[1:], name, doc, records):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
@@ -259,7 +259,7 @@ def run(
         except KeyboardInterrupt as stop:
             sys.exit(_say_stopped(stop, on_interrupt))
         except Exception as error:
-            if stopping.asked():  # Of what the signal has ended as well, or reached.
+            if stopping.asked():  # An error after a signal counts as a stop.
                 sys.exit(_say_stopped(None, on_interrupt))
             message = input_error_within(error) or out_of_memory(error, settings)
             if isinstance(error, OSError):
@@ -315,16 +315,16 @@ def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
 
 
 def _replicas(values: Mapping[str, Any]) -> int:
-    """How many share a batch in this process; see `runs.strategy.create`."""
+    """The number of replicas in this process; see `runs.strategy.create`."""
     if values["strategy"] == "one_device":
         return 1
-    tf = sys.modules.get("tensorflow")  # It has begun, where its memory is at an end.
+    tf = sys.modules.get("tensorflow")  # Loaded, if memory ran out.
     gpus = len(tf.config.list_physical_devices("GPU")) if tf else 0
     return values["replicas"] or max(gpus, 1)
 
 
 class _PlainHandler(standard_logging.Handler):
-    """Prints our log lines, and the warnings of others, without tearing a bar."""
+    """Prints our log lines, and others' warnings, without breaking a progress bar."""
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
         is_ours = record.pathname.startswith(_PACKAGE)  # A clone may have .venv inside.

@@ -22,10 +22,10 @@ def bar(
     """Yields `advance(n, note="")`; shows the share done and an estimate of time left.
 
     Args:
-      total: what `done` plus all advances add up to.
+      total: the sum of `done` and all advances.
       what: a few words that say what is going on.
       unit: what is counted.
-      done: what an earlier process had done already.
+      done: what an earlier process has done.
       shown: whether there is a bar; lines are logged all the same.
     """
     start = logged = time.monotonic()

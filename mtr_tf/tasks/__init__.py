@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is of the table or of tasks, when it is first asked for."""
+    """Imports a name of `table` or `task` when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"mtr_tf.tasks.{_MODULES[name]}")

@@ -3,14 +3,14 @@
 
     AP = sum_n (R_n - R_(n-1)) P_n
 
-over all thresholds n, each a score that occurs, from the highest down (the area under
-the curve of precision over recall, without interpolation). Equal scores are one
+over all thresholds n, which are the scores that occur, from the highest down (the area
+under the curve of precision over recall, without interpolation). Equal scores are one
 threshold. Labels that no valid place has are left out.
 
-Which of two images scores higher no image can tell by itself, so there are no rows
-whose sum gives it. Of one value per image the rows are the scores themselves, and it is
-exact. Of labels with places these would be too many: their scores are counted in
-`BINS`, and those in one bin are equal.
+The order of scores between images does not follow from one image alone, so no sum of
+rows gives the value. For one value per image, the rows are the scores themselves, and
+the result is exact. For labels with places these would be too many: scores are counted
+in `BINS` bins, and those in one bin count as equal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BOUNDS = (0.0, 1.0)
 
 
 def mean_ap() -> Metric:
-    """Of one value per image: exact."""
+    """The mAP of one value per image: exact."""
     name = "mean_ap"
     return Metric(
         name, "higher", "", _scores, _raise_no_sum, _BOUNDS, of_rows=_ap_of_scores
@@ -37,16 +37,16 @@ def mean_ap() -> Metric:
 
 
 def pixel_mean_ap() -> Metric:
-    """Of labels with places, all of which count alike: of scores in bins."""
+    """The mAP of labels with places, which all count equally: from scores in bins."""
     return Metric("pixel_mean_ap", "higher", "", _bins, _ap_of_bins, _BOUNDS)
 
 
 def of_counts(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """AP of how many there are at each threshold, from the highest score down.
+    """The AP from counts at each threshold, from the highest score down.
 
     Args:
-      positives: Those that have the label, `[..., thresholds]`.
-      counted: All of them, `[..., thresholds]`.
+      positives: How many have the label, `[..., thresholds]`.
+      totals: How many there are, `[..., thresholds]`.
 
     Returns:
       `[...]`; NaN where none has the label.
@@ -57,7 +57,7 @@ def of_counts(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, without NaN; NaN where nothing is left."""
+    """The mean over the last axis, without NaN; NaN where nothing is left."""
     valid = ~np.isnan(values)
     return divide(np.where(valid, values, 0.0).sum(-1), valid.sum(-1))
 
@@ -65,7 +65,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _labels_and_scores(
     target: tf.Tensor, output: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which labels are there, and the scores; what is not finite ranks as wrong."""
+    """Which labels the target has, and the scores, with those not finite as wrong."""
     has_label = tf.cast(target, tf.float32) > 0.5
     output = tf.cast(output, tf.float32)
     worst_scores = tf.where(has_label, output.dtype.min, output.dtype.max)
@@ -76,7 +76,7 @@ def _labels_and_scores(
 
 
 def _scores(target, output, mask, num_classes) -> tf.Tensor:
-    """1 or -1 for each label that is there or not, then the scores; 0 if masked."""
+    """1 or -1 for each label that is present or not, then the scores; 0 if masked."""
     del num_classes
     has_label, scores = _labels_and_scores(target, output)
     rows = tf.concat((tf.where(has_label, 1.0, -1.0), scores), axis=-1)
@@ -106,7 +106,7 @@ def _raise_no_sum(sums: np.ndarray) -> np.ndarray:
 
 
 def _bins(target, output, mask, num_classes) -> tf.Tensor:
-    """By label, how many places that have it are in each bin; then how many in all."""
+    """By label and bin, the number of places with the label; then of all places."""
     del num_classes
     has_label, scores = _labels_and_scores(target, output)
     labels = output.shape[-1]

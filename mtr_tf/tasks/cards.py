@@ -11,8 +11,8 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 _SIDE = 160  # Pixels of a card's shorter side, at least.
-LINES = 6  # Bars that a card has at most.
-_LETTERS = 12  # Of a name; a longer one is cut.
+LINES = 6  # The most bars on a card.
+_LETTERS = 12  # The most of a name; a longer one is cut.
 _INK, _BAR = (30, 30, 30), (76, 120, 168)
 _PALE, _EDGE = (230, 230, 230), (120, 120, 120)
 
@@ -30,7 +30,7 @@ def card(
       names: From top to bottom; names that do not fit are left out.
       values: As many values; the bar of a value that is not finite is empty.
       texts: The text at the end of each line.
-      size: (height, width) of the images beside it: the card's are a multiple.
+      size: (height, width) of the images beside it; the card's size is a multiple.
       span: The values at the bars' two ends.
 
     Returns:

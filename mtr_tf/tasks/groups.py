@@ -25,10 +25,10 @@ def parse_groups(
       groups: Such as ("seg+depth", "each").
       tasks: The model's, as `select` takes them. Tasks inside a group come out in this
         order.
-      spare: Those of them that are not attacked; `each` and `all` are the others.
+      spare: The tasks that are not attacked; `each` and `all` mean the others.
 
     Raises:
-      InputError: A task is unknown, the model lacks it, or it is spared.
+      InputError: A task is unknown, the model lacks it, or it is spared too.
     """
     task_groups: list[tuple[str, ...]] = []
     candidates = tuple(task for task in tasks if task not in spare)
@@ -60,7 +60,7 @@ def select(
 
     Args:
       names: Names, aliases and letters.
-      tasks: The model's, by name; of a mapping the aliases and letters count too.
+      tasks: The model's, by name; in a mapping their aliases and letters count too.
       flag: For messages.
 
     Raises:
@@ -82,9 +82,9 @@ def spared(
 
 
 def _all_names(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
-    """The eleven, and a model's own tasks, with all that they are called.
+    """All names of the eleven tasks and of the model's tasks.
 
-    A task that takes the place of one of the eleven is called as that one is, too.
+    A task that takes the place of one of the eleven also has that one's names.
     """
     is_mapping = isinstance(tasks, Mapping)
     model_names = tasks.values() if is_mapping else [Names(task, "") for task in tasks]
@@ -98,7 +98,7 @@ def _all_names(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
 
 
 def check_has(names: Sequence[str], tasks: Sequence[str], flag: str) -> None:
-    """Raises `InputError` with both lists if the model lacks a task."""
+    """Raises `InputError`, with both lists, if the model lacks one of `names`."""
     missing = [task for task in names if task not in tasks]
     if missing:
         raise InputError(

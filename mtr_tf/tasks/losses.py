@@ -40,7 +40,7 @@ def pixel_cross_entropy(
 ) -> tf.Tensor:
     """Returns the cross-entropy of each place, float32 `[batch, *places]`.
 
-    The arguments are those of `cross_entropy`. Masked places have some finite value.
+    The arguments are those of `cross_entropy`. Masked places have any finite value.
     """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
@@ -52,12 +52,12 @@ def pixel_cross_entropy(
 def _negative_log_softmax(one_hot: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns the negative log-softmax of the chosen class, `[batch, *places]`.
 
-    As tf.nn's cross-entropies, in 0.7 of their time on CPUs, and without second
-    derivatives. The log of the softmax's largest value is never far below zero: unlike
-    that of the chosen class's, nothing is lost by taking it.
+    Like tf.nn's cross-entropies, but takes 0.7 of their time on CPUs, and has no second
+    derivatives. The log of the softmax's largest value is never far below zero, so it
+    loses no precision, unlike the log of the chosen class's value.
 
     Args:
-      chosen: One where the class is, else zero, `[batch, *places, classes]`.
+      one_hot: One at the chosen class, else zero, `[batch, *places, classes]`.
       logits: `[batch, *places, classes]`.
     """
     softmax = tf.nn.softmax(logits)
@@ -112,28 +112,29 @@ def binary_cross_entropy(
 def of_keras(
     loss: keras.losses.Loss, probabilities: Callable | None = None
 ) -> Callable[..., tf.Tensor]:
-    """Returns a Keras loss as one called `(target, output, mask)`.
+    """Returns a Keras loss as a function `(target, output, mask)`.
 
     Most Keras losses are means over the last axis, so they give one number for each
     place; this takes the mean over the valid places. A loss may also give one number
-    per image, which then counts, with 0 for an image without valid places: targets and
-    outputs are 0 where masked, which adds nothing to Keras's own (Dice, Tversky,
-    CosineSimilarity). Places of its `ignore_class` are no valid ones. The loss's own
-    `reduction` does not matter.
+    per image, which is used as it is, with 0 for an image without valid places: targets
+    and outputs are 0 where masked, which adds nothing to Keras's own losses of this
+    sort (Dice, Tversky, CosineSimilarity). Places of the loss's `ignore_class` are not
+    valid. Its `reduction` does not matter.
 
     Args:
       loss: The loss.
-      probabilities: Logits -> probabilities, of classes and labels: losses of Keras's
-        own get these, or are taken `from_logits`, where they were made without it.
+      probabilities: Logits -> probabilities, for classes and labels. Keras's own losses
+        that were made without `from_logits` are switched to it if they have it, and
+        else get the probabilities.
     """
     is_custom = not is_kerass(loss)
     config = {} if is_custom else loss.get_config()
     changes: dict[str, Any] = {}
     if probabilities and config.get("from_logits") is False:
-        # The same loss; of probabilities it would be flat where a model is certain.
+        # The same loss, but of probabilities it is flat where a model is certain.
         changes["from_logits"] = True
     if type(loss).__name__ in _MEANS and config.get("axis", -1) != -1:
-        changes["axis"] = -1  # A mean over places here, not there: of the valid ones.
+        changes["axis"] = -1  # The mean over places is taken here, of the valid ones.
     if changes:
         loss = type(loss).from_config(config | changes)
     takes_logits = is_custom or "from_logits" in config
@@ -179,9 +180,9 @@ def _without(ignored: int, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.T
 
 
 def is_kerass(measure: keras.losses.Loss | keras.metrics.Metric) -> bool:
-    """Whether it takes probabilities, or was made `from_logits`, as Keras's own do.
+    """Whether it is Keras's own, so takes probabilities or was made `from_logits`.
 
-    Not what wraps a function of the user's, nor a hinge, which takes scores.
+    False for a wrapper of a user's function, and for a hinge, which takes scores.
     """
     name = type(measure).__name__
     in_keras = type(measure).__module__.split(".")[0] == "keras"
@@ -191,8 +192,8 @@ def is_kerass(measure: keras.losses.Loss | keras.metrics.Metric) -> bool:
 def check_of_classes(measure: Any, task: str) -> None:
     """Raises InputError for a Keras loss or metric that cannot take class numbers.
 
-    What is not Keras's own may do so. Of Keras's own those named Sparse do, and IoU
-    and MeanIoU which take the largest output for the prediction.
+    Those that are not Keras's own are not checked. Of Keras's own, those named Sparse
+    can, and IoU and MeanIoU if they take the largest output as the prediction.
     """
     kind = type(measure)
     if (
@@ -222,7 +223,7 @@ def check_of_classes(measure: Any, task: str) -> None:
 def takes_mask(function: Any) -> bool:
     """Whether it can be called (target, output, mask), as a user's function.
 
-    No class can, nor a function of Keras's own, whose third argument is another.
+    False for classes, and for Keras's own functions, whose third argument is different.
     """
     if not callable(function) or isinstance(function, type):
         return False
@@ -251,14 +252,15 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         check_per_image("loss", loss, values, has_valid)
         return tf.where(has_valid, values, 0.0)
 
-    of_images.__name__ = name_of(loss)  # As TensorBoard says it.
+    of_images.__name__ = name_of(loss)  # TensorBoard shows it.
     return of_images
 
 
 def not_half(output: tf.Tensor) -> tf.Tensor:
-    """Returns an output in half precision as float32, and others as they are.
+    """Returns an output in half precision as float32, and others unchanged.
 
-    For a user's own losses and metrics, whose sums would overflow, as ours are taken.
+    For a user's own losses and metrics, whose sums would overflow; ours cast by
+    themselves.
     """
     output = tf.convert_to_tensor(output)
     is_half = output.dtype in (tf.float16, tf.bfloat16)
@@ -268,9 +270,9 @@ def not_half(output: tf.Tensor) -> tf.Tensor:
 def check_per_image(
     kind: str, function: Any, values: tf.Tensor, reference: tf.Tensor
 ) -> None:
-    """Raises InputError unless a user's function gave `[batch]`, as `like` is.
+    """Raises InputError unless a user's function gave `[batch]`, like `reference`.
 
-    What is broadcast to it instead would depend on the batch and its padding.
+    Values broadcast to that shape would depend on the batch and its padding.
     """
     if not values.shape.is_compatible_with(reference.shape):
         raise InputError(
@@ -281,7 +283,7 @@ def check_per_image(
 
 
 def name_of(loss: Any) -> str:
-    """What people call a loss: a function, or a Keras loss."""
+    """The name of a loss, which is a function or a Keras loss."""
     return str(getattr(loss, "__name__", getattr(loss, "name", type(loss).__name__)))
 
 

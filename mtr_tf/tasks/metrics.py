@@ -3,11 +3,11 @@
 
 `Metric.statistics` gives a row of K numbers per image; `Metric.value` turns the sum of
 rows into the metric. So a streaming metric is a running sum, the metric over replicas
-is the gathered rows, and the bootstrap resamples rows: all exact, nothing estimated
-twice. A fully masked image (the padding of the last batch) gives a row of zeros.
+is that of the gathered rows, and the bootstrap resamples rows: all are exact. A fully
+masked image (the padding of the last batch) gives a row of zeros.
 
 Rows of counts are int64, all others float64: numbers of pixels are exact whatever the
-size of an image. A valid pixel whose label is no class counts as a wrong one.
+size of an image. A valid pixel whose label is no class counts as wrong.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Metric:
       better: "higher" or "lower".
       unit: Of the value; "" for a plain number.
       statistics: `(target, output, mask, num_classes)` -> int64 or float64 `[batch,
-        K]`, with batches as the losses take them. `num_classes` matters to classes
-        alone.
+        K]`, with batches as the losses take them. Only tasks of classes use
+        `num_classes`.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
       bounds: The smallest and largest possible values.
       of_shares: Whether a row's sum is itself a share, not a number of right places.
-      relative: Whether the value is a share of the target: of a distance, or of
-        whatever a data set has as the target in its place.
+      relative: Whether the value is a share of the target: of a distance, or of what a
+        data set has as the target instead.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
         image counts `[resamples, images]`) -> `[resamples]`.
-      of_given: Whether it is made of a function, loss or Keras metric that was given.
+      of_given: Whether it is made from a function, a loss or a Keras metric.
       is_accuracy: Whether it is the share of places whose largest logit is the
         target's.
     """
@@ -80,7 +80,7 @@ class Metric:
 
     @property
     def measures_harm(self) -> bool:
-        """Whether it is the mean of an error, or the share of what is right."""
+        """Whether it is the mean of an error, or the share that is right."""
         return self.is_mean and (self.better == "lower" or self.bounds == (0.0, 1.0))
 
 
@@ -91,7 +91,8 @@ def miou(ignored: tuple[int, ...] = ()) -> Metric:
     """Mean, over classes in target or prediction, of intersection over union.
 
     `ignored` are classes that no target has, because their labels mean "no label". They
-    are none of those classes; a pixel predicted as one is missing from its own.
+    do not count in the mean; a pixel predicted as one of them is a miss of its own
+    class.
     """
     return Metric(
         "miou", "higher", "", _class_rows, _mean_iou_without(ignored), (0.0, 1.0)
@@ -101,9 +102,9 @@ def miou(ignored: tuple[int, ...] = ()) -> Metric:
 def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
     """The mean over images of each image's own mean IoU.
 
-    Over the classes in the image's target or prediction, but those `ignored`, as in
-    `miou`. Pixels pooled over a data set hide the small objects, which attacks reach
-    more easily: the bias of size of Halmosi, Mohos and Jelasity (ECCV 2024).
+    The classes are those in the image's target or prediction, except the `ignored`, as
+    in `miou`. Pooling pixels over a data set hides small objects, which attacks reach
+    more easily: the size bias of Halmosi, Mohos and Jelasity (ECCV 2024).
     """
 
     def statistics(target, output, mask, num_classes):
@@ -122,7 +123,7 @@ def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
 
 
 def without_classes(metric: Metric, ignored: tuple[int, ...]) -> Metric:
-    """The same metric with these classes `ignored`, if it is a mean IoU of ours."""
+    """The same metric with these classes `ignored`, if it is one of our mean IoUs."""
     make = {"miou": miou, "image_miou": image_miou}.get(metric.name)
     if not make or not ignored or metric.of_given:
         return metric
@@ -143,7 +144,7 @@ def accuracy() -> Metric:
 def top(k: int) -> Metric:
     """The share of valid places whose target is among the k largest logits.
 
-    Of equal logits the first ones are the larger, so that top 1 is the accuracy.
+    Of equal logits, the first counts as larger, so that top 1 is the accuracy.
     """
 
     def statistics(target, output, mask, num_classes):
@@ -170,10 +171,10 @@ def class_counts(
     """Counts valid pixels by class, three times int32 `[batch, num_classes]`.
 
     Returns:
-      Pixels that are right, by their class; all pixels by their target; all by their
-      prediction, the largest logit (the first among equals). Logits that are not
-      finite count as a wrong class: a broken model is not right about class 0. A pixel
-      whose label is no class counts with its prediction alone: it is wrong.
+      Right pixels by class; all pixels by target; all pixels by prediction, which is
+      the largest logit (the first among equals). Logits that are not finite count as a
+      wrong class, so that a broken model is not right about class 0. A pixel whose
+      label is no class counts only by its prediction, so it is wrong.
     """
     target = tf.cast(target, tf.int32)
     prediction = _prediction(target, output) % num_classes
@@ -187,12 +188,14 @@ def class_counts(
 
 
 def count_labels(labels: tf.Tensor, mask: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
+    """Counts each image's pixels in `mask` by label, int32 `[batch, num_classes]`."""
     batch = tf.shape(labels)[0]
     labels, mask = tf.reshape(labels, (batch, -1)), tf.reshape(mask, (batch, -1))
     first_of_image = tf.range(batch)[:, tf.newaxis] * num_classes
-    mask &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
-    no_segment = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
+    mask &= (labels >= 0) & (
+        labels < num_classes
+    )  # Others would count for other images.
+    no_segment = -tf.ones_like(labels)  # unsorted_segment_sum leaves these out.
     segment = tf.where(mask, first_of_image + labels, no_segment)
     ones = tf.ones_like(segment)
     counts = tf.math.unsorted_segment_sum(ones, segment, batch * num_classes)
@@ -217,7 +220,7 @@ def _mean_iou_without(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.nda
 
 
 def _mean_iou(sums: np.ndarray, ignored: tuple[int, ...] = ()) -> np.ndarray:
-    """Of hits, pixels by target and pixels by prediction, `[..., 3 classes]`."""
+    """The mean IoU of hits and pixels by target and prediction, `[..., 3 classes]`."""
     hits, targets, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
     union = targets + predictions - hits
     occurs = union != 0  # Not `> 0`: NaN must not vanish.
@@ -237,7 +240,7 @@ def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
 
 
 def label_accuracy() -> Metric:
-    """The share of labels, over valid places, that are right: there or not."""
+    """The share of labels, over valid places, that are rightly present or absent."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
@@ -254,7 +257,7 @@ def f1() -> Metric:
     def statistics(target, output, mask, num_classes):
         del num_classes
         predictions, labels = _is_predicted(output), tf.cast(target, tf.float32) > 0.5
-        # A logit that is not a number is no right answer to either question.
+        # A logit that is not finite is a wrong answer, whatever the label.
         predictions = tf.where(
             tf.math.is_finite(tf.cast(output, tf.float32)), predictions, ~labels
         )
@@ -274,7 +277,7 @@ def _is_predicted(output: tf.Tensor) -> tf.Tensor:
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """Of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
+    """Mean F1 of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
     hits, labels, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
     total_count = labels + predictions
     occurs = total_count != 0
@@ -321,8 +324,8 @@ def rel() -> Metric:
 def delta(power: int) -> Metric:
     """The share of valid pixels with target > 0 that are within a factor of 1.25^power.
 
-    That is max(output / target, target / output) below it (Eigen et al. 2014); an
-    output of 0 or less is not.
+    That is, max(output / target, target / output) is below the factor (Eigen et al.
+    2014); an output of 0 or less is never within it.
     """
     factor = 1.25**power
 
@@ -340,15 +343,15 @@ def delta(power: int) -> Metric:
 def log_rmse() -> Metric:
     """Root of the mean of (ln output - ln target)^2 where the target is above 0.
 
-    Outputs below `LEAST_OF_LOG` count as that; those for a target that is below it
-    itself count as no less than the same share of the target.
+    Outputs below `LEAST_OF_LOG` count as that value. If the target itself is below it,
+    outputs count as at least that share of the target.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         target, output, positive = _positive_values(target, output, mask)
         lower_limit = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
-        # Not `maximum`, which may make a number of NaN.
+        # Not `maximum`, which may turn NaN into a number.
         output = tf.where(output < lower_limit, lower_limit, output)
         error = tf.math.log(tf.where(target > 0, output / target, 1.0))
         return _sum_and_count(tf.square(error), positive)
@@ -363,7 +366,7 @@ LEAST_OF_LOG = 1e-3  # In the unit of the target.
 
 
 def _positive_values(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Target and output, 1 where no target is or it is not above 0; then a mask."""
+    """Target and output, 1 where no target is above 0; and the mask where one is."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     positive = tf.reduce_all(target > 0, axis=-1, keepdims=True)
     target = tf.where(positive, target, 1.0)
@@ -374,9 +377,9 @@ def _positive_values(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Ten
 def angular_error() -> Metric:
     """Mean angle between output and target vectors; 90 for an output of length 0.
 
-    Targets of length 0, which point nowhere, are left out, as are those of the mask.
+    Targets of length 0, which point nowhere, are left out like those that are masked.
     The angle is atan2(|a x b|, a . b), which unlike acos is accurate near 0 and 180
-    degrees and asks neither vector to have length 1.
+    degrees, for vectors of any length.
     """
 
     def statistics(target, output, mask, num_classes):
@@ -389,7 +392,7 @@ def angular_error() -> Metric:
 
 
 def within_angle(degrees: float) -> Metric:
-    """The share of vectors off by less than so many degrees; targets of 0 left out."""
+    """The share of vectors off by less than `degrees`; without targets of length 0."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
@@ -415,7 +418,7 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
 
 
 def _direction_mask(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """The mask without the targets that have no direction, because all is 0."""
+    """The mask without targets of length 0, which have no direction."""
     return tf.where(tf.reduce_any(target != 0, axis=-1), mask, tf.zeros_like(mask))
 
 
@@ -423,7 +426,7 @@ def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns degrees `[batch, *places]` between vectors of any length."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     output = losses.where_valid(mask, tf.cast(output, tf.float32))
-    # By their largest numbers, else squares of tiny ones come to 0.
+    # Vectors are divided by their largest numbers, or squares of tiny ones become 0.
     target_scale = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
     target = tf.math.divide_no_nan(target, target_scale)
     output_scale = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
@@ -460,7 +463,7 @@ def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def _count_nonzero(values: tf.Tensor) -> tf.Tensor:
-    """Counts what is not zero in each image, int64 `[batch]`."""
+    """Counts the nonzero values of each image: int64 `[batch]`."""
     return tf.math.count_nonzero(values, axis=losses.places(values))
 
 
@@ -475,14 +478,14 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(nonzero, numerator / np.where(nonzero, denominator, 1.0), np.nan)
 
 
-# Of a user's own.
+# A user's own metrics.
 
 
 def of_function(name: str, function: Callable, better: str, unit: str = "") -> Metric:
     """The mean over images of `function(target, output, mask)` -> `[batch]`.
 
-    Over those images that have a valid place. Its statistics raise `InputError` where
-    the function gives anything but one number for each image.
+    Only images with a valid place count. The statistics raise `InputError` if the
+    function does not give one number for each image.
     """
 
     def statistics(target, output, mask, num_classes):
@@ -496,7 +499,7 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
     return Metric(name, better, unit, statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
-# As Keras says it; of its counts it does not.
+# Keras's words for it; it has none for its counts.
 _DIRECTIONS = {"up": "higher", "down": "lower"}
 _COUNTS = {
     "TruePositives": "higher",
@@ -504,7 +507,7 @@ _COUNTS = {
     "FalsePositives": "lower",
     "FalseNegatives": "lower",
 }
-# Of Keras's own classes; of others nobody knows.
+# The bounds of Keras's own classes; those of others are not known.
 _BOUNDS = {
     (0.0, 1.0): (
         "Accuracy BinaryAccuracy CategoricalAccuracy SparseCategoricalAccuracy "
@@ -529,12 +532,12 @@ def of_keras(
 ) -> Metric:
     """A Keras metric of one number, whose state is a sum over examples.
 
-    So it is of `Mean` and what is made of it, of counts of right and wrong, of
-    confusion matrices, of AUC. An image's row is the state after that image alone, of
-    all but plain means with a 1 behind it if the image has a valid place: of a state
-    of zeros Keras has a number, which may look perfect, where nothing was counted, and
-    there is none. The mask goes in as `sample_weight`. Of classes and labels, a metric
-    of Keras's own gets `probabilities` of the outputs, unless it was made with
+    This holds for `Mean` and what is built on it, for counts of right and wrong, for
+    confusion matrices and for AUC. An image's row is the state after that image alone.
+    Except for plain means, it is followed by a 1 if the image has a valid place: where
+    nothing was counted there is no value, but Keras gives a number, which may look
+    perfect. The mask is passed as `sample_weight`. For classes and labels, Keras's own
+    metrics get the `probabilities` of the outputs, unless they were made with
     `from_logits=True`.
     """
     builds = []
@@ -605,7 +608,7 @@ def of_keras(
 
 
 def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Statistics with a 1 behind the row of each image that has a valid place."""
+    """Statistics whose rows end with a 1 for each image that has a valid place."""
 
     def rows(target, output, mask, num_classes):
         has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
@@ -617,7 +620,7 @@ def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
 
 
 def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
-    """The smallest and largest values of a metric of Keras's own; else none."""
+    """The smallest and largest values of Keras's own metrics; others are unbounded."""
     if type(metric).__module__.split(".")[0] == "keras":
         for bounds, names in _BOUNDS.items():
             if type(metric).__name__ in names.split():
@@ -626,7 +629,7 @@ def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
 
 
 def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
-    """Lets a metric make those of its variables that it makes with its first update."""
+    """Makes a metric create the variables that it creates in its first update."""
     with tf.init_scope():
         example = tf.zeros((1, output.shape[-1]))
         has_channels = target.shape.rank == output.shape.rank
@@ -636,7 +639,7 @@ def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -
 
 
 def _better(metric: Any, name: str, default: str | None = None) -> str:
-    """What a user's metric says itself of which values are better."""
+    """Which values are better, "higher" or "lower", as a user's metric says."""
     direction = getattr(metric, "better", default)
     if direction in ("higher", "lower"):
         return direction
@@ -654,11 +657,11 @@ def as_metric(
     """Returns a user's own metric as a `Metric`.
 
     Args:
-      given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
-        `[batch]`, named after itself. Its attribute `better`, "higher" or "lower", says
-        which values are better; Keras's own metrics say so themselves.
-      probabilities: What makes probabilities of the outputs, if they are logits; see
-        `of_keras`. Functions get logits.
+      metric: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
+        `[batch]`, whose name becomes the metric's. Its attribute `better`, "higher" or
+        "lower", says which values are better; Keras's own metrics do not need it.
+      probabilities: Turns outputs that are logits into probabilities; see `of_keras`.
+        Functions get logits.
 
     Raises:
       InputError: It is none of these, or does not say which values are better.
@@ -681,11 +684,11 @@ def as_metrics(
 ) -> list[Metric]:
     """Returns a task's metrics; see `as_metric`.
 
-    Keras calls a metric without a name after its class, with a number that counts what
-    the process has made: `auc_1`. Here it is called `auc` in every process, and several
-    of a class are `auc`, `auc-2`, `auc-3`, in their order. Names may have been given
-    that look like Keras's; so none becomes one that may be given to another metric, and
-    those that do not rise by one, as Keras's do, stay as they are.
+    Keras names a metric without a name after its class, with a number that counts those
+    made in the process: `auc_1`. Here it is `auc` in every process, and several of one
+    class are `auc`, `auc-2`, `auc-3`, in their order. A user's names may look like
+    Keras's. So names stay as they are if their numbers do not rise by one, as Keras's
+    do, or if a new name is that of another metric.
     """
     results = [as_metric(metric, probabilities) for metric in metrics]
     numbers: dict[str, dict[int, int]] = {}  # Of each name, by place.
@@ -712,10 +715,10 @@ def as_metrics(
 
 
 def _kerass_name(metric: keras.metrics.Metric) -> tuple[str, int]:
-    """The name that Keras gives to a metric's class, and the number behind it.
+    """The name that Keras gives to a metric's class, and the number after it.
 
-    The number is 0 where there is none, and -1 where it is none of Keras's; the name is
-    empty where the metric's own is another one.
+    The number is 0 if there is none, and -1 if it cannot be Keras's; the name is empty
+    if the metric has a different one.
     """
     parameter = inspect.signature(type(metric).__init__).parameters.get("name")
     if parameter and isinstance(parameter.default, str):  # It never has a number.
@@ -739,8 +742,8 @@ def relative_vulnerability(
 
     (attacked - clean) / clean where lower is better, as in Ghamizi et al. (AAAI 2022,
     arXiv 2110.15053); (clean - attacked) / clean where higher is better. NaN where
-    `clean` is not above 0, of which there is no share. The arguments are values of the
-    metric, of any one shape.
+    `clean` is not above 0. The arguments are values of the metric, both of the same
+    shape.
     """
     clean = np.asarray(clean, np.float64)
     change = np.asarray(attacked, np.float64) - clean

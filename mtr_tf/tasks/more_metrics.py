@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that are computed where they are asked for, beside a task's own: `--metrics`.
+"""Metrics that are computed on request, besides a task's own: `--metrics`.
 
-They are not among a task's own: what was attacked without them keeps its results, no
-attack is judged by them, and tables stay narrow.
+They are not among a task's own metrics, so results of attacks without them stay valid,
+no attack is judged by them, and tables stay narrow.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def with_more(tasks: TaskSet, names: Sequence[str], num_classes: int | None) -> 
 
     Args:
       tasks: The tasks.
-      names: Of metrics, or "all".
-      num_classes: Of the data set, for tasks that do not say how many they have.
+      names: Names of metrics, or "all".
+      num_classes: The data set's, for tasks that do not say how many they have.
 
     Raises:
       InputError: There is no such metric, or it fits none of the tasks.
@@ -67,13 +67,13 @@ def with_more(tasks: TaskSet, names: Sequence[str], num_classes: int | None) -> 
 
 @functools.cache
 def named(name: str) -> Metric:
-    """Returns the metric of a name."""
+    """Returns the metric with this name."""
     k = metric_names.top(name)
     return metrics.top(k) if k else _MORE[name][0]()
 
 
 def _fitting_metric(task: Task, name: str, num_classes: int | None) -> Metric | None:
-    """The metric of a name; None where it does not fit a task, or the task has it."""
+    """The metric with a name; None if it does not fit the task, or the task has it."""
     k = metric_names.top(name)
     if k:
         fits = task.discrete and task.output_channels(num_classes) > k
@@ -84,9 +84,9 @@ def _fitting_metric(task: Task, name: str, num_classes: int | None) -> Metric | 
 
 
 def _is_distance(task: Task) -> bool:
-    """Whether numbers are ratios: a distance's, or those of a task of one's own.
+    """Whether ratios of the numbers make sense: for distances and a user's own tasks.
 
-    A task that takes the place of one of the table is what that one is.
+    For a task that replaces one of the table, that one decides.
     """
     standard_task = TASKS.get(task.name)
     is_ratio = standard_task is None or any(
@@ -99,7 +99,7 @@ def _is_directions(task: Task) -> bool:
     return task.kind == "directions"
 
 
-# How it is made, and which tasks it fits.
+# Name -> (function that makes it, whether it fits a task).
 _MORE: dict[str, tuple[Callable[[], Metric], Callable[[Task], bool]]] = {
     "image_miou": (metrics.image_miou, lambda task: task.discrete and task.axes > 0),
     "mean_ap": (

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from mtr_tf.errors import InputError
 
-# Words that stand for something where a task is named, or for what is no task where
-# tasks are shown: groups of tasks, an attack loss, tags of TensorBoard.
+# Words that mean something else where tasks are named or shown: groups of tasks, an
+# attack loss, tags of TensorBoard.
 RESERVED = ("all", "each", "main", "none", "optimizer", "own", "total")
 
 
@@ -50,7 +50,7 @@ NAMES = (
 
 
 class Named(Protocol):
-    """Anything that is called as a task is."""
+    """Anything with the names of a task."""
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ def resolve(
     """Returns the tasks' full names, in the order given.
 
     Args:
-      names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
-        is depth_euclidean); or one string of them with commas between.
+      names: Names and aliases in any case, and letters in their own case (`d` is depth,
+        `D` is depth_euclidean); or one string of these, separated by commas.
       known: The known tasks; by default those of the paper.
 
     Raises:
@@ -129,7 +129,7 @@ def _check_unique(
 
 
 def _lookup(name: str, tasks: Sequence[Named]) -> str | None:
-    """The task's own name; None where no task is called so."""
+    """The full name of a task; None if no task has this name, alias or letter."""
     for task in tasks:
         if name and name in (task.name, task.letter):
             return task.name

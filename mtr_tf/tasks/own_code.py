@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user's own losses and metrics compute, as far as results depend on it."""
+"""Hashes of a user's own code, such as losses and metrics, that results depend on."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mtr_tf.tasks.table import TASKS
 from mtr_tf.tasks.task import KINDS
 from mtr_tf.tasks.task import Task
 
-_SIDE = 16  # Of places, of noise.
+_SIDE = 16  # Height and width of the noise.
 _CHANNELS = 3  # Where a task leaves them to the data.
-_CONTAINERS = (list, dict, set)  # What is in them may be of the last call.
+_CONTAINERS = (list, dict, set)  # Their content may come from the last call.
 _PLAIN_TYPES = (str, bytes, bool, int, float, complex, types.NoneType)
 _LIBRARY_FOLDERS = [
     sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
@@ -32,10 +32,10 @@ _LIBRARY_FOLDERS = [
 
 
 def digest(task: Task) -> str:
-    """A hash of a task's own loss and metrics: of their code, and what noise gives.
+    """A hash of a task's own loss and metrics: of their code and their values on noise.
 
-    Empty where the loss is that of its kind, and all metrics are ones of `metrics`. So
-    results are not taken for those of a loss that was changed since.
+    Empty if the loss is the kind's and all metrics are from `metrics`. It shows whether
+    results are those of the loss as it is now.
     """
     own_metrics = [metric for metric in task.metrics[:-1] if _is_own(metric)]
     if has_own_loss(task):
@@ -67,20 +67,20 @@ def _hash(words: Iterable[str]) -> str:
 
 
 def _is_own(metric: Metric) -> bool:
-    """Whether a metric's code is a user's, or that of what it is made of."""
+    """Whether a metric's code, or that of what it is made from, is a user's."""
     return metric.of_given or not metric.statistics.__module__.startswith("mtr_tf.")
 
 
 def has_own_loss(task: Task) -> bool:
-    """Whether its loss is not that of its kind, as those of the eleven are."""
+    """Whether its loss is not that of its kind, which the eleven tasks have."""
     return task.loss is not KINDS[task.kind].loss
 
 
 def is_standard(task: Task) -> bool:
-    """Whether it is the one of the eleven of its name, by its kind and its metrics.
+    """Whether its kind and metrics are those of the task of this name in `TASKS`.
 
-    Their order counts: attacks are judged by the first that measures harm. So do
-    classes that they leave out.
+    The order of metrics counts, because attacks are judged by the first that measures
+    harm. A task with ignored classes is not standard.
     """
     if task.name not in TASKS or task.ignored:
         return False
@@ -93,10 +93,11 @@ def is_standard(task: Task) -> bool:
 
 
 def _code(value: Any, memo: dict[int, Any]) -> Iterator[str]:
-    """Words for what a function is made of: instructions, constants, what it holds.
+    """Yields words for the parts of a value: instructions, constants, references.
 
-    The same in every process; of what they cannot tell, only the type counts. `seen`
-    is what was looked at, by its id, and keeps it, or another object had its id.
+    They are the same in every process; of a part that has no such words, only the type
+    counts. `memo` has the values that were visited by id, and keeps them alive, so that
+    no other object gets their ids.
     """
     if isinstance(value, _PLAIN_TYPES):
         yield repr(value)
@@ -114,7 +115,7 @@ def _code(value: Any, memo: dict[int, Any]) -> Iterator[str]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value is made of."""
+    """The parts that a value is made of."""
     if isinstance(value, list | tuple):
         return list(value)
     if isinstance(value, set | frozenset):
@@ -152,7 +153,7 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
 
 
 def _object_parts(value: Any) -> list[Any]:
-    """Its plain attributes and arrays, and the code of a class of the user's own."""
+    """An object's plain attributes and arrays, and the code of a user's own class."""
     fields = sorted(getattr(value, "__dict__", {}).items())
     parts: list[Any] = [
         part
@@ -171,7 +172,7 @@ def _object_parts(value: Any) -> list[Any]:
 
 
 def _methods(kind: type) -> list[Any]:
-    """Functions and plain values of a user's class; names of a library's."""
+    """Functions and plain values of a user's classes; only names of a library's."""
     members: list[Any] = []
     for base in kind.__mro__:
         if _is_library_code(base):
@@ -199,7 +200,7 @@ def _is_library_code(code: Any) -> bool:
 
 
 def _noise(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(target, output, mask) of two images, always the same."""
+    """(target, output, mask) of two images of noise, always the same."""
     random = np.random.default_rng(0)
     places = (2, *(_SIDE,) * task.axes)
     channels = task.channels or len(task.classes) or _CHANNELS

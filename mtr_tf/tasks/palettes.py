@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 
-_GOLDEN = 0.618  # Hues so far apart are never close.
+_GOLDEN = 0.618  # Hues at multiples of it are never close.
 _ROBUST_PERCENTILES = (2.0, 98.0)
 
 
@@ -55,7 +55,7 @@ def scalar_to_rgb(
 
 
 def vectors_to_rgb(vectors: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Paints unit vectors `[..., 3]`, of which outputs may fall short: (n + 1) / 2."""
+    """Paints unit vectors n `[..., 3]`, or outputs near them, as (n + 1) / 2."""
     vectors = np.asarray(vectors, np.float32)
     mask = _finite_mask(vectors.sum(axis=-1), mask)
     return _blacken(_to_uint8((np.where(mask[..., None], vectors, 0) + 1) / 2), mask)
@@ -70,8 +70,8 @@ def pair_to_rgb(
 
     Args:
       values: Float `[..., 2]`, such as two principal curvatures.
-      value_range: What no and full red (or green) stand for; by default minus and plus
-        the 98th percentile of the magnitude. Blue is at half throughout.
+      value_range: The values of no and of full red (or green); by default minus and
+        plus the 98th percentile of the magnitude. Blue is at half throughout.
       mask: `[...]`, zero where black.
     """
     values = np.asarray(values, np.float32)
@@ -85,7 +85,7 @@ def pair_to_rgb(
 
 
 def image_to_rgb(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Returns an image `[..., 3]` in [0, 1] as bytes; what lies outside is clipped."""
+    """Returns an image `[..., 3]` in [0, 1] as bytes; values outside are clipped."""
     image = np.asarray(image, np.float32)
     mask = _finite_mask(image.sum(axis=-1), mask)
     return _blacken(_to_uint8(np.where(mask[..., None], image, 0)), mask)
@@ -112,7 +112,7 @@ def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns that many colors; neighbours have very different hues."""
+    """Returns `count` colors; neighbours have very different hues."""
     hues = (i * _GOLDEN % 1 for i in range(count))
     colors = (colorsys.hsv_to_rgb(hue, 0.65, 0.9) for hue in hues)
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)

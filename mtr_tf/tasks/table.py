@@ -25,7 +25,7 @@ from mtr_tf.tasks.task import Task
 from mtr_tf.tasks.task import TaskSet
 from mtr_tf.tasks.task import paint_numbers
 
-# Beside the metrics' rows: 1 for an image with an output that is not finite, else 0.
+# Rows besides the metrics': 1 for an image with an output that is not finite, else 0.
 NOT_FINITE = "not_finite"
 
 
@@ -63,7 +63,7 @@ TASKS = TaskSet(_ALL)
 
 
 def task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
-    """Returns tasks as a set: records as they are, names as those of TASKS.
+    """Returns tasks as a set: records as they are, names as the tasks of TASKS.
 
     Raises:
       InputError: an unknown name, or two tasks of one name.

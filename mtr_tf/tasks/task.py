@@ -50,14 +50,14 @@ class Kind:
     """What tasks of a kind have by default.
 
     Attributes:
-      what: What an output is, in a few words.
+      what: A few words that say what an output is.
       loss: `(target, output, mask)` -> float32 `[batch]`.
-      metrics: (unit, axes of places) -> the metrics but the loss, the headline first.
+      metrics: (unit, axes of places) -> the metrics without the loss, headline first.
       paint: What `Task.to_rgb` calls for maps.
       channels: Of the output; None where a task must say, or its classes do.
       discrete: Whether targets are classes, without an axis of channels.
       probabilities: What makes probabilities of outputs that are logits.
-      mirror: See `Task`, of outputs with `channels`.
+      mirror: See `Task`; for outputs with `channels`.
     """
 
     what: str
@@ -88,9 +88,9 @@ class Task:
       places: How many axes the places have: 2 for maps, 0 for one value per image; None
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
-        kind's loss. Of classes and labels a function gets logits, as a loss whose class
-        is yours; Keras's own get what they were made for, by their `from_logits`,
-        and hinges logits. Of Keras's own losses and metrics, classes take those named
+        kind's loss. For classes and labels, functions, losses of your own classes and
+        hinges get logits; Keras's own losses get what they were made for, by their
+        `from_logits`. Of Keras's own losses and metrics, classes take those named
         Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
         task, give them without the loss, or one alone: each is a `Metric`, a Keras
@@ -104,9 +104,9 @@ class Task:
         left to right; None if they do not change. Not for classes.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names that attacks and examples take, in any case; training takes
-        those of the eleven alone.
-      more: Metrics that are computed too where somebody asked for them
-        (`more_metrics`); nothing goes by them.
+        only those of the eleven.
+      more: Metrics that are also computed, on request (`more_metrics`); nothing is
+        judged by them.
       ignored: Classes that no target has, because a data set says that their labels
         mean "no label" (its "ignore_label", which masks them); mean IoUs leave them
         out.
@@ -131,7 +131,7 @@ class Task:
     kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
 
     def __post_init__(self):
-        """Fills in what the kind says.
+        """Fills in the kind's defaults.
 
         Raises:
           InputError: the fields are not as described, or do not fit together.
@@ -166,7 +166,7 @@ class Task:
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
         if isinstance(scores[-1], Metric) and scores[-1].name == "loss":
-            scores = scores[:-1]  # Of a task that was made, by `dataclasses.replace`.
+            scores = scores[:-1]  # From `dataclasses.replace` of a finished task.
         scores = [
             metrics_lib.without_classes(score, self.ignored)
             for score in metrics_lib.as_metrics(scores, kind.probabilities)
@@ -185,7 +185,7 @@ class Task:
 
     @property
     def all_metrics(self) -> tuple[Metric, ...]:
-        """Its metrics with those that were asked for, the loss last."""
+        """Its metrics and those that are computed on request, the loss last."""
         return (*self.metrics[:-1], *self.more, self.metrics[-1])
 
     @property
@@ -207,17 +207,17 @@ class Task:
     def harm(self) -> Metric:
         """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
-        your own where higher is better nobody knows which value is without harm. Where
-        no metric will do, it is the loss.
+        Mean IoU is not such a mean, so for classes it is the accuracy. A function of
+        your own where higher is better does not count, because its value without harm
+        is not known. If no metric will do, it is the loss.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
 
     def unit_of(self, metric: Metric, units: Mapping[str, str]) -> str:
         """Returns a metric's unit on a data set with the `units` of its DatasetInfo.
 
-        A share of something that is not in the task's own unit is said to be so: "share
-        of log" is none of a distance.
+        A share of a target that is not in the task's own unit says so: "share of log"
+        is not a share of a distance.
         """
         unit = units.get(self.name, self.unit)
         if metric.relative and unit != self.unit:
@@ -226,7 +226,7 @@ class Task:
         return units.get(self.name, metric.unit) if of_target else metric.unit
 
     def output_channels(self, num_classes: int | None) -> int:
-        """Returns the channels of this task's head on a data set of so many classes."""
+        """Returns the channels of its head on a data set with `num_classes` classes."""
         return self.channels if self.channels is not None else num_classes or 0
 
     def to_rgb(
@@ -239,15 +239,15 @@ class Task:
         """Paints targets or outputs: maps as maps, values of the whole image as bars.
 
         Args:
-          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; of
+          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; for
             other places than a map's `[examples, *places]`, or with channels.
           info: The data set's `DatasetInfo`, for its `colors`, `ranges` and size.
           mask: `[..., H, W]` or `[examples, *places]`, zero where nothing is shown.
           output: Whether they are a model's outputs, not targets.
 
         Returns:
-          uint8 `[..., H, W, 3]`; of what is no map cards of a multiple of the images'
-          size.
+          uint8 `[..., H, W, 3]`; if it is no map, cards whose size is a multiple of the
+          images'.
         """
         value = np.asarray(value)
         if self.is_map:
@@ -259,7 +259,7 @@ class Task:
         return np.stack([draw(self, v, m, info, size, output) for v, m in pairs])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what files say of it."""
+        """Returns the facts that are saved in files."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -287,7 +287,7 @@ def _check_names(task: Task) -> None:
 def _field_tuple(
     task: Task, field: str, what: str, fits: Callable[[Any], bool]
 ) -> tuple[Any, ...]:
-    """A field that is a list, as a tuple; one metric alone is one of them."""
+    """A field that is a list, as a tuple; a single metric becomes a tuple of one."""
     value = getattr(task, field)
     is_list = isinstance(value, Iterable) and not isinstance(value, str)
     items = tuple(value) if is_list else () if value is None else (value,)
@@ -313,7 +313,7 @@ def _is_color(value: Any) -> bool:
     return len(rgb) == 3 and all(number in range(256) for number in rgb)
 
 
-# Fields that are lists: of what, in words and as a check.
+# Fields that are lists -> (what they hold, in words; a check of an element).
 _LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("names", _is_name),
     "aliases": ("names", _is_name),
@@ -433,15 +433,15 @@ class TaskSet(Mapping[str, Task]):
         return TaskSet(self[name] for name in resolve(names, self.values()))
 
     def find(self, name: str) -> Task:
-        """Returns the one of a name, alias or letter; `InputError` if none is."""
+        """Returns the task of a name, alias or letter; `InputError` if none has it."""
         return self[resolve([name], self.values())[0]]
 
     def replaced(self, *tasks: Task) -> TaskSet:
-        """Returns it with other tasks under their names, new ones at the end."""
+        """Returns the set with these tasks under their names, new ones at the end."""
         return TaskSet((self._by_name | {task.name: task for task in tasks}).values())
 
 
-# How one value per image, and places that are no map, are shown.
+# Pictures of one value per image, and of places that are no map.
 
 
 def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
@@ -480,7 +480,7 @@ def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
 
 
 def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
-    """Paints other places as a map of rows and columns, stretched."""
+    """Paints places that are no map as a stretched map of rows and columns."""
     shape = (value.shape[0] if task.axes > 1 else 1, -1)
     channels = value.shape[task.axes :]
     flat_mask = None if mask is None else np.reshape(mask, shape)
@@ -494,11 +494,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-# How maps are painted.
+# Painting of maps.
 
 
 def _paint_map(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
-    """Calls a task's paint; that of labels must know whether they are outputs."""
+    """Calls a task's paint; that of labels must know whether `value` is an output."""
     if task.paint is _paint_labels:
         return _paint_labels(task, value, info, mask, output)
     return task.paint(task, value, info, mask)
@@ -514,10 +514,10 @@ def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | 
 
 
 def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
-    """Returns what paints one number, or two, or three and more as a picture.
+    """Returns a function that paints one number, or two, or three and more.
 
     Args:
-      default: What a map of one number is painted between on data sets that do not say.
+      default: The range that maps are painted in on data sets that do not say.
     """
 
     def paint(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
@@ -538,7 +538,7 @@ def _paint_labels(
     mask: np.ndarray | None,
     output: bool = False,
 ):
-    """Paints each place as the label that is likeliest there, of logits or targets."""
+    """Paints each place as its likeliest label, from logits or targets."""
     colors = task.colors or palettes.distinct_colors(value.shape[-1])
     has_label = value.max(axis=-1) > (0 if output else 0.5)
     classes = np.where(has_label, value.argmax(axis=-1), len(colors))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TFDS builder of Cityscapes as we read it."""
+"""The TFDS builder of Cityscapes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CityscapesConfig(tfds.core.BuilderConfig):
       size: (height, width).
       depth_target: what `depth` is.
       source: the folder with the files.
-      jobs: by split, by CITY_SEQUENCE_FRAME, what `examples.make` is given.
+      jobs: {split: {CITY_SEQUENCE_FRAME: argument of `examples.make`}}.
     """
 
     size: tuple[int, int]
@@ -58,7 +58,7 @@ class MtrCityscapes(prepared.Builder):
 
     @property
     def parts(self) -> pathlib.Path:
-        """Where parts are kept while it prepares."""
+        """The folder that holds the parts during preparation."""
         config = self.builder_config
         facts = (config.size, config.depth_target, config.source)
         return prepared.parts_folder(self, facts)
@@ -92,7 +92,7 @@ def _part(name: str, job: dict[str, Any]) -> str:
 
 def _features(size: tuple[int, int]) -> dict[str, Any]:
     def tensor(shape: tuple[int, ...], kind: type) -> tfds.features.Tensor:
-        # As they are: the files of array_record are compressed.
+        # Not compressed here, because the files of array_record are.
         encoding = tfds.features.Encoding.BYTES
         return tfds.features.Tensor(shape=shape, dtype=kind, encoding=encoding)
 

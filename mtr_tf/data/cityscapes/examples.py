@@ -3,15 +3,15 @@
 
 *   `image` is averaged over areas, rounded to bytes.
 *   `seg` is picked at the nearest pixel; void has label 0 and mask False.
-*   `depth` starts from the file's 16-bit p, which says disparity = (p - 1) / 256 pixels
-    of the original picture where p > 0, and nothing where p = 0. A new pixel's
-    disparity is the mean over its known original pixels, and stays in pixels of the
-    original, whatever the new size. From it, with baseline b (metres) and focal length
-    fx (pixels of the original) of the camera file, depth is b fx / disparity: metres;
-    not known where the disparity is 0 (without end). `inverse_depth` is its inverse.
-    `released` is the mean of p / 1000 over all pixels, with nothing masked, as the
-    paper's code has it. (The target of `autoencoder`, which comes with it, is made of
-    `image` when it is read: `reading.standardised`.)
+*   `depth` starts from the file's 16-bit p: disparity = (p - 1) / 256 pixels of the
+    original picture where p > 0, and not known where p = 0. A new pixel's disparity is
+    the mean over its known original pixels, and stays in pixels of the original,
+    whatever the new size. With the baseline b (metres) and the focal length fx (pixels
+    of the original) of the camera file, the depth in metres is b fx / disparity; it is
+    not known where the disparity is 0 (infinitely far). `inverse_depth` is its inverse.
+    `released` is the mean of p / 1000 over all pixels, with nothing masked, as in the
+    paper's code. (The target of `autoencoder` that goes with it is computed from
+    `image` on reading, see `reading.standardised`.)
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of an example.
 
     Args:
-      job: "size" [h, w], "depth_target", and by the kind's folder the fields of a
-        `File`, or None where there is none.
+      job: "size" [h, w], "depth_target", and under each kind's folder the fields of a
+        `File`, or None if there is none.
 
     Returns:
       image uint8 [h, w, 3]; seg uint8 [h, w] of train ids and its mask seg_known bool
@@ -46,7 +46,7 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
       is no file; original_size int32 [2], (height, width).
 
     Raises:
-      InputError: a file cannot be read, or holds what it must not.
+      InputError: a file cannot be read, or has invalid content.
     """
     sources = {
         kind.folder: File(*job[kind.folder]) if job[kind.folder] else None
@@ -76,7 +76,7 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
-    """A picture of the type, number of axes and size that it must have."""
+    """A picture, checked to have this type, number of axes and size."""
     picture = png.decode(file.read(), str(file))
     if picture.dtype != kind or picture.ndim != axes:
         bits = 8 * np.dtype(kind).itemsize
@@ -95,7 +95,7 @@ def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
 
 
 def _train_ids(file: File | None, size: Size) -> np.ndarray:
-    """Train ids of [H, W], VOID where there is none."""
+    """Train ids, int16 [H, W]; VOID where there is none."""
     if file is None:
         return np.full(size, layout.VOID, np.int16)
     values = _read(file, np.uint8, 2, size)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds and reads Cityscapes' files: in the official archives, or extracted.
 
-In --data_dir there is, for each kind of file (`layout.KINDS`), a folder or a zip:
+--data_dir has, for each kind of file (`layout.KINDS`), a folder or a zip:
 
     leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png   or
-    leftImg8bit_trainvaltest.zip, which holds that folder; also extracted beside
+    leftImg8bit_trainvaltest.zip, which holds that folder; also extracted, as
     leftImg8bit_trainvaltest/leftImg8bit/...
 
-A folder comes before an archive, unless it holds no such file. Kinds need not be of the
-same sort.
+A folder is preferred to an archive, unless it holds no such file. One kind may be a
+folder, and another an archive.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class File:
             return read_bytes(self.path, png.LARGEST_FILE)
         except InputError:
             raise
-        except DAMAGED as error:  # Also where it is encrypted, or packed strangely.
+        except DAMAGED as error:  # Also if it is encrypted, or oddly compressed.
             raise InputError(
                 f"'{self}' cannot be read ({reason(error)}); extract it with another "
                 "program, or download it again."
@@ -68,7 +68,7 @@ Files = dict[str, dict[str, File]]
 
 
 def _open_archive(archive: str) -> zipfile.ZipFile:
-    """The archive, which is opened again only if it has changed."""
+    """The open archive, which is opened again only if it has changed."""
     return _cached_archive(archive, os.stat(archive).st_mtime_ns)
 
 
@@ -79,16 +79,14 @@ def _cached_archive(archive: str, mtime_ns: int) -> zipfile.ZipFile:
 
 
 def find(root: pathlib.Path, kind: Kind) -> Files | None:
-    """All files of a kind by split; None where neither a folder nor an archive has any.
+    """All files of a kind by split; None if neither a folder nor an archive has any.
 
     Raises:
       InputError: the archive is damaged.
     """
     unpacked_folder = root / kind.archive.removesuffix(".zip") / kind.folder
     for folder in (root / kind.folder, unpacked_folder):
-        files = _files_by_split(
-            kind, _in_folder(folder)
-        )  # None of a folder that is not there.
+        files = _files_by_split(kind, _in_folder(folder))  # A missing folder has none.
         if any(files.values()):
             return files
     archive = root / kind.archive
@@ -97,7 +95,7 @@ def find(root: pathlib.Path, kind: Kind) -> Files | None:
 
 
 def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:
-    """(SPLIT, CITY, name) and the file, of all three levels down."""
+    """Yields (SPLIT, CITY, name) and the file, for all files three levels down."""
     for split in layout.SPLITS.values():
         for place, _, names in os.walk(folder / split, followlinks=True):
             for name in names:

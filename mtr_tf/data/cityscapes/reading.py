@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens Cityscapes: finds its files, prepares them once, then reads what is asked."""
+"""Opens Cityscapes: finds its files, prepares them once, then reads on request."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def open_source(
     tasks: Sequence[str] | None = None,
     depth_target: str = "disparity",
 ) -> Source:
-    """Opens Cityscapes, which is prepared first where that has not been done.
+    """Opens Cityscapes, and prepares it first if that has not been done.
 
     Prepared data go to $TFDS_DATA_DIR, else ~/tensorflow_datasets, in a folder for each
     image size, depth target and listing of files. A missing file of labels or depth
-    (also of the camera, where it is needed) makes that target unknown for the image;
-    how many there are is logged. `test` exists if its labels do; those of the official
-    archive are all void. Files of tasks that are not asked for may be broken: then it
-    is prepared without them, in a folder of its own.
+    (or of the camera, where it is needed) makes that target unknown for the image; the
+    number of missing files is logged. `test` exists if its labels do; those of the
+    official archive are all void. Files of tasks that are not asked for may be broken:
+    then the data are prepared without them, in a folder of their own.
 
     Args:
       image_size: (height, width); None for the paper's (336, 680), for which see
         `resizing`.
       data_dir: the folder with the archives or the extracted folders (see `files`).
-      tasks: the tasks whose targets are read; None for all whose files there are.
+      tasks: the tasks whose targets are read; None for all that have files.
       depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`. With
         `layout.RELEASED` the target of `autoencoder` is the `standardised` picture, as
         in the paper's code, instead of the picture in [0, 1].
 
     Raises:
-      InputError: files are missing, damaged or not as they must be, or a whole split
-        has none for a task that is asked for; the image size is not positive; prepared
-        data cannot be written.
+      InputError: files are missing, damaged or invalid, or a whole split has none for a
+        task that is asked for; the image size is not positive; prepared data cannot be
+        written.
     """
     size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in layout.DEPTHS:
@@ -111,7 +111,7 @@ def open_source(
 
 
 def standardised(images: np.ndarray) -> np.ndarray:
-    """The released code's target of `autoencoder`: what its models take.
+    """The released code's target of `autoencoder`: its models' input.
 
     Args:
       images: [..., 3] uint8, or float in [0, 1].
@@ -142,7 +142,7 @@ def _folder(data_dir: str | None) -> pathlib.Path:
 def _find_files(
     root: pathlib.Path, kinds: Sequence[Kind], needs: Mapping[str, Sequence[Kind]]
 ) -> dict[Kind, Files | None]:
-    """The files of `kinds`, and of other tasks' kinds, whose archive may be damaged."""
+    """The files of `kinds`, and of other tasks' kinds unless they are damaged."""
     files_by_kind = {kind: files.find(root, kind) for kind in kinds}
     for kind in itertools.chain.from_iterable(needs.values()):
         if kind not in files_by_kind:
@@ -161,7 +161,7 @@ def _available_tasks(
     depth_target: str,
     tasks: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """The tasks whose files there are; InputError where those of `tasks` are not."""
+    """The tasks that have files; InputError if one of `tasks` has none."""
     reasons = {"seg": "", "depth": f" with --depth_target={depth_target}"}
     missing_kinds = {
         task: [k for k in kinds if files_by_kind[k] is None]
@@ -197,7 +197,7 @@ def _raise_missing(kind: Kind, root: pathlib.Path, reason: str) -> None:
 def _check_splits(
     jobs: Mapping[str, Jobs], needs: Mapping[str, Sequence[Kind]], root: pathlib.Path
 ) -> None:
-    """Raises `InputError` where a task has no files in all of train or validation."""
+    """Raises `InputError` if a task has no files in all of train or validation."""
     for split in ("train", "validation"):
         for task, kinds in needs.items():
             has_files = [
@@ -208,8 +208,9 @@ def _check_splits(
                 folders = " and ".join(kind.folder for kind in kinds)
                 raise InputError(
                     f"the task {task} needs {folders} for pictures of {split}, but "
-                    f"'{root}' has these files for none of its {len(has_files)} pictures; "
-                    f"extract {kinds[0].archive} again, or remove these pictures."
+                    f"'{root}' has these files for none of its {len(has_files)} "
+                    f"pictures; extract {kinds[0].archive} again, or remove these "
+                    "pictures."
                 )
 
 
@@ -220,7 +221,7 @@ def _jobs(
     size: tuple[int, int],
     depth_target: str,
 ) -> dict[str, Jobs]:
-    """What is to be made of each split that there is, in the order of the names."""
+    """The jobs of each split that has pictures, in the order of their names."""
     jobs = {}
     for split in layout.SPLITS:
         split_files = {
@@ -251,7 +252,7 @@ def _jobs(
 def _names(
     split_files: dict[Kind, dict[str, files.File]], root: pathlib.Path, split: str
 ) -> list[str]:
-    """The names of a split's pictures; InputError for labels or depth without one."""
+    """Names of a split's pictures; InputError if labels or depth have no picture."""
     images = {_core(layout.IMAGE, name) for name in split_files[layout.IMAGE]}
     if not images:
         return []
@@ -277,7 +278,7 @@ def _core(kind: Kind, name: str) -> str:
 def _fields(
     kind: Kind, kind_files: dict[str, files.File], name: str
 ) -> tuple[str, str, int] | None:
-    """The file of a kind for a picture, as JSON takes it; None where there is none."""
+    """A picture's file of a kind, as fields for JSON; None if there is none."""
     for suffix in kind.suffixes:
         if name + suffix in kind_files:
             return dataclasses.astuple(kind_files[name + suffix])
@@ -291,10 +292,10 @@ def _prepare(
     jobs: dict[str, Jobs],
     kinds: Sequence[Kind],
 ) -> MtrCityscapes:
-    """The builder of what `jobs` say, which is prepared where it is not yet.
+    """The builder of `jobs`, prepared if it is not yet.
 
-    Of all files, so that runs of other tasks use it, too; or, where a file that is of
-    none of `kinds` is broken, of these alone.
+    It has all files, so that runs of other tasks can use it, too; but if a file of
+    another kind is broken, it has only the files of `kinds`.
     """
     maker = functools.partial(_maker, root, size, depth_target)
     full_maker, folder = maker(jobs), prepared.root_folder()
@@ -330,8 +331,8 @@ def _prepare(
 def _maker(
     root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
 ) -> Callable[[pathlib.Path], MtrCityscapes]:
-    """Gives the builder of what `jobs` say, in a folder."""
-    # TFDS has the first two, where no type checker sees them.
+    """Returns a function that gives the builder of `jobs` in a folder."""
+    # The first two fields are TFDS's, where no type checker sees them.
     config = CityscapesConfig(
         # pyrefly: ignore
         name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
@@ -346,14 +347,15 @@ def _maker(
 
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
-    """One line on how many files of some kinds are missing, if any are."""
+    """Logs in one line how many files of some kinds are missing, if any."""
     counts = []
     for split, split_jobs in jobs.items():
         for kind in kinds:
             missing_count = sum(job[kind.folder] is None for job in split_jobs.values())
             if missing_count:
                 counts.append(
-                    f"{missing_count} of {len(split_jobs)} in {split} have no {kind.folder}"
+                    f"{missing_count} of {len(split_jobs)} in {split} have no "
+                    f"{kind.folder}"
                 )
     if counts:
         logging.warning(
@@ -363,7 +365,7 @@ def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
 
 
 def _fingerprint(jobs: dict[str, Jobs]) -> str:
-    """Stands for the names and sizes of all files, wherever they are."""
+    """A hash of the names and sizes of all files, without their folders."""
     listing = []
     for split, split_jobs in jobs.items():
         for name, job in split_jobs.items():
@@ -379,9 +381,9 @@ def _columns(
     with_autoencoder: bool,
     split: str,
 ) -> Columns:
-    """The arrays of a split, which are read from the files when they are asked for.
+    """The arrays of a split, read from the files on access.
 
-    `derived`: also `autoencoder`, as the released code has it.
+    `with_autoencoder` adds the target of `autoencoder` of the released code.
     """
 
     def column(name: str) -> prepared.Column:

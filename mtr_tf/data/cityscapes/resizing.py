@@ -17,7 +17,7 @@ Size = tuple[int, int]  # (height, width)
 
 
 def window(original_size: Size, size: Size) -> Size:
-    """The upper left part (height, width) of the original that `size` stands for."""
+    """(height, width) of the upper left part of the original that `size` stands for."""
     if size == layout.IMAGE_SIZE and original_size == layout.ORIGINAL_SIZE:
         return 3 * size[0], 3 * size[1]
     return original_size
@@ -43,15 +43,15 @@ def area(values: np.ndarray, size: Size) -> np.ndarray:
 def area_of_known(
     values: np.ndarray, valid: np.ndarray, size: Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the known pixels of that area.
+    """The mean over the valid pixels of the area that each new pixel stands for.
 
     Args:
-      values: [H, W] numbers; any where not known.
-      known: bool [H, W].
+      values: [H, W] numbers; anything where not valid.
+      valid: bool [H, W].
       size: of the result.
 
     Returns:
-      float64 [*size], 0 where nothing is known; bool [*size], whether anything is.
+      float64 [*size], 0 where no pixel is valid; bool [*size], whether any pixel is.
     """
     share = area(valid, size)
     total = area(np.where(valid, values, 0), size)
@@ -60,7 +60,7 @@ def area_of_known(
 
 
 def nearest(values: np.ndarray, size: Size) -> np.ndarray:
-    """The pixel that each new pixel's centre lies in (of two, the further one).
+    """The pixel that each new pixel's centre lies in (between two, the further one).
 
     Args:
       values: [H, W].
@@ -76,11 +76,11 @@ def nearest(values: np.ndarray, size: Size) -> np.ndarray:
 def nearest_back(values: np.ndarray, original_size: Size) -> np.ndarray:
     """For each original pixel, the value of the new pixel that stands for it.
 
-    Beyond what the new pixels stand for, that of the nearest one.
+    Outside the area that the new pixels stand for, the value of the nearest one.
 
     Args:
       values: [h, w].
-      original: size of the result, and of what the pixels were made of.
+      original_size: of the result, and of the picture that was resized.
     """
     rows, columns = (
         np.minimum((2 * np.arange(n) + 1) * count // (2 * span), count - 1)

@@ -75,7 +75,7 @@ class Round:
           t (float64, inf for a miss) and the part that is hit (uint8).
         """
         # Substituted into F = x^2 + y^2 - q(z): alpha t^2 + 2 beta t + gamma = 0.
-        # 1e-300 is lost but on a cylinder's own axis, where it puts the roots far off.
+        # 1e-300 matters only on a cylinder's axis, where it puts the roots far away.
         alpha = d[0] * d[0] + d[1] * d[1] - self.c * (d[2] * d[2]) + 1e-300
         beta = o[0] * d[0] + o[1] * d[1] - (0.5 * self.b + self.c * o[2]) * d[2]
         gamma = o[0] * o[0] + o[1] * o[1] - self.profile(o[2])
@@ -87,10 +87,10 @@ class Round:
         step = 1 / d[2]
         first, second = (self.low - o[2]) * step, (self.high - o[2]) * step
         enter, leave = np.minimum(first, second), np.maximum(first, second)
-        # Along most rays F < 0 between the roots ...
+        # Along most rays F < 0 between the roots.
         t = np.maximum(near, enter)
         hits = (disc >= 0) & (t <= np.minimum(far, leave)) & (t > 0)
-        if self.c > 0:  # ... but outside of them where alpha < 0; everywhere, if none.
+        if self.c > 0:  # Where alpha < 0, it is outside them, or everywhere if none.
             far_entry = np.maximum(far, enter)
             near_hit = (enter > 0) & ((enter <= near) | (disc < 0))
             far_hit = (disc >= 0) & (far_entry <= leave) & (far_entry > 0)
@@ -127,7 +127,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """The |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are its faces across x, y, z."""
+    """The box |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are its x, y and z faces."""
 
     half: tuple[float, float, float]
 
@@ -138,7 +138,7 @@ class Box:
         return math.sqrt(a * a + b * b + c * c)
 
     def hit(self, o: Vector, d: Vector) -> tuple[np.ndarray, np.ndarray]:
-        """First entry of rays that start outside, as `Round.hit`."""
+        """First entry of rays that start outside; see `Round.hit`."""
         near, far = [], []
         for half, origin, direction in zip(self.half, o, d, strict=True):
             step = 1 / direction

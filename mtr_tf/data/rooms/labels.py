@@ -26,7 +26,7 @@ def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.nda
 
     X being their points and n their normals: the first term is an occlusion (each
     point is off the other's tangent plane), the second a crease, 0.5 at a right angle.
-    A pixel's value is the largest of its up to four pairs', 0 if there are none.
+    A pixel's value is the largest strength of its (up to four) pairs, else 0.
 
     Args:
       surface: integer [H, W], which smooth surface is seen.
@@ -63,7 +63,7 @@ def _blur(x: np.ndarray) -> np.ndarray:
 
 
 def _slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half the difference of both neighbours, across and down; 0 at the border."""
+    """Half the difference of the two neighbours, across and down; 0 at the border."""
     across, down = np.zeros(x.shape), np.zeros(x.shape)
     across[:, 1:-1] = 0.5 * (x[:, 2:] - x[:, :-2])
     down[1:-1] = 0.5 * (x[2:] - x[:-2])
@@ -75,11 +75,11 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
 
     The tangent plane at a pixel has the coordinates (n, n . X / 2 m), constant over a
     plane. They are averaged over 3 x 3 pixels; their structure tensor (central
-    differences, summed over the four, averaged over 3 x 3 pixels twice) has eigenvalues
-    a <= b. a is large where the plane changes in both directions: the corner response
-    of Shi and Tomasi (1994, Good features to track), with the tangent plane in place of
-    the brightness. Times a / b, so that the steps of a slanted edge's pixels count
-    little, it is r = a^2 / b, and the value is r / (r + 0.01).
+    differences, summed over the four coordinates, averaged over 3 x 3 pixels twice) has
+    eigenvalues a <= b. a is large where the plane changes in both directions: it is the
+    corner response of Shi and Tomasi (1994, Good features to track), with the tangent
+    plane in place of the brightness. It is multiplied by a / b, so that the pixel steps
+    of a slanted edge count little: r = a^2 / b. The value is r / (r + 0.01).
 
     Args:
       point: three float64 [H, W], camera frame.

@@ -33,19 +33,20 @@ def open_source(
     config: RoomsConfig | None = None,
     rooms_scenes: int = 0,
 ) -> Source:
-    """Opens rooms, which is made first where that has not been done.
+    """Opens rooms, and makes the data set first if that has not been done.
 
     Args:
       image_size: (height, width), a square of 32, 64 (the default) or 128 pixels.
       data_dir: where prepared data sets are kept; None for $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
       tasks: the tasks whose targets are read; None for all.
-      config: a builder config of one's own, in place of `image_size`; its folder has
-        its name and a hash of its size, seed and splits.
+      config: a custom builder config, in place of `image_size`; its folder has its
+        name and a hash of its size, seed and splits.
       rooms_scenes: how many scenes to train on; 0 for the usual number.
 
     Raises:
-      InputError: another size, no number of scenes, or a folder that cannot be written.
+      InputError: the size or the number of scenes is invalid, or the folder cannot be
+        written.
     """
     builder_config = config or _named_config(image_size)
     if not is_whole(rooms_scenes) or rooms_scenes < 0:
@@ -91,7 +92,7 @@ def _named_config(image_size: tuple[int, int] | None) -> RoomsConfig:
 
 
 def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
-    """Makes the data set unless it is there; see `prepared.prepare`."""
+    """Makes the data set unless it exists; see `prepared.prepare`."""
     root = prepared.root_folder(data_dir)
     return prepared.prepare(
         lambda folder: Rooms(data_dir=folder, config=config), root, "rooms"
@@ -99,7 +100,7 @@ def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
 
 
 def _read(builder: Rooms, stored_tasks: Sequence[str], split: str) -> Columns:
-    """Reads the picture and the wanted targets of a split, in the order of index."""
+    """Reads the pictures and some targets of a split, in the order of the index."""
     names = ("image", *stored_tasks)
     table = layout.arrays(builder.builder_config.size)
     count = builder.info.splits[split].num_examples

@@ -112,7 +112,7 @@ def _rays(axes: geometry.Rotation, x: np.ndarray, y: np.ndarray) -> Vector:
 
 
 def _cast_room(scene: Scene, ray: Vector) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the room's faces from within, and which face it is."""
+    """Distance to the room's faces along each ray, and which face is hit."""
     steps = []
     for axis in range(3):
         direction = np.where(ray[axis] == 0, 1e-30, ray[axis])
@@ -148,7 +148,7 @@ def _window(
 
 
 def find_surface(scene: Scene, hits: Hits) -> Surface:
-    """Points, normals and curvatures of all that is seen, exactly."""
+    """Exact points, normals and curvatures of everything visible."""
     owner = hits.owner.ravel()
     order = np.argsort(owner, kind="stable")
     ends = np.cumsum(np.bincount(owner, minlength=_FACES + len(scene.things))).tolist()
@@ -205,7 +205,7 @@ def render(scene: Scene, height: int, width: int, key: tuple[int, ...] = ()) -> 
 
 
 def _scatter(order: np.ndarray, values: np.ndarray, shape: tuple) -> np.ndarray:
-    """Puts grouped rows back to their pixels."""
+    """Puts grouped rows back at their pixels."""
     out = np.empty(len(order))
     out[order] = values
     return out.reshape(shape)
@@ -214,7 +214,7 @@ def _scatter(order: np.ndarray, values: np.ndarray, shape: tuple) -> np.ndarray:
 def _expose(
     scene: Scene, light: Vector, order: np.ndarray, shape: tuple, key: tuple[int, ...]
 ) -> np.ndarray:
-    """Light to levels: a square-root tone curve and the sensor's noise."""
+    """Turns light into levels, by a square-root tone curve and the sensor's noise."""
     image = np.empty((*shape, 3))
     for channel in range(3):
         level = np.sqrt(np.minimum(light[channel], 1.0)) * 255

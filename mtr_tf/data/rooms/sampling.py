@@ -140,7 +140,7 @@ def _posture(
 ) -> tuple[Rotation, float | None]:
     """A frame, and how high the centre is above what the thing stands on.
 
-    None for a thing that hangs in the air, turned anyhow.
+    The height is None for a thing in the air, whose frame is any rotation.
     """
     if stream.chance(0.3):
         return stream.rotation(), None
@@ -183,7 +183,7 @@ def _place(
 
 
 def _height(shape: geometry.Round | geometry.Box) -> float:
-    """How high the upper end is above the centre, standing."""
+    """How high the upper end of an upright thing is above its centre."""
     return shape.half[2] if isinstance(shape, geometry.Box) else shape.high
 
 

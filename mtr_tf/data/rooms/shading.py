@@ -46,7 +46,7 @@ def shade(scene: Scene, surface: Surface) -> Vector:
 
 
 def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
-    """Own colours (three [H W], in [0, 1]) and gloss ([H W]) of the seen points."""
+    """Colours (three [H W], in [0, 1]) and gloss ([H W]) of the surface's points."""
     rows = len(surface.order)
     albedo = tuple(np.empty(rows) for _ in range(3))
     gloss = np.empty(rows)
@@ -83,7 +83,7 @@ def texture_cells(
 def _lamp(
     scene: Scene, surface: Surface, origins: Vector, light: Light, view: Vector
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light of one lamp that arrives (Lambert's law), and its mirrored part."""
+    """Light of one lamp that reaches the points (Lambert's law), and its reflection."""
     ray = geometry.minus(light.position, surface.point)
     square = geometry.dot(ray, ray)
     distance = np.sqrt(square)
@@ -108,9 +108,9 @@ def _cast_shadows(
     distance: np.ndarray,
     is_lit: np.ndarray,
 ) -> None:
-    """Clears `lit` where a thing is between a point and the lamp.
+    """Clears `is_lit` where a thing is between a point and the lamp.
 
-    Only points that see a thing's bounding ball in front of the lamp are followed.
+    Rays are traced only from points in the shadow cone of a thing's bounding ball.
     """
     for thing in things:
         gap = geometry.minus(thing.center, light.position)

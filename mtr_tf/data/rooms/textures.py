@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-NOISE_CELLS = 16  # The noise repeats after so many cells; the table has its cube.
+NOISE_CELLS = 16  # Period of the noise in cells; the table has this number cubed.
 
 
 def _fraction(x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 """Renders examples in processes of their own, which never import TensorFlow.
 
 A worker runs `main` and writes the arrays of the examples FIRST, FIRST + STEP, ... to
-its standard output, in the order of `layout.arrays`. How it is run: `data.parts`.
+its standard output, in the order of `layout.arrays`. `data.parts` says how it is run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def examples(
       split: position of the split's name in `scene.SPLITS`.
       count: how many.
       size: height and width in pixels.
-      processes: how many render; None for one per core, at most `parts.MAX_PROCESSES`.
+      processes: how many to render with; None for one per core, at most
+        `parts.MAX_PROCESSES`.
 
     Raises:
       WorkerError: a worker has died.

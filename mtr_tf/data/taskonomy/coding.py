@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How targets are stored: one array for a target and where it is known.
+"""How targets are stored: one array holds a target and where it is known.
 
-Labels are bytes, class + 1. What has bounds is stored in 65534 steps of them as 16
-bits, from 1: finer than the files, of 8 bits or 16 bits before they are averaged, say.
-Code 0 stands for "not known". What has no bounds is float32, with NaN for "not known".
+Labels are bytes, class + 1. Bounded targets are 16-bit codes from 1, in 65534 steps
+between the bounds: finer than the files, which have 8 bits, or 16 bits before they are
+averaged. In both, code 0 stands for "not known". Unbounded targets are float32, with
+NaN for "not known".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def spec(task: str, size: tuple[int, int]) -> tuple[tuple[int, ...], type[np.gen
 
 
 def unknown(task: str, size: tuple[int, int]) -> np.ndarray:
-    """The codes of a target of which nothing is known."""
+    """The codes of a target that is not known anywhere."""
     shape, kind = spec(task, size)
     return np.full(shape, np.nan if kind == np.float32 else 0, kind)
 
@@ -37,7 +38,7 @@ def _span(task: str) -> tuple[float, float]:
 
 
 def encode(task: str, target: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Codes of a target, [h, w] labels or [h, w, C], and of where it is known."""
+    """Codes of a target ([h, w] labels or [h, w, C]) that is known where `valid`."""
     shape, kind = spec(task, valid.shape)
     if kind == np.uint8:
         codes = target + 1
@@ -69,7 +70,7 @@ def target(task: str, codes: np.ndarray) -> np.ndarray:
 def metres(task: str, codes: np.ndarray) -> np.ndarray:
     """Depths in metres of the codes of logarithms: float32 [..., 1], 0 where not known.
 
-    A mean of logarithms gives the geometric mean of the depths that it is of.
+    From a mean of logarithms, this is the geometric mean of the depths.
     """
     steps = np.expm1(target(task, codes) * np.float32(layout.LOG_SCALE))
     return steps / np.float32(layout.STEPS_OF_A_METRE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a view's files to the arrays that are stored of it."""
+"""From a view's files to the arrays that are stored for it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mtr_tf.errors import InputError
 
 
 class Files:
-    """A view's files, each read at most once; what is wrong with them is kept.
+    """A view's files, each read at most once, and what is wrong with them.
 
     Attributes:
-      wrong: by task, and `layout.RGB`, what is wrong with a file that was read.
+      wrong: by task (or `layout.RGB`), what is wrong with its file, if it was read.
     """
 
     def __init__(self, paths: Mapping[str, str]):
@@ -32,7 +32,7 @@ class Files:
         self.wrong: dict[str, str] = {}
 
     def read(self, task: str) -> np.ndarray | None:
-        """The numbers of a file; None where there is none, or a broken one."""
+        """The numbers of a task's file; None if it is missing or broken."""
         if task not in self._read:
             self._read[task] = None
             if task in self._paths:
@@ -44,19 +44,20 @@ class Files:
 
 
 def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Reads and resizes what there is of a view.
+    """Reads and resizes the files of a view.
+
+    Only files that the tasks need are opened.
 
     Args:
-      job: "files", the view's paths by task, and that of its picture, by `layout.RGB`;
-        "tasks", those to make: where the view has no file of one, or a broken one,
-        nothing of it is known; "size", (height, width); "as_released", whether it is
-        done as in the paper's released code.
+      job: "files", the view's paths by task, with that of its picture under
+        `layout.RGB`; "tasks", the tasks to make (a target whose file is missing or
+        broken is not known anywhere); "size", (height, width); "as_released", whether
+        to do as the paper's released code does.
 
     Returns:
-      "image", uint8 [h, w, 3], black where it is broken; by task codes as `coding` has
-      them; "wrong" and "why", two lists of texts: the tasks of broken files (or of
-      files of another kind than their domain's), and what is wrong with them. No file
-      is opened that is not needed for the tasks.
+      "image", uint8 [h, w, 3], black if it is broken; by task, codes as defined in
+      `coding`; "wrong" and "why", two lists of texts: the tasks of broken files (or of
+      files of another kind than their domain's), and what is wrong with them.
     """
     files, size = Files(job["files"]), tuple(job["size"])
     module = released if job["as_released"] else transforms
@@ -83,9 +84,9 @@ def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
-    """What `make` gives, compressed as the data set stores it.
+    """The result of `make`, compressed as the data set stores it.
 
-    Whoever puts the data set together does so alone, and should only copy.
+    Compressed here because a single process puts the data set together.
     """
     return {
         name: value if name in ("wrong", "why") else zlib.compress(value.tobytes())
@@ -96,10 +97,11 @@ def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
 def surfaces_known(
     files: Files, module: types.ModuleType, as_released: bool
 ) -> np.ndarray | None:
-    """Where a view shows a surface and no hole, bool [H, W]; None if nothing says it.
+    """Where a view shows a surface, not a hole: bool [H, W]; None if no file tells.
 
-    By the first of: the distances, the depths, Omnidata's masks; else wherever neither
-    normals nor curvatures have the colour of a hole. The released code knows depths.
+    The first of these files that exists decides: distances, depths, Omnidata's masks.
+    Otherwise a surface is where neither normals nor curvatures have the colour of a
+    hole. The released code uses only the first two.
     """
     for task in ("depth_euclidean", "depth"):
         file = files.read(task)
@@ -129,7 +131,7 @@ def read_file(task: str, path: str) -> np.ndarray:
       [H, W] or colours [H, W, 3].
 
     Raises:
-      InputError: it is broken, or not of its domain's kind.
+      InputError: the file is broken, or not of its domain's kind.
     """
     if task == layout.RGB:
         return _read(path, colour=True)

@@ -30,7 +30,7 @@ from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
 
-_RANGE_VIEWS = 32  # Views whose values say what is painted.
+_RANGE_VIEWS = 32  # Number of views whose values set the range of edges.
 
 
 def open_source(
@@ -42,11 +42,11 @@ def open_source(
     depth_target: str = layout.LOG_DEPTH[0],
     validation_share: float = 0.0,
 ) -> Source:
-    """Opens Taskonomy, which is read and resized first where that has not been done.
+    """Opens Taskonomy, and reads and resizes it first if that has not been done.
 
-    The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for every
-    size, set of tasks, choice of `as_released`, split and state of the folder; what has
-    more tasks than are asked for is used again. Broken files are listed and masked;
+    The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for each
+    size, set of tasks, choice of `as_released`, split and state of the folder; a result
+    with more tasks than are asked for is reused. Broken files are listed and masked;
     broken pictures are listed and refused.
 
     Args:
@@ -61,7 +61,7 @@ def open_source(
 
     Raises:
       InputError: there is no such folder, or no picture in it; a picture is broken;
-        what is prepared cannot be written; there is no such depth target.
+        the result cannot be written; there is no such depth target.
     """
     size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in (*layout.LOG_DEPTH, layout.METRES):
@@ -120,7 +120,7 @@ def dataset_info(
     as_released: bool = False,
     metres: bool = False,
 ) -> DatasetInfo:
-    """The facts of Taskonomy: `tasks` are those with files."""
+    """The facts of Taskonomy; `tasks` are those with files."""
     names, colors = tuple(layout.CLASSES), tuple(layout.CLASSES.values())
     weights = layout.CLASS_WEIGHTS
     if as_released:
@@ -146,10 +146,10 @@ def dataset_info(
 
 
 def edges_painted(columns: Columns) -> tuple[float, float]:
-    """What occlusion edges are painted between: nothing, and a strong edge.
+    """The range that occlusion edges are painted in, from no edge to a strong one.
 
-    They are not clipped, so the largest value is that of one pixel: 99 of 100 known
-    pixels of some views are less than what is white.
+    They are not clipped, so the largest value is that of a single pixel; the range ends
+    at the 99th percentile of the known pixels of some views instead.
     """
     rows = np.arange(min(len(columns), _RANGE_VIEWS)) * len(columns)
     rows //= max(len(rows), 1)
@@ -163,9 +163,9 @@ def edges_painted(columns: Columns) -> tuple[float, float]:
 def _prepare(
     config: TaskonomyConfig, file_tasks: Sequence[str], fingerprint: str
 ) -> Taskonomy:
-    """The builder of a config for the wanted tasks, or for more if that is there.
+    """The builder of a config with `file_tasks`, or with more if that is prepared.
 
-    The name of what is prepared has its tasks as a hexadecimal number, a bit for each.
+    The name of prepared data has its tasks as a hexadecimal number, a bit for each.
     """
     root, domain_tasks = prepared.root_folder(), list(layout.DOMAINS)
     task_bits = sum(1 << domain_tasks.index(task) for task in file_tasks)
@@ -229,7 +229,7 @@ def _columns(
 
 
 def _groups(views: Sequence[View]) -> Groups:
-    """Which views depend on each other: those of a building, or of one's points."""
+    """Groups of dependent views: by building, or by point if there is one building."""
     if len({view.building for view in views}) > 1:
         return Groups([view.building for view in views], "buildings")
     return Groups([view.point for view in views], "points of one building")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a domain's file to a task's target as the paper's released code has it.
 
-The functions are called as those of `transforms`. What differs, on purpose:
+The functions are called like those of `transforms`. They differ on purpose:
 
 *   Pictures shrink by a blur and linear interpolation (scikit-image's resize at order
     1), whether pixels are known or not: missing depth bleeds into its neighbours. A
@@ -11,9 +11,9 @@ The functions are called as those of `transforms`. What differs, on purpose:
     it had levels of 0-255, so that both channels are nearly constant.
 *   edge_occlusion is blurred over 4 pixels at any size, also where it is not known.
 
-The released labels were resized by whatever was Pillow's default: nearest neighbour
-before version 7, and here. Pixels without a label have class 0 and no loss, as here;
-its metrics counted them as background all the same, which one mask cannot say.
+The released labels were resized by Pillow's default, which was nearest neighbour before
+version 7, as here. Pixels without a label have class 0 and no loss, as here; the
+released metrics still counted them as background, which a single mask cannot express.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def log_depth(
 def scaled(
     task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
+    """The task's range in `layout.SCALED_FROM`, as [-1, 1]."""
     target, valid = _resize(transforms.in_channels(task, file), valid, size)
     return transforms.rescaled(task, target), valid
 

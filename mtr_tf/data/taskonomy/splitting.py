@@ -7,9 +7,9 @@ By the first of these rules that applies:
 2.  By `validation_share`, if one is asked for: the last buildings by name, or of one
     building the last points, are validation.
 3.  The lists train_val_test_NAME.csv, wherever they are in the folder, if buildings
-    have names. Several lists may be there; buildings that none has are not used.
-4.  One building: train where P < 1200, else validation (as released): of the same
-    rooms, then.
+    have names. There may be several lists; buildings in none of them are not used.
+4.  One building: train where P < 1200, else validation (as released). Both then show
+    the same rooms.
 5.  Several buildings: the last fifth of them by name, at least one, is validation.
 """
 
@@ -36,7 +36,7 @@ def splits(
     Splits without a view are left out.
 
     Raises:
-      InputError: none of the buildings is in the lists; a share cannot be had.
+      InputError: none of the buildings is in the lists; the share is not possible.
     """
     buildings = sorted({view.building for view in listing.views})
     if validation_share:
@@ -69,7 +69,7 @@ def splits(
 def _split_views(
     listing: Listing, split_places: Mapping[str, Sequence[int]]
 ) -> dict[str, Sequence[View]]:
-    """The views of each split that has some, by their numbers in the listing."""
+    """The views of each split that has any, by their places in the listing."""
     return {
         split: listing.views.select(places)
         for split, places in split_places.items()
@@ -80,7 +80,7 @@ def _split_views(
 def _by_share(
     listing: Listing, share: float, as_released: bool
 ) -> dict[str, Sequence[View]]:
-    """The last share of buildings, or of the points of one, is validation."""
+    """Splits by share: the last buildings, or points of one, are validation."""
     if as_released:
         raise InputError(
             "--validation_share and --as_released both choose the validation split; "
@@ -112,7 +112,7 @@ def missing(
     *,
     as_released: bool = False,
 ) -> dict[str, str]:
-    """Of train and validation, those that no view is in: why, and what to do."""
+    """For train and validation, if no view is in it: why, and what to do."""
     missing_splits = [
         name for name in ("train", "validation") if name not in views_by_split
     ]
