@@ -231,7 +231,7 @@ def takes_mask(function: Any) -> bool:
         return False
     try:
         inspect.signature(function).bind(None, None, None)
-    except ValueError:  # Nobody knows what it takes.
+    except ValueError:  # Its signature is not known.
         return True
     except TypeError:
         return False

@@ -192,9 +192,8 @@ def count_labels(labels: tf.Tensor, mask: tf.Tensor, num_classes: int) -> tf.Ten
     batch = tf.shape(labels)[0]
     labels, mask = tf.reshape(labels, (batch, -1)), tf.reshape(mask, (batch, -1))
     first_of_image = tf.range(batch)[:, tf.newaxis] * num_classes
-    mask &= (labels >= 0) & (
-        labels < num_classes
-    )  # Others would count for other images.
+    # Labels that are no class would count for other images.
+    mask &= (labels >= 0) & (labels < num_classes)
     no_segment = -tf.ones_like(labels)  # unsorted_segment_sum leaves these out.
     segment = tf.where(mask, first_of_image + labels, no_segment)
     ones = tf.ones_like(segment)

@@ -90,7 +90,7 @@ class Round:
         # Along most rays F < 0 between the roots.
         t = np.maximum(near, enter)
         hits = (disc >= 0) & (t <= np.minimum(far, leave)) & (t > 0)
-        if self.c > 0:  # Where alpha < 0, it is outside them, or everywhere if none.
+        if self.c > 0:  # Where alpha < 0: outside them, or everywhere if none.
             far_entry = np.maximum(far, enter)
             near_hit = (enter > 0) & ((enter <= near) | (disc < 0))
             far_hit = (disc >= 0) & (far_entry <= leave) & (far_entry > 0)
