@@ -42,16 +42,16 @@ _PACKAGE = os.path.join(os.path.dirname(mtr_tf.__file__), "")
 def define(record: type[Settings], values: flags.FlagValues) -> None:
     """Defines one flag per field of the record, with the field's default and help."""
     for field in dataclasses.fields(record):
-        name, default, about = field.name, field.default, field.metadata
-        help = about["help"]
+        name, default, metadata = field.name, field.default, field.metadata
+        help = metadata["help"]
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
             flags.DEFINE_list(name, default, help, flag_values=values)
-        elif choices := about["choices"]:
+        elif choices := metadata["choices"]:
             flags.DEFINE_enum(name, default, choices, help, flag_values=values)
-        elif words := about["words"]:
-            parser, written = _NumberOrWord(words), flags.ArgumentSerializer()
-            flags.DEFINE(parser, name, default, help, values, written)
+        elif words := metadata["words"]:
+            parser, serializer = _NumberOrWord(words), flags.ArgumentSerializer()
+            flags.DEFINE(parser, name, default, help, values, serializer)
         else:
             _DEFINE[type(default)](name, default, help, flag_values=values)
 
@@ -86,43 +86,46 @@ def parse(
     """
     values = defined(records)
     try:
-        rest = values(list(argv))
+        arguments = values(list(argv))
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE.
-        raise InputError(_explained(error, records)) from error
-    flags.FLAGS.mark_as_parsed()  # Those of absl, which are among these.
-    if len(rest) > 1:
+        raise InputError(_explanation(error, records)) from error
+    flags.FLAGS.mark_as_parsed()  # absl's own flags, which are among these.
+    if len(arguments) > 1:
         raise InputError(
             "every argument must be a flag, --name=value; got "
-            f"{shortened(' '.join(rest[1:]))}. --help lists the flags."
+            f"{shortened(' '.join(arguments[1:]))}. --help lists the flags."
         )
     return tuple(read(record, values) for record in records)
 
 
 def overridden(argv: Sequence[str], records: Sequence[type[Settings]]) -> Iterator[str]:
-    """A sentence for each flag of a command line that a flagfile after it changes.
+    """Yields a sentence for each typed flag that a later flagfile changes.
 
     `argv` and `records` are those that `parse` took. The last value of a flag counts.
     """
 
-    def parsed(arguments: Sequence[str]) -> flags.FlagValues:
+    def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         values = flags.FlagValues()
         for record in records:
             define(record, values)
         values(list(arguments), known_only=True)
         return values
 
-    typed, rest = [], iter(argv)
-    for argument in rest:
+    typed_arguments, iterator = [], iter(argv)
+    for argument in iterator:
         if argument in ("--flagfile", "-flagfile"):
-            next(rest, None)
+            next(iterator, None)
         elif not argument.startswith(("--flagfile=", "-flagfile=")):
-            typed.append(argument)
-    given, final = parsed(typed), parsed(argv)
-    for name in given:
-        if given[name].present and given[name].value != final[name].value:
+            typed_arguments.append(argument)
+    typed_values, final_values = parse_flags(typed_arguments), parse_flags(argv)
+    for name in typed_values:
+        if (
+            typed_values[name].present
+            and typed_values[name].value != final_values[name].value
+        ):
             yield (
-                f"{given[name].serialize()} is overridden by a flagfile, which has "
-                f"{final[name].serialize()}; give it after --flagfile"
+                f"{typed_values[name].serialize()} is overridden by a flagfile, which "
+                f"has {final_values[name].serialize()}; give it after --flagfile"
             )
 
 
@@ -136,49 +139,49 @@ def defined(records: Sequence[type[Settings]]) -> flags.FlagValues:
 
 
 def read(record: type[Settings], values: flags.FlagValues) -> Settings:
-    """The record of the parsed flags; raises `InputError` on a value out of range."""
+    """The record of parsed flags; raises `InputError` if a value is out of range."""
     types = typing.get_type_hints(record)
     settings = {}
     for field in dataclasses.fields(record):
         value = values[field.name].value
         if isinstance(field.default, tuple):
-            of = typing.get_args(types[field.name])[0]
-            value = tuple(_convert(field.name, text, of) for text in value)
+            item_type = typing.get_args(types[field.name])[0]
+            value = tuple(_convert(field.name, text, item_type) for text in value)
         settings[field.name] = value
     return record(**settings)
 
 
-def _convert(name: str, text: str, of: type) -> str | int | float:
+def _convert(name: str, text: str, item_type: type) -> str | int | float:
     text = text.strip()
     try:
-        return of(text)
+        return item_type(text)
     except ValueError as error:
-        kind = {int: "whole numbers", float: "numbers"}[of]
+        kind = {int: "whole numbers", float: "numbers"}[item_type]
         raise InputError(
             f"--{name} must be a comma-separated list of {kind}, but contains "
             f"{shortened(text)}."
         ) from error
 
 
-def _explained(error: Exception, records: Sequence[type[Settings]]) -> str:
-    """Our sentence for what absl says of a command line."""
+def _explanation(error: Exception, records: Sequence[type[Settings]]) -> str:
+    """Our own sentence for an error of absl's about a command line."""
     fields = {f.name: f for record in records for f in dataclasses.fields(record)}
     if isinstance(error, flags.UnrecognizedFlagError):
-        near = nearest(error.flagname.strip("-"), fields)
-        hint = f"Did you mean --{near}?" if near else "--help lists the flags."
+        guess = nearest(error.flagname.strip("-"), fields)
+        hint = f"Did you mean --{guess}?" if guess else "--help lists the flags."
         return f"there is no flag --{error.flagname}. {hint}"
-    said = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
-    if said and said[1] in fields:
-        name, given = said.groups()
+    bad_value = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if bad_value and bad_value[1] in fields:
+        name, value = bad_value.groups()
         choices = fields[name].metadata["choices"]
         if choices:
-            return unknown_choice(name, given, choices)
-        return not_a_number(fields[name], given)
-    missing = re.match(r"Missing value for flag -*(\w+)", str(error))
-    if missing:
-        return f"--{missing[1]} needs a value: --{missing[1]}=VALUE."
+            return unknown_choice(name, value, choices)
+        return not_a_number(fields[name], value)
+    missing_value = re.match(r"Missing value for flag -*(\w+)", str(error))
+    if missing_value:
+        return f"--{missing_value[1]} needs a value: --{missing_value[1]}=VALUE."
     if isinstance(error, flags.CantOpenFlagFileError):
-        file = getattr(error.__context__, "filename", "")  # Named by a flagfile, too.
+        file = getattr(error.__context__, "filename", "")  # Also one in a flagfile.
         return (
             f"--flagfile={file} must name a flagfile that can be read, but it cannot "
             f"be opened from {os.getcwd()}; check the path."
@@ -213,15 +216,15 @@ def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
     return "\n".join(lines)
 
 
-def _asked_for(
-    given: Sequence[str], name: str, doc: str, records: Sequence[type[Settings]]
+def _help_or_version(
+    arguments: Sequence[str], name: str, doc: str, records: Sequence[type[Settings]]
 ) -> str:
     """The help or the version that a command line asks for; empty if neither."""
-    if any(argument in _HELP for argument in given):
+    if any(argument in _HELP for argument in arguments):
         return help_text(name, doc, records)
-    if given == ["--version"]:
+    if arguments == ["--version"]:
         return mtr_tf.__version__
-    return defined(records).get_help() if "--helpfull" in given else ""
+    return defined(records).get_help() if "--helpfull" in arguments else ""
 
 
 def run(
@@ -238,17 +241,17 @@ def run(
       doc: its docstring, for `--help`.
       records: the settings it takes; `main` gets one instance of each.
       main: the work.
-      on_interrupt: what is kept if a signal stops `main` before anything there has said
-        more (`stopping.saying`).
+      on_interrupt: a sentence on what is kept if a signal stops `main`, unless code in
+        `main` says it by `stopping.saying`.
     """
-    if told := _asked_for(sys.argv[1:], name, doc, records):
+    if text := _help_or_version(sys.argv[1:], name, doc, records):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
-            os.write(1, f"{told}\n".encode())
+            os.write(1, f"{text}\n".encode())
         sys.exit(0)
     settings: list[Settings] = []
 
     @contextlib.contextmanager
-    def faults_told() -> Iterator[None]:
+    def report_errors() -> Iterator[None]:
         try:
             yield
         except InputError as error:
@@ -256,23 +259,23 @@ def run(
         except KeyboardInterrupt as stop:
             sys.exit(_say_stopped(stop, on_interrupt))
         except Exception as error:
-            if stopping.asked():  # Of what the signal has ended as well, or reached.
+            if stopping.asked():  # An error after a signal counts as a stop.
                 sys.exit(_say_stopped(None, on_interrupt))
-            told = input_error_within(error) or out_of_memory(error, settings)
+            message = input_error_within(error) or out_of_memory(error, settings)
             if isinstance(error, OSError):
-                told = told or files.what_failed(error)
-            if told is None:
+                message = message or files.what_failed(error)
+            if message is None:
                 raise
-            sys.exit(_say(f"error: {told}", 1))
+            sys.exit(_say(f"error: {message}", 1))
 
-    @faults_told()
-    def parsed(argv: list[str]) -> list[str]:
+    @report_errors()
+    def parse_settings(argv: list[str]) -> list[str]:
         settings[:] = parse(argv, records)
         return argv
 
-    @faults_told()
-    def guarded(argv: list[str]) -> None:
-        _log_plainly()
+    @report_errors()
+    def run_main(argv: list[str]) -> None:
+        _set_up_logging()
         for sentence in overridden(argv, records):
             logging.warning("%s", sentence)
         if isinstance(sys.stdout, io.TextIOWrapper):  # Names need be no UTF-8.
@@ -280,7 +283,7 @@ def run(
         main(*settings)
 
     with stopping.handled():
-        app.run(guarded, flags_parser=parsed)
+        app.run(run_main, flags_parser=parse_settings)
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
@@ -295,45 +298,45 @@ def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
         )
     (values,) = (record.to_dict() for record in records)
     size = values["batch_size"]
-    what, way = f"--batch_size={size}", "Use smaller images or a smaller --model"
+    what, advice = f"--batch_size={size}", "Use smaller images or a smaller --model"
     if size == "auto":
-        way = f"Try a number, such as --batch_size=4; u{way[1:]}"
+        advice = f"Try a number, such as --batch_size=4; u{advice[1:]}"
     else:
-        ran = min(size, values.get("num_examples") or size)
-        if ran < size:
-            what = f"{ran} images at a time"
+        image_count = min(size, values.get("num_examples") or size)
+        if image_count < size:
+            what = f"{image_count} images at a time"
         replicas = _replicas(values)
-        if half := ran // 2 // replicas * replicas:
-            way = f"Try --batch_size={half}"
+        if half := image_count // 2 // replicas * replicas:
+            advice = f"Try --batch_size={half}"
     return (
-        f"the device has too little memory for {what}. {way}, or free memory that "
+        f"the device has too little memory for {what}. {advice}, or free memory that "
         "other processes are using."
     )
 
 
 def _replicas(values: Mapping[str, Any]) -> int:
-    """How many share a batch in this process; see `runs.strategy.create`."""
+    """The number of replicas in this process; see `runs.strategy.create`."""
     if values["strategy"] == "one_device":
         return 1
-    tf = sys.modules.get("tensorflow")  # It has begun, where its memory is at an end.
+    tf = sys.modules.get("tensorflow")  # Loaded, if memory ran out.
     gpus = len(tf.config.list_physical_devices("GPU")) if tf else 0
     return values["replicas"] or max(gpus, 1)
 
 
 class _PlainHandler(standard_logging.Handler):
-    """Prints our log lines, and the warnings of others, without tearing a bar."""
+    """Prints our log lines, and others' warnings, without breaking a progress bar."""
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        ours = record.pathname.startswith(_PACKAGE)  # A clone may have .venv inside.
+        is_ours = record.pathname.startswith(_PACKAGE)  # A clone may have .venv inside.
         return super().filter(record) and (
-            ours or record.levelno > standard_logging.INFO
+            is_ours or record.levelno > standard_logging.INFO
         )
 
     def emit(self, record: standard_logging.LogRecord) -> None:
         tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _log_plainly() -> None:
+def _set_up_logging() -> None:
     handler = _PlainHandler()
     handler.setFormatter(standard_logging.Formatter("%(asctime)s %(message)s", "%X"))
     logger = logging.get_absl_logger()
@@ -342,8 +345,8 @@ def _log_plainly() -> None:
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
 
 
-def _say_stopped(stop: KeyboardInterrupt | None, otherwise: str) -> int:
-    return _say(f"\n{stopping.told(stop, otherwise)}", stopping.exit_code())
+def _say_stopped(stop: KeyboardInterrupt | None, sentence: str) -> int:
+    return _say(f"\n{stopping.told(stop, sentence)}", stopping.exit_code())
 
 
 def _say(line: str, code: int) -> int:

@@ -22,10 +22,10 @@ def bar(
     """Yields `advance(n, note="")`; shows the share done and an estimate of time left.
 
     Args:
-      total: what `done` plus all advances add up to.
+      total: the sum of `done` and all advances.
       what: a few words that say what is going on.
       unit: what is counted.
-      done: what an earlier process had done already.
+      done: what an earlier process has done.
       shown: whether there is a bar; lines are logged all the same.
     """
     start = logged = time.monotonic()
@@ -51,10 +51,10 @@ def bar(
         now = time.monotonic()
         if now - logged >= LOG_SECONDS or count >= total:
             logged = now
-            left = (now - start) / max(count - done, 1) * (total - count)
+            seconds_left = (now - start) / max(count - done, 1) * (total - count)
             logging.info(
                 "%s: %d of %d %s, %s left%s", what, count, total, unit,
-                tqdm.tqdm.format_interval(left), f", {note}" if note else "",
+                tqdm.tqdm.format_interval(seconds_left), f", {note}" if note else "",
             )  # fmt: skip
 
     with meter:

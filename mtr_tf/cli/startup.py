@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing TensorFlow without its start-up noise, and what must be set before.
+"""Imports TensorFlow without its start-up noise, with the settings that come first.
 
-That is where XLA keeps what it compiled, and that GPU memory is taken as it is needed.
+They are the folder where XLA keeps compiled code, and that GPU memory is taken as
+needed.
 """
 
 from __future__ import annotations
@@ -23,35 +24,35 @@ from absl import logging
 from mtr_tf import files
 from mtr_tf.errors import InputError
 
-_DRIVER = pathlib.Path("/dev/nvidiactl")  # Is there where NVIDIA's GPUs are.
-_MOST = 2 * 2**30  # Bytes of compiled code that are kept.
+_DRIVER = pathlib.Path("/dev/nvidiactl")  # Exists where there are NVIDIA GPUs.
+_MAX_CACHE_BYTES = 2 * 2**30  # Of compiled code.
 
 
 @contextlib.contextmanager
-def _stderr_held_back() -> Iterator[None]:
-    """Keeps what C++ and Python write to stderr, and shows it only after an error."""
+def _hold_stderr() -> Iterator[None]:
+    """Holds what C++ and Python write to stderr, and shows it only after an error."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    stderr_copy = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            os.write(2, held.read())
+            os.dup2(stderr_copy, 2)
+            buffer.seek(0)
+            os.write(2, buffer.read())
             raise
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
 
 
 def import_tensorflow(deterministic: bool = False) -> None:
     """Imports TensorFlow and Keras quietly; set TF_CPP_MIN_LOG_LEVEL=0 to see all.
 
-    `deterministic` says whether deterministic kernels will be asked for: what XLA has
-    compiled for other ones must not be taken.
+    `deterministic` says whether deterministic kernels will be asked for: code that XLA
+    has compiled for other kernels must not be used then.
 
     Raises:
       InputError: There is no temporary directory, which Keras and TFDS need too.
@@ -66,12 +67,12 @@ def import_tensorflow(deterministic: bool = False) -> None:
     if "tensorflow" not in sys.modules:  # It takes seconds, on a slow disk a minute.
         logging.info("starting TensorFlow")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    _keep_compiled(deterministic)
+    _set_up_cache(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _share_gpus()
     else:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        with _stderr_held_back():
+        with _hold_stderr():
             importlib.import_module("keras")
             tf = importlib.import_module("tensorflow")
             _share_gpus()
@@ -94,12 +95,12 @@ def _share_gpus() -> None:
 
 
 def _warn_of_unused_gpus() -> None:
-    """Says that there are GPUs which TensorFlow cannot use, where no one wants that."""
+    """Warns of GPUs that TensorFlow cannot use, unless none is to be used."""
     tf = importlib.import_module("tensorflow")
     if tf.config.list_physical_devices("GPU") or not _has_gpu():
         return
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or re.match(r"\d|GPU-|MIG-", chosen):  # SLURM says NoDevFiles.
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if devices is None or re.match(r"\d|GPU-|MIG-", devices):  # SLURM says NoDevFiles.
         logging.warning(
             "this machine has a GPU that TensorFlow cannot use, so the CPU computes; "
             "install TensorFlow's libraries for GPUs by pip install -e '.[gpu]', or "
@@ -108,16 +109,16 @@ def _warn_of_unused_gpus() -> None:
 
 
 def _has_gpu() -> bool:
-    """Whether the driver of NVIDIA's GPUs is there, and this process may use it."""
+    """Whether there is a driver of NVIDIA GPUs that this process may use."""
     return os.access(_DRIVER, os.R_OK)
 
 
-def _keep_compiled(deterministic: bool) -> None:
+def _set_up_cache(deterministic: bool) -> None:
     """Lets XLA keep what it compiles for GPUs in a folder, for the next process.
 
-    MTR_TF_CACHE is the folder; empty: none. Where it cannot be written, nothing is
-    kept. Flags of the user's own in TF_XLA_FLAGS come first. Must come before
-    TensorFlow is imported.
+    MTR_TF_CACHE names the folder; if it is empty or the folder cannot be written,
+    nothing is kept. A cache in the user's own TF_XLA_FLAGS takes precedence. Must be
+    called before TensorFlow is imported.
     """
     folder = os.environ.get("MTR_TF_CACHE", os.path.expanduser("~/.cache/mtr_tf"))
     machine = _machine()
@@ -128,7 +129,7 @@ def _keep_compiled(deterministic: bool) -> None:
         return
     kind = "deterministic" if deterministic else "free"
     place = pathlib.Path(folder).absolute() / f"xla-{machine}-{kind}"
-    if " " in str(place):  # Flags are parted by spaces.
+    if " " in str(place):  # Flags are separated by spaces.
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -142,16 +143,16 @@ def _keep_compiled(deterministic: bool) -> None:
 
 
 def _delete_oldest(folder: pathlib.Path) -> None:
-    """Deletes the oldest of what XLA has kept there, where it is more than `_MOST`."""
-    kept = []
+    """Deletes the oldest files that XLA has kept, beyond `_MAX_CACHE_BYTES` in all."""
+    entries = []
     for file in folder.glob("xla-*/*"):
         with contextlib.suppress(OSError):  # Another process may delete it too.
-            about = file.stat()
-            kept.append((about.st_mtime, about.st_size, file))
+            status = file.stat()
+            entries.append((status.st_mtime, status.st_size, file))
     total = 0
-    for _, size, file in sorted(kept, reverse=True):
+    for _, size, file in sorted(entries, reverse=True):
         total += size
-        if total > _MOST:
+        if total > _MAX_CACHE_BYTES:
             with contextlib.suppress(OSError):
                 file.unlink()
 
@@ -160,12 +161,12 @@ def _machine() -> str:
     """A hash of what compiled code depends on; empty without a GPU."""
     if not _has_gpu():
         return ""
-    told = [importlib.metadata.version("tensorflow")]
+    facts = [importlib.metadata.version("tensorflow")]
     driver = pathlib.Path("/proc/driver/nvidia")
     for file in (driver / "version", *sorted(driver.glob("gpus/*/information"))):
         with contextlib.suppress(OSError):
             lines = file.read_text().splitlines()
-            told += [line for line in lines if line.startswith(("Model", "NVRM"))]
-    if len(told) < 3:  # Neither driver nor GPU is told: what is kept is of this host.
-        told.append(platform.node())
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+            facts += [line for line in lines if line.startswith(("Model", "NVRM"))]
+    if len(facts) < 3:  # Driver and GPU are not both known: use this host.
+        facts.append(platform.node())
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]

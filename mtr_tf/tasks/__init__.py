@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mtr_tf.tasks.task import Task
     from mtr_tf.tasks.task import TaskSet
 
-_ROOMS = {
+_MODULES = {
     "KINDS": "task",
     "Kind": "task",
     "NOT_FINITE": "table",
@@ -54,11 +54,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is of the table or of tasks, when it is first asked for."""
-    if name not in _ROOMS:
+    """Imports a name of `table` or `task` when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = importlib.import_module(f"mtr_tf.tasks.{_ROOMS[name]}")
-    globals()[name] = value = getattr(room, name)
+    module = importlib.import_module(f"mtr_tf.tasks.{_MODULES[name]}")
+    globals()[name] = value = getattr(module, name)
     return value
 
 

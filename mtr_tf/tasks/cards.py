@@ -11,8 +11,8 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 _SIDE = 160  # Pixels of a card's shorter side, at least.
-LINES = 6  # Bars that a card has at most.
-_LETTERS = 12  # Of a name; a longer one is cut.
+LINES = 6  # The most bars on a card.
+_LETTERS = 12  # The most of a name; a longer one is cut.
 _INK, _BAR = (30, 30, 30), (76, 120, 168)
 _PALE, _EDGE = (230, 230, 230), (120, 120, 120)
 
@@ -30,7 +30,7 @@ def card(
       names: From top to bottom; names that do not fit are left out.
       values: As many values; the bar of a value that is not finite is empty.
       texts: The text at the end of each line.
-      size: (height, width) of the images beside it: the card's are a multiple.
+      size: (height, width) of the images beside it; the card's size is a multiple.
       span: The values at the bars' two ends.
 
     Returns:
@@ -49,9 +49,9 @@ def card(
     zero = left + (right - left) * min(max(-low / (high - low), 0), 1)
     for number, name in enumerate(names):
         top = (height - step * lines) / 2 + number * step
-        short = name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"
+        label = name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"
         middle, bar = top + 0.3 * step, (top + 0.55 * step, top + 0.85 * step)
-        draw.text((left, middle), short, _INK, font, "lm")
+        draw.text((left, middle), label, _INK, font, "lm")
         draw.text((right, middle), texts[number], _INK, font, "rm")
         draw.rectangle((left, bar[0], right, bar[1]), fill=_PALE)
         value = values[number]
@@ -81,7 +81,5 @@ def enlarged(size: tuple[int, int]) -> tuple[int, int]:
 def field(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A small picture `[h, w, 3]`, stretched over a card."""
     height, width = enlarged(size)
-    stretched = Image.fromarray(picture).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
-    return np.asarray(stretched)
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(image)

@@ -25,32 +25,32 @@ def parse_groups(
       groups: Such as ("seg+depth", "each").
       tasks: The model's, as `select` takes them. Tasks inside a group come out in this
         order.
-      spare: Those of them that are not attacked; `each` and `all` are the others.
+      spare: The tasks that are not attacked; `each` and `all` mean the others.
 
     Raises:
-      InputError: A task is unknown, the model lacks it, or it is spared.
+      InputError: A task is unknown, the model lacks it, or it is spared too.
     """
-    parsed: list[tuple[str, ...]] = []
-    others = tuple(task for task in tasks if task not in spare)
-    if not others:
+    task_groups: list[tuple[str, ...]] = []
+    candidates = tuple(task for task in tasks if task not in spare)
+    if not candidates:
         raise InputError(
             f"--spare must leave a task to attack, but {', '.join(spare)} are all "
             "tasks; leave one out."
         )
     for text in groups:
         if text.lower() == "each":
-            parsed += [(task,) for task in others]
+            task_groups += [(task,) for task in candidates]
         elif text.lower() == "all":
-            parsed.append(others)
+            task_groups.append(candidates)
         else:
-            parsed.append(select(text.split("+"), tasks, "--attack_tasks"))
-    for task in dict.fromkeys(task for group in parsed for task in group):
+            task_groups.append(select(text.split("+"), tasks, "--attack_tasks"))
+    for task in dict.fromkeys(task for group in task_groups for task in group):
         if task in spare:
             raise InputError(
                 f"--spare must name tasks that are not attacked, but {task} is in "
                 "--attack_tasks too; remove it from one of the two."
             )
-    return tuple(dict.fromkeys(parsed))
+    return tuple(dict.fromkeys(task_groups))
 
 
 def select(
@@ -60,18 +60,18 @@ def select(
 
     Args:
       names: Names, aliases and letters.
-      tasks: The model's, by name; of a mapping the aliases and letters count too.
+      tasks: The model's, by name; in a mapping their aliases and letters count too.
       flag: For messages.
 
     Raises:
       InputError: A task is unknown, or the model lacks it.
     """
-    has = tuple(tasks)
+    model_tasks = tuple(tasks)
     if not names:
-        return has
-    named = resolve(names, _known(tasks))
-    check_has(named, has, flag)
-    return tuple(task for task in has if task in named)
+        return model_tasks
+    named_tasks = resolve(names, _all_names(tasks))
+    check_has(named_tasks, model_tasks, flag)
+    return tuple(task for task in model_tasks if task in named_tasks)
 
 
 def spared(
@@ -81,25 +81,25 @@ def spared(
     return select(names, tasks, "--spare") if names else ()
 
 
-def _known(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
-    """The eleven, and a model's own tasks, with all that they are called.
+def _all_names(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
+    """All names of the eleven tasks and of the model's tasks.
 
-    A task that takes the place of one of the eleven is called as that one is, too.
+    A task that takes the place of one of the eleven also has that one's names.
     """
-    is_known = isinstance(tasks, Mapping)
-    own = tasks.values() if is_known else [Names(task, "") for task in tasks]
-    known = {each.name: each for each in NAMES}
-    for each in own:
-        usual = known.get(each.name, Names(each.name, ""))
-        letter = each.letter or usual.letter
-        aliases = (*usual.aliases, *each.aliases)
-        known[each.name] = Names(each.name, letter, aliases)
-    return list(known.values())
+    is_mapping = isinstance(tasks, Mapping)
+    model_names = tasks.values() if is_mapping else [Names(task, "") for task in tasks]
+    by_name = {names.name: names for names in NAMES}
+    for names in model_names:
+        default = by_name.get(names.name, Names(names.name, ""))
+        letter = names.letter or default.letter
+        aliases = (*default.aliases, *names.aliases)
+        by_name[names.name] = Names(names.name, letter, aliases)
+    return list(by_name.values())
 
 
-def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
-    """Raises `InputError` with both lists if the model lacks a task."""
-    missing = [task for task in asked if task not in tasks]
+def check_has(names: Sequence[str], tasks: Sequence[str], flag: str) -> None:
+    """Raises `InputError`, with both lists, if the model lacks one of `names`."""
+    missing = [task for task in names if task not in tasks]
     if missing:
         raise InputError(
             f"{flag} names {', '.join(missing)}, but the checkpoint has only the "

@@ -40,34 +40,34 @@ def pixel_cross_entropy(
 ) -> tf.Tensor:
     """Returns the cross-entropy of each place, float32 `[batch, *places]`.
 
-    The arguments are those of `cross_entropy`. Masked places have some finite value.
+    The arguments are those of `cross_entropy`. Masked places have any finite value.
     """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
-    chosen = tf.one_hot(labels, logits.shape[-1] or tf.shape(logits)[-1])
-    return _negative_log_softmax(chosen, logits)
+    one_hot = tf.one_hot(labels, logits.shape[-1] or tf.shape(logits)[-1])
+    return _negative_log_softmax(one_hot, logits)
 
 
 @tf.custom_gradient
-def _negative_log_softmax(chosen: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def _negative_log_softmax(one_hot: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns the negative log-softmax of the chosen class, `[batch, *places]`.
 
-    As tf.nn's cross-entropies, in 0.7 of their time on CPUs, and without second
-    derivatives. The log of the softmax's largest value is never far below zero: unlike
-    that of the chosen class's, nothing is lost by taking it.
+    Like tf.nn's cross-entropies, but takes 0.7 of their time on CPUs, and has no second
+    derivatives. The log of the softmax's largest value is never far below zero, so it
+    loses no precision, unlike the log of the chosen class's value.
 
     Args:
-      chosen: One where the class is, else zero, `[batch, *places, classes]`.
+      one_hot: One at the chosen class, else zero, `[batch, *places, classes]`.
       logits: `[batch, *places, classes]`.
     """
     softmax = tf.nn.softmax(logits)
-    own = tf.reduce_sum(tf.math.multiply_no_nan(logits, chosen), axis=-1)
+    class_logit = tf.reduce_sum(tf.math.multiply_no_nan(logits, one_hot), axis=-1)
     largest = tf.reduce_max(logits, axis=-1)
-    loss = largest - own - tf.math.log(tf.reduce_max(softmax, axis=-1))
+    loss = largest - class_logit - tf.math.log(tf.reduce_max(softmax, axis=-1))
 
     def gradient(upstream):
-        slope = tf.math.multiply_no_nan(softmax - chosen, upstream[..., tf.newaxis])
-        return tf.zeros_like(chosen), slope
+        slope = tf.math.multiply_no_nan(softmax - one_hot, upstream[..., tf.newaxis])
+        return tf.zeros_like(one_hot), slope
 
     return loss, gradient
 
@@ -105,38 +105,39 @@ def binary_cross_entropy(
     """
     labels = where_valid(mask, tf.cast(target, tf.float32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
-    each = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
-    return mean_over_valid(each, mask)
+    values = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    return mean_over_valid(values, mask)
 
 
 def of_keras(
     loss: keras.losses.Loss, probabilities: Callable | None = None
 ) -> Callable[..., tf.Tensor]:
-    """Returns a Keras loss as one called `(target, output, mask)`.
+    """Returns a Keras loss as a function `(target, output, mask)`.
 
     Most Keras losses are means over the last axis, so they give one number for each
     place; this takes the mean over the valid places. A loss may also give one number
-    per image, which then counts, with 0 for an image without valid places: targets and
-    outputs are 0 where masked, which adds nothing to Keras's own (Dice, Tversky,
-    CosineSimilarity). Places of its `ignore_class` are no valid ones. The loss's own
-    `reduction` does not matter.
+    per image, which is used as it is, with 0 for an image without valid places: targets
+    and outputs are 0 where masked, which adds nothing to Keras's own losses of this
+    sort (Dice, Tversky, CosineSimilarity). Places of the loss's `ignore_class` are not
+    valid. Its `reduction` does not matter.
 
     Args:
       loss: The loss.
-      probabilities: Logits -> probabilities, of classes and labels: losses of Keras's
-        own get these, or are taken `from_logits`, where they were made without it.
+      probabilities: Logits -> probabilities, for classes and labels. Keras's own losses
+        that were made without `from_logits` are switched to it if they have it, and
+        else get the probabilities.
     """
-    own = not is_kerass(loss)
-    config = {} if own else loss.get_config()
+    is_custom = not is_kerass(loss)
+    config = {} if is_custom else loss.get_config()
     changes: dict[str, Any] = {}
     if probabilities and config.get("from_logits") is False:
-        # The same loss; of probabilities it would be flat where a model is certain.
+        # The same loss, but of probabilities it is flat where a model is certain.
         changes["from_logits"] = True
     if type(loss).__name__ in _MEANS and config.get("axis", -1) != -1:
-        changes["axis"] = -1  # A mean over places here, not there: of the valid ones.
+        changes["axis"] = -1  # The mean over places is taken here, of the valid ones.
     if changes:
         loss = type(loss).from_config(config | changes)
-    takes_logits = own or "from_logits" in config
+    takes_logits = is_custom or "from_logits" in config
 
     def of_images(target, output, mask):
         target = where_valid(mask, target)
@@ -171,32 +172,32 @@ def _without(ignored: int, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.T
 
     def of_images(target, output, mask):
         mask = tf.convert_to_tensor(mask)
-        known = tf.not_equal(tf.cast(target, tf.int64), ignored)
-        return loss(target, output, tf.where(known, mask, tf.zeros_like(mask)))
+        valid = tf.not_equal(tf.cast(target, tf.int64), ignored)
+        return loss(target, output, tf.where(valid, mask, tf.zeros_like(mask)))
 
     of_images.__name__ = loss.__name__
     return of_images
 
 
-def is_kerass(given: keras.losses.Loss | keras.metrics.Metric) -> bool:
-    """Whether it takes probabilities, or was made `from_logits`, as Keras's own do.
+def is_kerass(measure: keras.losses.Loss | keras.metrics.Metric) -> bool:
+    """Whether it is Keras's own, so takes probabilities or was made `from_logits`.
 
-    Not what wraps a function of the user's, nor a hinge, which takes scores.
+    False for a wrapper of a user's function, and for a hinge, which takes scores.
     """
-    name = type(given).__name__
-    known = type(given).__module__.split(".")[0] == "keras"
-    return known and "Hinge" not in name and not name.endswith("Wrapper")
+    name = type(measure).__name__
+    in_keras = type(measure).__module__.split(".")[0] == "keras"
+    return in_keras and "Hinge" not in name and not name.endswith("Wrapper")
 
 
-def check_of_classes(given: Any, task: str) -> None:
+def check_of_classes(measure: Any, task: str) -> None:
     """Raises InputError for a Keras loss or metric that cannot take class numbers.
 
-    What is not Keras's own may do so. Of Keras's own those named Sparse do, and IoU
-    and MeanIoU which take the largest output for the prediction.
+    Those that are not Keras's own are not checked. Of Keras's own, those named Sparse
+    can, and IoU and MeanIoU if they take the largest output as the prediction.
     """
-    kind = type(given)
+    kind = type(measure)
     if (
-        not isinstance(given, keras.losses.Loss | keras.metrics.Metric)
+        not isinstance(measure, keras.losses.Loss | keras.metrics.Metric)
         or kind.__module__.split(".")[0] != "keras"
         or kind.__name__.startswith("Sparse")
         or kind.__name__.endswith("Wrapper")
@@ -204,14 +205,14 @@ def check_of_classes(given: Any, task: str) -> None:
         return
     name = kind.__name__
     if kind in (keras.metrics.IoU, keras.metrics.MeanIoU):
-        if given.sparse_y_true and not given.sparse_y_pred:
+        if measure.sparse_y_true and not measure.sparse_y_pred:
             return
         use = f"{name} with sparse_y_pred=False and sparse_y_true=True, or "
     else:
-        is_loss = isinstance(given, keras.losses.Loss)
+        is_loss = isinstance(measure, keras.losses.Loss)
         package, twin = "losses" if is_loss else "metrics", f"Sparse{name}"
-        there = hasattr(getattr(keras, package), twin)
-        use = f"keras.{package}.{twin}, or " if there else ""
+        exists = hasattr(getattr(keras, package), twin)
+        use = f"keras.{package}.{twin}, or " if exists else ""
     raise InputError(
         f"Keras's own losses and metrics for the classes of the task {task} must take "
         f"whole numbers as targets, as those named Sparse do; got {name}. Use {use}a "
@@ -219,18 +220,18 @@ def check_of_classes(given: Any, task: str) -> None:
     )
 
 
-def takes_mask(given: Any) -> bool:
+def takes_mask(function: Any) -> bool:
     """Whether it can be called (target, output, mask), as a user's function.
 
-    No class can, nor a function of Keras's own, whose third argument is another.
+    False for classes, and for Keras's own functions, whose third argument is different.
     """
-    if not callable(given) or isinstance(given, type):
+    if not callable(function) or isinstance(function, type):
         return False
-    if str(getattr(given, "__module__", "")).split(".")[0] == "keras":
+    if str(getattr(function, "__module__", "")).split(".")[0] == "keras":
         return False
     try:
-        inspect.signature(given).bind(None, None, None)
-    except ValueError:  # Nobody knows what it takes.
+        inspect.signature(function).bind(None, None, None)
+    except ValueError:  # Its signature is not known.
         return True
     except TypeError:
         return False
@@ -244,42 +245,45 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """
 
     def of_images(target, output, mask):
-        there, output = count_valid(mask) > 0, not_half(output)
-        chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
-        output = tf.where(chosen, output, tf.stop_gradient(output))
+        has_valid, output = count_valid(mask) > 0, not_half(output)
+        broadcast = tf.reshape(has_valid, (-1, *(1,) * (output.shape.rank - 1)))
+        output = tf.where(broadcast, output, tf.stop_gradient(output))
         values = tf.cast(loss(target, output, mask), tf.float32)
-        check_per_image("loss", loss, values, there)
-        return tf.where(there, values, 0.0)
+        check_per_image("loss", loss, values, has_valid)
+        return tf.where(has_valid, values, 0.0)
 
-    of_images.__name__ = name_of(loss)  # As TensorBoard says it.
+    of_images.__name__ = name_of(loss)  # TensorBoard shows it.
     return of_images
 
 
 def not_half(output: tf.Tensor) -> tf.Tensor:
-    """Returns an output in half precision as float32, and others as they are.
+    """Returns an output in half precision as float32, and others unchanged.
 
-    For a user's own losses and metrics, whose sums would overflow, as ours are taken.
+    For a user's own losses and metrics, whose sums would overflow; ours cast by
+    themselves.
     """
     output = tf.convert_to_tensor(output)
-    half = output.dtype in (tf.float16, tf.bfloat16)
-    return tf.cast(output, tf.float32) if half else output
+    is_half = output.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(output, tf.float32) if is_half else output
 
 
-def check_per_image(kind: str, given: Any, values: tf.Tensor, like: tf.Tensor) -> None:
-    """Raises InputError unless a user's function gave `[batch]`, as `like` is.
+def check_per_image(
+    kind: str, function: Any, values: tf.Tensor, reference: tf.Tensor
+) -> None:
+    """Raises InputError unless a user's function gave `[batch]`, like `reference`.
 
-    What is broadcast to it instead would depend on the batch and its padding.
+    Values broadcast to that shape would depend on the batch and its padding.
     """
-    if not values.shape.is_compatible_with(like.shape):
+    if not values.shape.is_compatible_with(reference.shape):
         raise InputError(
             f"A {kind} function must give one number for each image, [batch], but "
-            f"{name_of(given)} gives numbers of shape {list(values.shape)}; take "
+            f"{name_of(function)} gives numbers of shape {list(values.shape)}; take "
             "its mean over all axes but the first."
         )
 
 
 def name_of(loss: Any) -> str:
-    """What people call a loss: a function, or a Keras loss."""
+    """The name of a loss, which is a function or a Keras loss."""
     return str(getattr(loss, "__name__", getattr(loss, "name", type(loss).__name__)))
 
 

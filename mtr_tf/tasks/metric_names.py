@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics that are computed where they are asked for, by name; no TensorFlow."""
+"""The names of the metrics that are computed on request; without TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
 ALL = "all"
-# `all` has this one of those with a number.
+# The only one with a number that `all` includes.
 TOP5 = "top5"
 MORE = {
     "image_miou": "the mean over images of each image's own mean IoU",
@@ -30,18 +30,18 @@ _TOP = re.compile(r"top([1-9][0-9]{0,4})")
 
 
 def top(name: str) -> int | None:
-    """Returns k of the name `topK`; None of another name."""
-    found = _TOP.fullmatch(name)
-    return int(found[1]) if found else None
+    """Returns k for the name `topK`; None for another name."""
+    match = _TOP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def check(names: Iterable[str], flag: str = "--metrics") -> None:
-    """Raises `InputError` for a name of none of these metrics."""
-    known = (ALL, *MORE)
+    """Raises `InputError` for a name that is none of these metrics."""
+    choices = (ALL, *MORE)
     for name in names:
-        if name not in known and top(name) is None:
+        if name not in choices and top(name) is None:
             raise InputError(
                 f"{flag} must be {ALL} or names out of {', '.join(MORE)} (a task's "
                 "own metrics are always there); got "
-                f"{name!r}.{did_you_mean(name, known)}"
+                f"{name!r}.{did_you_mean(name, choices)}"
             )

@@ -3,11 +3,11 @@
 
 `Metric.statistics` gives a row of K numbers per image; `Metric.value` turns the sum of
 rows into the metric. So a streaming metric is a running sum, the metric over replicas
-is the gathered rows, and the bootstrap resamples rows: all exact, nothing estimated
-twice. A fully masked image (the padding of the last batch) gives a row of zeros.
+is that of the gathered rows, and the bootstrap resamples rows: all are exact. A fully
+masked image (the padding of the last batch) gives a row of zeros.
 
 Rows of counts are int64, all others float64: numbers of pixels are exact whatever the
-size of an image. A valid pixel whose label is no class counts as a wrong one.
+size of an image. A valid pixel whose label is no class counts as wrong.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Metric:
       better: "higher" or "lower".
       unit: Of the value; "" for a plain number.
       statistics: `(target, output, mask, num_classes)` -> int64 or float64 `[batch,
-        K]`, with batches as the losses take them. `num_classes` matters to classes
-        alone.
+        K]`, with batches as the losses take them. Only tasks of classes use
+        `num_classes`.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
       bounds: The smallest and largest possible values.
       of_shares: Whether a row's sum is itself a share, not a number of right places.
-      relative: Whether the value is a share of the target: of a distance, or of
-        whatever a data set has as the target in its place.
+      relative: Whether the value is a share of the target: of a distance, or of what a
+        data set has as the target instead.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
         image counts `[resamples, images]`) -> `[resamples]`.
-      of_given: Whether it is made of a function, loss or Keras metric that was given.
+      of_given: Whether it is made from a function, a loss or a Keras metric.
       is_accuracy: Whether it is the share of places whose largest logit is the
         target's.
     """
@@ -80,7 +80,7 @@ class Metric:
 
     @property
     def measures_harm(self) -> bool:
-        """Whether it is the mean of an error, or the share of what is right."""
+        """Whether it is the mean of an error, or the share that is right."""
         return self.is_mean and (self.better == "lower" or self.bounds == (0.0, 1.0))
 
 
@@ -91,36 +91,39 @@ def miou(ignored: tuple[int, ...] = ()) -> Metric:
     """Mean, over classes in target or prediction, of intersection over union.
 
     `ignored` are classes that no target has, because their labels mean "no label". They
-    are none of those classes; a pixel predicted as one is missing from its own.
+    do not count in the mean; a pixel predicted as one of them is a miss of its own
+    class.
     """
-    return Metric("miou", "higher", "", _class_rows, _mean_iou_but(ignored), (0.0, 1.0))
+    return Metric(
+        "miou", "higher", "", _class_rows, _mean_iou_without(ignored), (0.0, 1.0)
+    )
 
 
 def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
     """The mean over images of each image's own mean IoU.
 
-    Over the classes in the image's target or prediction, but those `ignored`, as in
-    `miou`. Pixels pooled over a data set hide the small objects, which attacks reach
-    more easily: the bias of size of Halmosi, Mohos and Jelasity (ECCV 2024).
+    The classes are those in the image's target or prediction, except the `ignored`, as
+    in `miou`. Pooling pixels over a data set hides small objects, which attacks reach
+    more easily: the size bias of Halmosi, Mohos and Jelasity (ECCV 2024).
     """
 
     def statistics(target, output, mask, num_classes):
         counts = class_counts(target, output, mask, num_classes)
-        hits, of_target, predicted = (tf.cast(count, tf.float64) for count in counts)
-        union = of_target + predicted - hits
+        hits, targets, predictions = (tf.cast(count, tf.float64) for count in counts)
+        union = targets + predictions - hits
         if ignored:
             union *= 1.0 - np.isin(np.arange(num_classes), ignored)
-        occurs = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
+        class_count = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
         total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
-        mean = tf.math.divide_no_nan(total, occurs)
-        return tf.stack((mean, tf.cast(occurs > 0, tf.float64)), axis=-1)
+        mean = tf.math.divide_no_nan(total, class_count)
+        return tf.stack((mean, tf.cast(class_count > 0, tf.float64)), axis=-1)
 
-    known = {"bounds": (0.0, 1.0), "of_shares": True}
-    return Metric("image_miou", "higher", "", statistics, _ratio, **known)
+    options = {"bounds": (0.0, 1.0), "of_shares": True}
+    return Metric("image_miou", "higher", "", statistics, _ratio, **options)
 
 
 def without_classes(metric: Metric, ignored: tuple[int, ...]) -> Metric:
-    """The same metric with these classes `ignored`, if it is a mean IoU of ours."""
+    """The same metric with these classes `ignored`, if it is one of our mean IoUs."""
     make = {"miou": miou, "image_miou": image_miou}.get(metric.name)
     if not make or not ignored or metric.of_given:
         return metric
@@ -141,7 +144,7 @@ def accuracy() -> Metric:
 def top(k: int) -> Metric:
     """The share of valid places whose target is among the k largest logits.
 
-    Of equal logits the first ones are the larger, so that top 1 is the accuracy.
+    Of equal logits, the first counts as larger, so that top 1 is the accuracy.
     """
 
     def statistics(target, output, mask, num_classes):
@@ -149,14 +152,15 @@ def top(k: int) -> Metric:
         output = tf.cast(output, tf.float32)
         target = tf.cast(target, tf.int32)[..., tf.newaxis]
         classes = tf.range(tf.shape(output)[-1])
-        own = tf.where(tf.equal(classes, target), output, -math.inf)
-        own = tf.reduce_max(own, axis=-1, keepdims=True)  # -inf where it is no class.
-        before = (output > own) | (tf.equal(output, own) & (classes < target))
-        rank = tf.math.count_nonzero(before, axis=-1)
-        sound = tf.reduce_all(tf.math.is_finite(output), axis=-1)
+        logit = tf.where(tf.equal(classes, target), output, -math.inf)
+        # Minus infinity where the target is no class.
+        logit = tf.reduce_max(logit, axis=-1, keepdims=True)
+        is_larger = (output > logit) | (tf.equal(output, logit) & (classes < target))
+        rank = tf.math.count_nonzero(is_larger, axis=-1)
+        is_finite = tf.reduce_all(tf.math.is_finite(output), axis=-1)
         valid = tf.cast(mask, tf.bool)
-        right = valid & sound & (rank < k) & tf.math.is_finite(own[..., 0])
-        return tf.stack((_number(right), _number(valid)), axis=-1)
+        correct = valid & is_finite & (rank < k) & tf.math.is_finite(logit[..., 0])
+        return tf.stack((_count_nonzero(correct), _count_nonzero(valid)), axis=-1)
 
     return Metric(f"top{k}", "higher", "", statistics, _ratio, (0.0, 1.0))
 
@@ -167,30 +171,31 @@ def class_counts(
     """Counts valid pixels by class, three times int32 `[batch, num_classes]`.
 
     Returns:
-      Pixels that are right, by their class; all pixels by their target; all by their
-      prediction, the largest logit (the first among equals). Logits that are not
-      finite count as a wrong class: a broken model is not right about class 0. A pixel
-      whose label is no class counts with its prediction alone: it is wrong.
+      Right pixels by class; all pixels by target; all pixels by prediction, which is
+      the largest logit (the first among equals). Logits that are not finite count as a
+      wrong class, so that a broken model is not right about class 0. A pixel whose
+      label is no class counts only by its prediction, so it is wrong.
     """
     target = tf.cast(target, tf.int32)
-    predicted = _prediction(target, output) % num_classes
+    prediction = _prediction(target, output) % num_classes
     valid = tf.cast(mask, tf.bool)
-    right = valid & tf.equal(predicted, target)
+    correct = valid & tf.equal(prediction, target)
     return (
-        count_labels(target, right, num_classes),
+        count_labels(target, correct, num_classes),
         count_labels(target, valid, num_classes),
-        count_labels(predicted, valid, num_classes),
+        count_labels(prediction, valid, num_classes),
     )
 
 
-def count_labels(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
+def count_labels(labels: tf.Tensor, mask: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Counts each image's pixels in `mask` by label, int32 `[batch, num_classes]`."""
     batch = tf.shape(labels)[0]
-    labels, chosen = tf.reshape(labels, (batch, -1)), tf.reshape(chosen, (batch, -1))
+    labels, mask = tf.reshape(labels, (batch, -1)), tf.reshape(mask, (batch, -1))
     first_of_image = tf.range(batch)[:, tf.newaxis] * num_classes
-    chosen &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
-    dropped = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
-    segment = tf.where(chosen, first_of_image + labels, dropped)
+    # Labels that are no class would count for other images.
+    mask &= (labels >= 0) & (labels < num_classes)
+    no_segment = -tf.ones_like(labels)  # unsorted_segment_sum leaves these out.
+    segment = tf.where(mask, first_of_image + labels, no_segment)
     ones = tf.ones_like(segment)
     counts = tf.math.unsorted_segment_sum(ones, segment, batch * num_classes)
     return tf.reshape(counts, (batch, num_classes))
@@ -203,20 +208,20 @@ def _class_rows(target, output, mask, num_classes) -> tf.Tensor:
 
 def _prediction(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     """The class of the largest logit; target + 1 where a logit is NaN or infinite."""
-    sound = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    is_finite = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
     largest = tf.argmax(output, axis=-1, output_type=tf.int32)
-    return tf.where(sound, largest, tf.cast(target, tf.int32) + 1)
+    return tf.where(is_finite, largest, tf.cast(target, tf.int32) + 1)
 
 
 @functools.cache  # So that equal metrics are equal.
-def _mean_iou_but(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+def _mean_iou_without(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     return functools.partial(_mean_iou, ignored=ignored) if ignored else _mean_iou
 
 
 def _mean_iou(sums: np.ndarray, ignored: tuple[int, ...] = ()) -> np.ndarray:
-    """Of hits, pixels by target and pixels by prediction, `[..., 3 classes]`."""
-    hits, of_target, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    union = of_target + predicted - hits
+    """The mean IoU of hits and pixels by target and prediction, `[..., 3 classes]`."""
+    hits, targets, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    union = targets + predictions - hits
     occurs = union != 0  # Not `> 0`: NaN must not vanish.
     occurs &= ~np.isin(np.arange(union.shape[-1]), ignored)
     total = np.where(occurs, hits / np.where(occurs, union, 1.0), 0.0).sum(axis=-1)
@@ -227,20 +232,20 @@ def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
     del num_classes
     correct = tf.equal(_prediction(target, output), tf.cast(target, tf.int32))
     valid = tf.cast(mask, tf.bool)
-    return tf.stack((_number(correct & valid), _number(valid)), axis=-1)
+    return tf.stack((_count_nonzero(correct & valid), _count_nonzero(valid)), axis=-1)
 
 
 # Labels, several at once.
 
 
 def label_accuracy() -> Metric:
-    """The share of labels, over valid places, that are right: there or not."""
+    """The share of labels, over valid places, that are rightly present or absent."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        right = tf.equal(_there(output), tf.cast(target, tf.float32) > 0.5)
-        sound = tf.math.is_finite(tf.cast(output, tf.float32))
-        return _sum_and_count(tf.cast(right & sound, tf.float32), mask)
+        correct = tf.equal(_is_predicted(output), tf.cast(target, tf.float32) > 0.5)
+        is_finite = tf.math.is_finite(tf.cast(output, tf.float32))
+        return _sum_and_count(tf.cast(correct & is_finite, tf.float32), mask)
 
     return Metric("label_accuracy", "higher", "", statistics, _ratio, (0.0, 1.0))
 
@@ -250,30 +255,32 @@ def f1() -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        there, given = _there(output), tf.cast(target, tf.float32) > 0.5
-        # A logit that is not a number is no right answer to either question.
-        there = tf.where(tf.math.is_finite(tf.cast(output, tf.float32)), there, ~given)
+        predictions, labels = _is_predicted(output), tf.cast(target, tf.float32) > 0.5
+        # A logit that is not finite is a wrong answer, whatever the label.
+        predictions = tf.where(
+            tf.math.is_finite(tf.cast(output, tf.float32)), predictions, ~labels
+        )
         valid = tf.cast(mask, tf.bool)[..., tf.newaxis]
         rows = [
-            tf.math.count_nonzero(chosen & valid, axis=losses.places(mask))
-            for chosen in (there & given, given, there)
+            tf.math.count_nonzero(occurrences & valid, axis=losses.places(mask))
+            for occurrences in (predictions & labels, labels, predictions)
         ]
         return tf.concat(rows, axis=-1)
 
     return Metric("f1", "higher", "", statistics, _mean_f1, (0.0, 1.0))
 
 
-def _there(output: tf.Tensor) -> tf.Tensor:
+def _is_predicted(output: tf.Tensor) -> tf.Tensor:
     """Whether each label is predicted: its logit is above 0."""
     return tf.cast(output, tf.float32) > 0
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """Of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
-    hits, given, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    either = given + predicted
-    occurs = either != 0
-    total = np.where(occurs, 2 * hits / np.where(occurs, either, 1.0), 0.0).sum(-1)
+    """Mean F1 of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
+    hits, labels, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    total_count = labels + predictions
+    occurs = total_count != 0
+    total = np.where(occurs, 2 * hits / np.where(occurs, total_count, 1.0), 0.0).sum(-1)
     return divide(total, occurs.sum(axis=-1))
 
 
@@ -316,16 +323,16 @@ def rel() -> Metric:
 def delta(power: int) -> Metric:
     """The share of valid pixels with target > 0 that are within a factor of 1.25^power.
 
-    That is max(output / target, target / output) below it (Eigen et al. 2014); an
-    output of 0 or less is not.
+    That is, max(output / target, target / output) is below the factor (Eigen et al.
+    2014); an output of 0 or less is never within it.
     """
     factor = 1.25**power
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        target, output, positive = _positive(target, output, mask)
-        within = (output < factor * target) & (target < factor * output)
-        return _sum_and_count(tf.cast(within, tf.float32), positive)
+        target, output, positive = _positive_values(target, output, mask)
+        is_within = (output < factor * target) & (target < factor * output)
+        return _sum_and_count(tf.cast(is_within, tf.float32), positive)
 
     bounds = (0.0, 1.0)
     name = f"delta{power}"
@@ -335,16 +342,16 @@ def delta(power: int) -> Metric:
 def log_rmse() -> Metric:
     """Root of the mean of (ln output - ln target)^2 where the target is above 0.
 
-    Outputs below `LEAST_OF_LOG` count as that; those for a target that is below it
-    itself count as no less than the same share of the target.
+    Outputs below `LEAST_OF_LOG` count as that value. If the target itself is below it,
+    outputs count as at least that share of the target.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        target, output, positive = _positive(target, output, mask)
-        least = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
-        # Not `maximum`, which may make a number of NaN.
-        output = tf.where(output < least, least, output)
+        target, output, positive = _positive_values(target, output, mask)
+        lower_limit = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
+        # Not `maximum`, which may turn NaN into a number.
+        output = tf.where(output < lower_limit, lower_limit, output)
         error = tf.math.log(tf.where(target > 0, output / target, 1.0))
         return _sum_and_count(tf.square(error), positive)
 
@@ -357,8 +364,8 @@ def log_rmse() -> Metric:
 LEAST_OF_LOG = 1e-3  # In the unit of the target.
 
 
-def _positive(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Target and output, 1 where no target is or it is not above 0; then a mask."""
+def _positive_values(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Target and output, 1 where no target is above 0; and the mask where one is."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     positive = tf.reduce_all(target > 0, axis=-1, keepdims=True)
     target = tf.where(positive, target, 1.0)
@@ -369,14 +376,14 @@ def _positive(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 def angular_error() -> Metric:
     """Mean angle between output and target vectors; 90 for an output of length 0.
 
-    Targets of length 0, which point nowhere, are left out, as are those of the mask.
+    Targets of length 0, which point nowhere, are left out like those that are masked.
     The angle is atan2(|a x b|, a . b), which unlike acos is accurate near 0 and 180
-    degrees and asks neither vector to have length 1.
+    degrees, for vectors of any length.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        mask = _pointing(target, mask)
+        mask = _direction_mask(target, mask)
         return _sum_and_count(_angle(target, output, mask), mask)
 
     bounds = (0.0, 180.0)
@@ -384,13 +391,13 @@ def angular_error() -> Metric:
 
 
 def within_angle(degrees: float) -> Metric:
-    """The share of vectors off by less than so many degrees; targets of 0 left out."""
+    """The share of vectors off by less than `degrees`; without targets of length 0."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        mask = _pointing(target, mask)
-        within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
-        return _sum_and_count(within, mask)
+        mask = _direction_mask(target, mask)
+        is_within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
+        return _sum_and_count(is_within, mask)
 
     name = f"within_{int(degrees)}"
     return Metric(name, "higher", "", statistics, _ratio, (0.0, 1.0))
@@ -401,16 +408,16 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = tf.cast(loss(target, output, mask), tf.float64)
-        losses.check_per_image("loss", loss, values, counted)
-        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
+        losses.check_per_image("loss", loss, values, has_valid)
+        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
 
     return Metric("loss", "lower", "", statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
-def _pointing(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """The mask without the targets that have no direction, because all is 0."""
+def _direction_mask(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """The mask without targets of length 0, which have no direction."""
     return tf.where(tf.reduce_any(target != 0, axis=-1), mask, tf.zeros_like(mask))
 
 
@@ -418,19 +425,19 @@ def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns degrees `[batch, *places]` between vectors of any length."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     output = losses.where_valid(mask, tf.cast(output, tf.float32))
-    # By their largest numbers, else squares of tiny ones come to 0.
-    most = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
-    target = tf.math.divide_no_nan(target, most)
-    largest = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
-    output = tf.math.divide_no_nan(output, largest)
+    # Vectors are divided by their largest numbers, or squares of tiny ones become 0.
+    target_scale = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
+    target = tf.math.divide_no_nan(target, target_scale)
+    output_scale = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
+    output = tf.math.divide_no_nan(output, output_scale)
     if output.shape[-1] == 3:
-        across = tf.norm(tf.linalg.cross(output, target), axis=-1)
-        radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))
+        cross_norm = tf.norm(tf.linalg.cross(output, target), axis=-1)
+        radians = tf.atan2(cross_norm, tf.reduce_sum(output * target, axis=-1))
     else:  # Kahan's formula, for any number of channels.
         a, b = (tf.math.l2_normalize(v, axis=-1) for v in (output, target))
         radians = 2 * tf.atan2(tf.norm(a - b, axis=-1), tf.norm(a + b, axis=-1))
     degrees = radians * (180.0 / math.pi)
-    return tf.where(largest[..., 0] == 0, 90.0, degrees)
+    return tf.where(output_scale[..., 0] == 0, 90.0, degrees)
 
 
 def _squares(target, output, mask, num_classes) -> tf.Tensor:
@@ -446,17 +453,17 @@ def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """
     if losses.has_channels(values, mask):
         values = tf.reduce_mean(values, axis=-1)
-    *others, last = [0, *losses.places(mask)]
+    *other_axes, last_axis = [0, *losses.places(mask)]
     lines = losses.where_valid(mask, values)
-    if last:
-        lines = tf.reduce_sum(lines, axis=last)
-    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=others[1:])
-    return tf.stack((total, tf.cast(_number(mask), tf.float64)), axis=-1)
+    if last_axis:
+        lines = tf.reduce_sum(lines, axis=last_axis)
+    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=other_axes[1:])
+    return tf.stack((total, tf.cast(_count_nonzero(mask), tf.float64)), axis=-1)
 
 
-def _number(chosen: tf.Tensor) -> tf.Tensor:
-    """Counts what is not zero in each image, int64 `[batch]`."""
-    return tf.math.count_nonzero(chosen, axis=losses.places(chosen))
+def _count_nonzero(values: tf.Tensor) -> tf.Tensor:
+    """Counts the nonzero values of each image: int64 `[batch]`."""
+    return tf.math.count_nonzero(values, axis=losses.places(values))
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -470,28 +477,28 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(nonzero, numerator / np.where(nonzero, denominator, 1.0), np.nan)
 
 
-# Of a user's own.
+# A user's own metrics.
 
 
 def of_function(name: str, function: Callable, better: str, unit: str = "") -> Metric:
     """The mean over images of `function(target, output, mask)` -> `[batch]`.
 
-    Over those images that have a valid place. Its statistics raise `InputError` where
-    the function gives anything but one number for each image.
+    Only images with a valid place count. The statistics raise `InputError` if the
+    function does not give one number for each image.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = function(target, losses.not_half(output), mask)
         values = tf.cast(values, tf.float64)
-        losses.check_per_image("metric", function, values, counted)
-        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
+        losses.check_per_image("metric", function, values, has_valid)
+        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
 
     return Metric(name, better, unit, statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
-# As Keras says it; of its counts it does not.
+# Keras's words for it; it has none for its counts.
 _DIRECTIONS = {"up": "higher", "down": "lower"}
 _COUNTS = {
     "TruePositives": "higher",
@@ -499,7 +506,7 @@ _COUNTS = {
     "FalsePositives": "lower",
     "FalseNegatives": "lower",
 }
-# Of Keras's own classes; of others nobody knows.
+# The bounds of Keras's own classes; those of others are not known.
 _BOUNDS = {
     (0.0, 1.0): (
         "Accuracy BinaryAccuracy CategoricalAccuracy SparseCategoricalAccuracy "
@@ -524,29 +531,29 @@ def of_keras(
 ) -> Metric:
     """A Keras metric of one number, whose state is a sum over examples.
 
-    So it is of `Mean` and what is made of it, of counts of right and wrong, of
-    confusion matrices, of AUC. An image's row is the state after that image alone, of
-    all but plain means with a 1 behind it if the image has a valid place: of a state
-    of zeros Keras has a number, which may look perfect, where nothing was counted, and
-    there is none. The mask goes in as `sample_weight`. Of classes and labels, a metric
-    of Keras's own gets `probabilities` of the outputs, unless it was made with
+    This holds for `Mean` and what is built on it, for counts of right and wrong, for
+    confusion matrices and for AUC. An image's row is the state after that image alone.
+    Except for plain means, it is followed by a 1 if the image has a valid place: where
+    nothing was counted there is no value, but Keras gives a number, which may look
+    perfect. The mask is passed as `sample_weight`. For classes and labels, Keras's own
+    metrics get the `probabilities` of the outputs, unless they were made with
     `from_logits=True`.
     """
-    built = []
-    finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
+    builds = []
+    convert = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         target = losses.where_valid(mask, target)
         output = losses.where_valid(mask, tf.cast(output, tf.float32))
-        if probabilities and finished:
+        if probabilities and convert:
             output = probabilities(output)
-        if not built:
-            built.append(_build(metric, target, output))
+        if not builds:
+            builds.append(_build(metric, target, output))
         zeros = [tf.zeros(v.shape, v.dtype) for v in metric.variables]
 
-        def row(one):
-            target, output, mask = one
+        def row(example):
+            target, output, mask = example
             weights = tf.reshape(tf.cast(mask, tf.float32), (-1,))
             if isinstance(metric, keras.metrics.BinaryIoU):  # It flattens labels, too.
                 weights = tf.repeat(weights, output.shape[-1])
@@ -557,8 +564,8 @@ def of_keras(
                 sample_weight=weights,
             )
             flat = [tf.reshape(tf.cast(v, tf.float64), (-1,)) for v in state]
-            counted = tf.reduce_any(tf.cast(mask, tf.bool))
-            return tf.where(counted, tf.concat(flat, 0), 0.0)
+            has_valid = tf.reduce_any(tf.cast(mask, tf.bool))
+            return tf.where(has_valid, tf.concat(flat, 0), 0.0)
 
         size = sum(math.prod(v.shape) for v in metric.variables)
         spec = tf.TensorSpec((size,), tf.float64)
@@ -578,21 +585,21 @@ def of_keras(
                     f"A Keras metric must give one number, but {metric.name} gives "
                     f"{result.size}; set its average, or use another metric."
                 )
-            known = row[-1] > 0 and np.isfinite(row).all()
-            values.append(float(result) if known else np.nan)
+            is_valid = row[-1] > 0 and np.isfinite(row).all()
+            values.append(float(result) if is_valid else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
 
-    known = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
-    known = known or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
-    better = _better(metric, metric.name, known)
-    made = (_with_ones(statistics), value)
+    direction = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
+    direction = direction or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
+    better = _better(metric, metric.name, direction)
+    functions = (_with_ones(statistics), value)
     if type(metric).result is keras.metrics.Mean.result:
-        made = (statistics, _ratio)
+        functions = (statistics, _ratio)
     return Metric(
         metric.name,
         better,
         "",
-        *made,
+        *functions,
         _bounds(metric),
         of_given=True,
         is_accuracy=type(metric) is keras.metrics.SparseCategoricalAccuracy,
@@ -600,19 +607,19 @@ def of_keras(
 
 
 def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Statistics with a 1 behind the row of each image that has a valid place."""
+    """Statistics whose rows end with a 1 for each image that has a valid place."""
 
     def rows(target, output, mask, num_classes):
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
+        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
         return tf.concat(
-            (statistics(target, output, mask, num_classes), counted), axis=-1
+            (statistics(target, output, mask, num_classes), has_valid), axis=-1
         )
 
     return rows
 
 
 def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
-    """The smallest and largest values of a metric of Keras's own; else none."""
+    """The smallest and largest values of Keras's own metrics; others are unbounded."""
     if type(metric).__module__.split(".")[0] == "keras":
         for bounds, names in _BOUNDS.items():
             if type(metric).__name__ in names.split():
@@ -621,98 +628,106 @@ def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
 
 
 def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
-    """Lets a metric make those of its variables that it makes with its first update."""
+    """Makes a metric create the variables that it creates in its first update."""
     with tf.init_scope():
-        one = tf.zeros((1, output.shape[-1]))
+        example = tf.zeros((1, output.shape[-1]))
         has_channels = target.shape.rank == output.shape.rank
-        metric.update_state(one if has_channels else tf.zeros((1,)), one)
+        metric.update_state(example if has_channels else tf.zeros((1,)), example)
         metric.reset_state()
     return True
 
 
-def _better(given: Any, name: str, known: str | None = None) -> str:
-    """What a user's metric says itself of which values are better."""
-    said = getattr(given, "better", known)
-    if said in ("higher", "lower"):
-        return said
+def _better(metric: Any, name: str, default: str | None = None) -> str:
+    """Which values are better, "higher" or "lower", as a user's metric says."""
+    direction = getattr(metric, "better", default)
+    if direction in ("higher", "lower"):
+        return direction
     raise InputError(
         f"The metric {name} must say whether higher or lower values are better, or "
         "nobody knows which attack does harm: set its attribute better to 'higher' or "
-        f"'lower'; got {said!r}."
+        f"'lower'; got {direction!r}."
     )
 
 
 def as_metric(
-    given: Metric | keras.metrics.Metric | Callable,
+    metric: Metric | keras.metrics.Metric | Callable,
     probabilities: Callable | None = None,
 ) -> Metric:
     """Returns a user's own metric as a `Metric`.
 
     Args:
-      given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
-        `[batch]`, named after itself. Its attribute `better`, "higher" or "lower", says
-        which values are better; Keras's own metrics say so themselves.
-      probabilities: What makes probabilities of the outputs, if they are logits; see
-        `of_keras`. Functions get logits.
+      metric: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
+        `[batch]`, whose name becomes the metric's. Its attribute `better`, "higher" or
+        "lower", says which values are better; Keras's own metrics do not need it.
+      probabilities: Turns outputs that are logits into probabilities; see `of_keras`.
+        Functions get logits.
 
     Raises:
       InputError: It is none of these, or does not say which values are better.
     """
-    if isinstance(given, Metric):
-        return given
-    if isinstance(given, keras.metrics.Metric):
-        return of_keras(given, probabilities)
-    if losses.takes_mask(given):
-        name = getattr(given, "__name__", type(given).__name__)
-        return of_function(name, given, _better(given, name))
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, keras.metrics.Metric):
+        return of_keras(metric, probabilities)
+    if losses.takes_mask(metric):
+        name = getattr(metric, "__name__", type(metric).__name__)
+        return of_function(name, metric, _better(metric, name))
     raise InputError(
         "A metric must be a function (target, output, mask) -> [batch] or a Keras "
-        f"metric, such as keras.metrics.MeanAbsoluteError(); got {given!r}."
+        f"metric, such as keras.metrics.MeanAbsoluteError(); got {metric!r}."
     )
 
 
-def as_metrics(given: Sequence, probabilities: Callable | None = None) -> list[Metric]:
+def as_metrics(
+    metrics: Sequence, probabilities: Callable | None = None
+) -> list[Metric]:
     """Returns a task's metrics; see `as_metric`.
 
-    Keras calls a metric without a name after its class, with a number that counts what
-    the process has made: `auc_1`. Here it is called `auc` in every process, and several
-    of a class are `auc`, `auc-2`, `auc-3`, in their order. Names may have been given
-    that look like Keras's; so none becomes one that may be given to another metric, and
-    those that do not rise by one, as Keras's do, stay as they are.
+    Keras names a metric without a name after its class, with a number that counts those
+    made in the process: `auc_1`. Here it is `auc` in every process, and several of one
+    class are `auc`, `auc-2`, `auc-3`, in their order. A user's names may look like
+    Keras's. So names stay as they are if their numbers do not rise by one, as Keras's
+    do, or if a new name is that of another metric.
     """
-    found = [as_metric(one, probabilities) for one in given]
+    results = [as_metric(metric, probabilities) for metric in metrics]
     numbers: dict[str, dict[int, int]] = {}  # Of each name, by place.
-    for place, one in enumerate(given):
-        if isinstance(one, keras.metrics.Metric):
-            name, number = _kerass_name(one)
+    for place, metric in enumerate(metrics):
+        if isinstance(metric, keras.metrics.Metric):
+            name, number = _kerass_name(metric)
             if name:
                 numbers.setdefault(name, {})[place] = number
     for name, by_place in numbers.items():
-        first, *_ = counted = list(by_place.values())
-        steps = {after - before for before, after in itertools.pairwise(counted)}
-        new = [name, *(f"{name}-{i}" for i in range(2, len(counted) + 1))]
-        others = {one.name for i, one in enumerate(found) if i not in by_place}
-        if first >= 0 and steps in (set(), {0}, {1}) and others.isdisjoint(new):
-            for place, called in zip(by_place, new, strict=True):
-                found[place] = dataclasses.replace(found[place], name=called)
-    return found
+        first, *_ = suffixes = list(by_place.values())
+        steps = {b - a for a, b in itertools.pairwise(suffixes)}
+        new_names = [name, *(f"{name}-{i}" for i in range(2, len(suffixes) + 1))]
+        other_names = {
+            metric.name for i, metric in enumerate(results) if i not in by_place
+        }
+        if (
+            first >= 0
+            and steps in (set(), {0}, {1})
+            and other_names.isdisjoint(new_names)
+        ):
+            for place, new_name in zip(by_place, new_names, strict=True):
+                results[place] = dataclasses.replace(results[place], name=new_name)
+    return results
 
 
 def _kerass_name(metric: keras.metrics.Metric) -> tuple[str, int]:
-    """The name that Keras gives to a metric's class, and the number behind it.
+    """The name that Keras gives to a metric's class, and the number after it.
 
-    The number is 0 where there is none, and -1 where it is none of Keras's; the name is
-    empty where the metric's own is another one.
+    The number is 0 if there is none, and -1 if it cannot be Keras's; the name is empty
+    if the metric has a different one.
     """
     parameter = inspect.signature(type(metric).__init__).parameters.get("name")
     if parameter and isinstance(parameter.default, str):  # It never has a number.
         return (metric.name if metric.name == parameter.default else ""), 0
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(metric).__name__)
     name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-    found = re.fullmatch(rf"{name}(?:_(\d+))?", metric.name)
-    if not found:
+    match = re.fullmatch(rf"{name}(?:_(\d+))?", metric.name)
+    if not match:
         return "", 0
-    digits = found[1] or ""
+    digits = match[1] or ""
     return name, -1 if digits.startswith("0") else int(digits or 0)
 
 
@@ -726,10 +741,10 @@ def relative_vulnerability(
 
     (attacked - clean) / clean where lower is better, as in Ghamizi et al. (AAAI 2022,
     arXiv 2110.15053); (clean - attacked) / clean where higher is better. NaN where
-    `clean` is not above 0, of which there is no share. The arguments are values of the
-    metric, of any one shape.
+    `clean` is not above 0. The arguments are values of the metric, both of the same
+    shape.
     """
     clean = np.asarray(clean, np.float64)
-    worse = np.asarray(attacked, np.float64) - clean
-    known = np.where(clean > 0, clean, 0.0)
-    return divide(worse if metric.better == "lower" else -worse, known)
+    change = np.asarray(attacked, np.float64) - clean
+    positive = np.where(clean > 0, clean, 0.0)
+    return divide(change if metric.better == "lower" else -change, positive)

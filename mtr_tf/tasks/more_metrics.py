@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that are computed where they are asked for, beside a task's own: `--metrics`.
+"""Metrics that are computed on request, besides a task's own: `--metrics`.
 
-They are not among a task's own: what was attacked without them keeps its results, no
-attack is judged by them, and tables stay narrow.
+They are not among a task's own metrics, so results of attacks without them stay valid,
+no attack is judged by them, and tables stay narrow.
 """
 
 from __future__ import annotations
@@ -26,64 +26,72 @@ def with_more(tasks: TaskSet, names: Sequence[str], num_classes: int | None) -> 
 
     Args:
       tasks: The tasks.
-      names: Of metrics, or "all".
-      num_classes: Of the data set, for tasks that do not say how many they have.
+      names: Names of metrics, or "all".
+      num_classes: The data set's, for tasks that do not say how many they have.
 
     Raises:
       InputError: There is no such metric, or it fits none of the tasks.
     """
     metric_names.check(names)
-    named_ones = [name for name in names if name != metric_names.ALL]
-    all_there_are = metric_names.MORE if metric_names.ALL in names else ()
-    asked = dict.fromkeys((*all_there_are, *named_ones))
-    fitting = {
+    explicit_names = [name for name in names if name != metric_names.ALL]
+    all_names = metric_names.MORE if metric_names.ALL in names else ()
+    selected_names = dict.fromkeys((*all_names, *explicit_names))
+    additions = {
         task.name: {
             name: metric
-            for name in (*metric_names.MORE, *asked)
-            if (metric := _fitting(task, name, num_classes))
+            for name in (*metric_names.MORE, *selected_names)
+            if (metric := _fitting_metric(task, name, num_classes))
         }
         for task in tasks.values()
     }
-    own = {metric.name for task in tasks.values() for metric in task.metrics}
-    for name in named_ones:
-        if name not in own and not any(name in of for of in fitting.values()):
-            there = dict.fromkeys(known for of in fitting.values() for known in of)
+    own_names = {metric.name for task in tasks.values() for metric in task.metrics}
+    for name in explicit_names:
+        if name not in own_names and not any(
+            name in by_name for by_name in additions.values()
+        ):
+            choices = dict.fromkeys(
+                choice for by_name in additions.values() for choice in by_name
+            )
             raise InputError(
                 f"--metrics={name} fits none of the tasks {', '.join(tasks)}; metrics "
-                f"that can be added for them are {', '.join(there) or 'none'}. Leave "
+                f"that can be added for them are {', '.join(choices) or 'none'}. Leave "
                 "it out."
             )
     return TaskSet(
-        task.bound(more=tuple(of[name] for name in asked if name in of))
-        for task, of in zip(tasks.values(), fitting.values(), strict=True)
+        task.bound(
+            more=tuple(by_name[name] for name in selected_names if name in by_name)
+        )
+        for task, by_name in zip(tasks.values(), additions.values(), strict=True)
     )
 
 
 @functools.cache
 def named(name: str) -> Metric:
-    """Returns the metric of a name."""
+    """Returns the metric with this name."""
     k = metric_names.top(name)
     return metrics.top(k) if k else _MORE[name][0]()
 
 
-def _fitting(task: Task, name: str, num_classes: int | None) -> Metric | None:
-    """The metric of a name; None where it does not fit a task, or the task has it."""
+def _fitting_metric(task: Task, name: str, num_classes: int | None) -> Metric | None:
+    """The metric with a name; None if it does not fit the task, or the task has it."""
     k = metric_names.top(name)
     if k:
         fits = task.discrete and task.output_channels(num_classes) > k
     else:
         fits = _MORE[name][1](task)
-    there = name in (metric.name for metric in task.metrics)
-    return named(name) if fits and not there else None
+    has_metric = name in (metric.name for metric in task.metrics)
+    return named(name) if fits and not has_metric else None
 
 
 def _is_distance(task: Task) -> bool:
-    """Whether numbers are ratios: a distance's, or those of a task of one's own.
+    """Whether ratios of the numbers make sense: for distances and a user's own tasks.
 
-    A task that takes the place of one of the table is what that one is.
+    For a task that replaces one of the table, that one decides.
     """
-    known = TASKS.get(task.name)
-    is_ratio = known is None or any(metric.relative for metric in known.metrics)
+    standard_task = TASKS.get(task.name)
+    is_ratio = standard_task is None or any(
+        metric.relative for metric in standard_task.metrics
+    )
     return task.kind == "numbers" and is_ratio
 
 
@@ -91,7 +99,7 @@ def _is_directions(task: Task) -> bool:
     return task.kind == "directions"
 
 
-# How it is made, and which tasks it fits.
+# Name -> (function that makes it, whether it fits a task).
 _MORE: dict[str, tuple[Callable[[], Metric], Callable[[Task], bool]]] = {
     "image_miou": (metrics.image_miou, lambda task: task.discrete and task.axes > 0),
     "mean_ap": (

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from mtr_tf.errors import InputError
 
-# Words that stand for something where a task is named, or for what is no task where
-# tasks are shown: groups of tasks, an attack loss, tags of TensorBoard.
+# Words that mean something else where tasks are named or shown: groups of tasks, an
+# attack loss, tags of TensorBoard.
 RESERVED = ("all", "each", "main", "none", "optimizer", "own", "total")
 
 
@@ -50,7 +50,7 @@ NAMES = (
 
 
 class Named(Protocol):
-    """Anything that is called as a task is."""
+    """Anything with the names of a task."""
 
     @property
     def name(self) -> str:
@@ -71,16 +71,18 @@ def resolve(
     """Returns the tasks' full names, in the order given.
 
     Args:
-      names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
-        is depth_euclidean); or one string of them with commas between.
+      names: Names and aliases in any case, and letters in their own case (`d` is depth,
+        `D` is depth_euclidean); or one string of these, separated by commas.
       known: The known tasks; by default those of the paper.
 
     Raises:
       InputError: An unknown name, the same task twice, or none at all.
     """
     known = tuple(known)
-    given = _given(names, known)
-    return _different(tuple(_resolve_one(name, known) for name in given), given)
+    name_list = _split_names(names, known)
+    return _check_unique(
+        tuple(_resolve_one(name, known) for name in name_list), name_list
+    )
 
 
 def canonical(
@@ -99,63 +101,65 @@ def canonical(
       InputError: The same task twice, or none at all.
     """
     known = tuple(known)
-    given = _given(names, known)
-    resolved = tuple(_lookup(name, known) or name for name in given)
-    return _different(resolved, given)
+    name_list = _split_names(names, known)
+    full_names = tuple(_lookup(name, known) or name for name in name_list)
+    return _check_unique(full_names, name_list)
 
 
-def _given(names: str | Iterable[str], known: Sequence[Named]) -> list[str]:
-    given = names.split(",") if isinstance(names, str) else list(names)
-    given = [name.strip() for name in given]
-    if not any(given):
+def _split_names(names: str | Iterable[str], tasks: Sequence[Named]) -> list[str]:
+    name_list = names.split(",") if isinstance(names, str) else list(names)
+    name_list = [name.strip() for name in name_list]
+    if not any(name_list):
         raise InputError(
-            f"At least one task must be named; the tasks are {_listing(known)}."
+            f"At least one task must be named; the tasks are {_listing(tasks)}."
         )
-    return given
+    return name_list
 
 
-def _different(resolved: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
-    for name in resolved:
-        if resolved.count(name) > 1:
+def _check_unique(
+    full_names: tuple[str, ...], name_list: Sequence[str]
+) -> tuple[str, ...]:
+    for name in full_names:
+        if full_names.count(name) > 1:
             raise InputError(
-                f"Each task may be named only once, but '{','.join(given)}' names "
-                f"'{name}' {resolved.count(name)} times."
+                f"Each task may be named only once, but '{','.join(name_list)}' names "
+                f"'{name}' {full_names.count(name)} times."
             )
-    return resolved
+    return full_names
 
 
-def _lookup(name: str, known: Sequence[Named]) -> str | None:
-    """The task's own name; None where no task is called so."""
-    for each in known:
-        if name and name in (each.name, each.letter):
-            return each.name
-    for each in known:
-        if name.lower() in map(str.lower, (each.name, *each.aliases)):
-            return each.name
+def _lookup(name: str, tasks: Sequence[Named]) -> str | None:
+    """The full name of a task; None if no task has this name, alias or letter."""
+    for task in tasks:
+        if name and name in (task.name, task.letter):
+            return task.name
+    for task in tasks:
+        if name.lower() in map(str.lower, (task.name, *task.aliases)):
+            return task.name
     return None
 
 
-def _resolve_one(name: str, known: Sequence[Named]) -> str:
-    found = _lookup(name, known)
-    if found:
-        return found
+def _resolve_one(name: str, tasks: Sequence[Named]) -> str:
+    full_name = _lookup(name, tasks)
+    if full_name:
+        return full_name
     if not name:
         raise InputError(
             "A task's name must not be empty (perhaps there is an extra comma); the "
-            f"tasks are {_listing(known)}."
+            f"tasks are {_listing(tasks)}."
         )
-    by_name = {n: each.name for each in known for n in (each.name, *each.aliases)}
+    by_name = {n: task.name for task in tasks for n in (task.name, *task.aliases)}
     if len(name) == 1:
-        letters = [each.letter for each in known]
-        near = [name.swapcase()] if name.swapcase() in letters else []
+        letters = [task.letter for task in tasks]
+        guesses = [name.swapcase()] if name.swapcase() in letters else []
     else:
         matches = difflib.get_close_matches(name.lower(), by_name)
-        near = dict.fromkeys(by_name[match] for match in matches)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise InputError(f"Unknown task '{name}'.{hint} The tasks are {_listing(known)}.")
+        guesses = dict.fromkeys(by_name[match] for match in matches)
+    hint = f" Did you mean {' or '.join(map(repr, guesses))}?" if guesses else ""
+    raise InputError(f"Unknown task '{name}'.{hint} The tasks are {_listing(tasks)}.")
 
 
-def _listing(known: Sequence[Named]) -> str:
+def _listing(tasks: Sequence[Named]) -> str:
     return ", ".join(
-        f"{each.name} ({each.letter})" if each.letter else each.name for each in known
+        f"{task.name} ({task.letter})" if task.letter else task.name for task in tasks
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user's own losses and metrics compute, as far as results depend on it."""
+"""Hashes of a user's own code, such as losses and metrics, that results depend on."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from mtr_tf.tasks.table import TASKS
 from mtr_tf.tasks.task import KINDS
 from mtr_tf.tasks.task import Task
 
-_SIDE = 16  # Of places, of noise.
+_SIDE = 16  # Height and width of the noise.
 _CHANNELS = 3  # Where a task leaves them to the data.
-_CHANGING = (list, dict, set)  # What is in them may be of the last call.
-_PLAIN = (str, bytes, bool, int, float, complex, types.NoneType)
-_PLACES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+_CONTAINERS = (list, dict, set)  # Their content may come from the last call.
+_PLAIN_TYPES = (str, bytes, bool, int, float, complex, types.NoneType)
+_LIBRARY_FOLDERS = [
+    sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
+]
 
 
 def digest(task: Task) -> str:
-    """A hash of a task's own loss and metrics: of their code, and what noise gives.
+    """A hash of a task's own loss and metrics: of their code and their values on noise.
 
-    Empty where the loss is that of its kind, and all metrics are ones of `metrics`. So
-    results are not taken for those of a loss that was changed since.
+    Empty if the loss is the kind's and all metrics are from `metrics`. It shows whether
+    results are those of the loss as it is now.
     """
-    own = [metric for metric in task.metrics[:-1] if _is_own(metric)]
+    own_metrics = [metric for metric in task.metrics[:-1] if _is_own(metric)]
     if has_own_loss(task):
-        own.append(task.metrics[-1])
-    if not own:
+        own_metrics.append(task.metrics[-1])
+    if not own_metrics:
         return ""
     target, output, mask = _noise(task)
     words = []
-    for metric in own:
+    for metric in own_metrics:
         words += [metric.name, metric.better, *_code(metric.statistics, {})]
         if metric.of_given and metric.bounds != (-np.inf, np.inf):
             words += map(str, metric.bounds)
@@ -52,67 +54,68 @@ def digest(task: Task) -> str:
             words += [f"{number:.4g}" for number in numbers]
         except Exception as error:  # Of any kind: the code is not ours.
             words.append(type(error).__name__)
-    return _hashed(words)
+    return _hash(words)
 
 
 def of(*values: Any) -> str:
     """A hash of the code of a user's own functions or classes, and of plain values."""
-    return _hashed(_code(values, {}))
+    return _hash(_code(values, {}))
 
 
-def _hashed(words: Iterable[str]) -> str:
+def _hash(words: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
 def _is_own(metric: Metric) -> bool:
-    """Whether a metric's code is a user's, or that of what it is made of."""
+    """Whether a metric's code, or that of what it is made from, is a user's."""
     return metric.of_given or not metric.statistics.__module__.startswith("mtr_tf.")
 
 
 def has_own_loss(task: Task) -> bool:
-    """Whether its loss is not that of its kind, as those of the eleven are."""
+    """Whether its loss is not that of its kind, which the eleven tasks have."""
     return task.loss is not KINDS[task.kind].loss
 
 
 def is_standard(task: Task) -> bool:
-    """Whether it is the one of the eleven of its name, by its kind and its metrics.
+    """Whether its kind and metrics are those of the task of this name in `TASKS`.
 
-    Their order counts: attacks are judged by the first that measures harm. So do
-    classes that they leave out.
+    The order of metrics counts, because attacks are judged by the first that measures
+    harm. A task with ignored classes is not standard.
     """
     if task.name not in TASKS or task.ignored:
         return False
-    known = TASKS[task.name].bound(places=task.places)
+    standard = TASKS[task.name].bound(places=task.places)
 
-    def facts(one: Task) -> tuple[str, list[str]]:
-        return one.kind, [metric.name for metric in one.metrics]
+    def facts(candidate: Task) -> tuple[str, list[str]]:
+        return candidate.kind, [metric.name for metric in candidate.metrics]
 
-    return facts(task) == facts(known)
+    return facts(task) == facts(standard)
 
 
-def _code(value: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Words for what a function is made of: instructions, constants, what it holds.
+def _code(value: Any, memo: dict[int, Any]) -> Iterator[str]:
+    """Yields words for the parts of a value: instructions, constants, references.
 
-    The same in every process; of what they cannot tell, only the type counts. `seen`
-    is what was looked at, by its id, and keeps it, or another object had its id.
+    They are the same in every process; of a part that has no such words, only the type
+    counts. `memo` has the values that were visited by id, and keeps them alive, so that
+    no other object gets their ids.
     """
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN_TYPES):
         yield repr(value)
         return
-    if id(value) in seen:
+    if id(value) in memo:
         return
-    seen[id(value)] = value
+    memo[id(value)] = value
     if isinstance(value, np.ndarray | np.generic | tf.Tensor):
         array = np.asarray(value)
         yield f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
         return
     yield f"{type(value).__module__}.{type(value).__qualname__}"
     for part in _parts(value):
-        yield from _code(part, seen)
+        yield from _code(part, memo)
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value is made of."""
+    """The parts that a value is made of."""
     if isinstance(value, list | tuple):
         return list(value)
     if isinstance(value, set | frozenset):
@@ -126,35 +129,37 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, types.FunctionType):
-        return _of_function(value)
+        return _function_parts(value)
     if isinstance(value, type):
         return [value.__qualname__, *_methods(value)]
-    return _of_object(value)
+    return _object_parts(value)
 
 
-def _of_function(function: types.FunctionType) -> list[Any]:
+def _function_parts(function: types.FunctionType) -> list[Any]:
     parts: list[Any] = [function.__qualname__]
     for cell in function.__closure__ or ():
         try:
             parts.append(cell.cell_contents)
         except ValueError:  # It is not filled yet.
             continue
-    if _is_known(function):  # The version says what its code is.
-        return [part for part in parts if not isinstance(part, _CHANGING)]
-    held = [function.__globals__.get(name) for name in function.__code__.co_names]
-    held = [one for one in held if not isinstance(one, (types.ModuleType, *_CHANGING))]
-    held = [one for one in held if not (callable(one) and _is_known(one))]
-    return [*parts, function.__code__, function.__defaults__, *held]
+    if _is_library_code(function):  # The version says what its code is.
+        return [part for part in parts if not isinstance(part, _CONTAINERS)]
+    refs = [function.__globals__.get(name) for name in function.__code__.co_names]
+    refs = [
+        ref for ref in refs if not isinstance(ref, (types.ModuleType, *_CONTAINERS))
+    ]
+    refs = [ref for ref in refs if not (callable(ref) and _is_library_code(ref))]
+    return [*parts, function.__code__, function.__defaults__, *refs]
 
 
-def _of_object(value: Any) -> list[Any]:
-    """Its plain attributes and arrays, and the code of a class of the user's own."""
+def _object_parts(value: Any) -> list[Any]:
+    """An object's plain attributes and arrays, and the code of a user's own class."""
     fields = sorted(getattr(value, "__dict__", {}).items())
     parts: list[Any] = [
         part
-        for name, one in fields
-        if isinstance(one, (*_PLAIN, np.ndarray)) and not name.startswith("_")
-        for part in (name, one)
+        for name, content in fields
+        if isinstance(content, (*_PLAIN_TYPES, np.ndarray)) and not name.startswith("_")
+        for part in (name, content)
         if name != "name"  # Keras numbers them.
     ]
     if isinstance(value, keras.losses.Loss | keras.metrics.Metric):
@@ -167,33 +172,35 @@ def _of_object(value: Any) -> list[Any]:
 
 
 def _methods(kind: type) -> list[Any]:
-    """Functions and plain values of a user's class; names of a library's."""
-    found: list[Any] = []
-    for each in kind.__mro__:
-        if _is_known(each):
-            found.append(f"{each.__module__}.{each.__qualname__}")
+    """Functions and plain values of a user's classes; only names of a library's."""
+    members: list[Any] = []
+    for base in kind.__mro__:
+        if _is_library_code(base):
+            members.append(f"{base.__module__}.{base.__qualname__}")
             continue
-        for name, one in sorted(vars(each).items()):
-            if isinstance(one, staticmethod | classmethod):
-                one = one.__func__
-            if isinstance(one, property):
-                one = one.fget
-            is_code = isinstance(one, types.FunctionType)
-            if is_code or (isinstance(one, _PLAIN) and not name.startswith("__")):
-                found += [name, one]
-    return found
+        for name, member in sorted(vars(base).items()):
+            if isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            if isinstance(member, property):
+                member = member.fget
+            is_code = isinstance(member, types.FunctionType)
+            if is_code or (
+                isinstance(member, _PLAIN_TYPES) and not name.startswith("__")
+            ):
+                members += [name, member]
+    return members
 
 
-def _is_known(code: Any) -> bool:
+def _is_library_code(code: Any) -> bool:
     """Whether a function or class is one of an installed library's, or ours."""
     module = str(getattr(code, "__module__", "")).split(".")[0]
     file = str(getattr(sys.modules.get(module), "__file__", None) or "")
-    libraries = any(file.startswith(place) for place in _PLACES if place)
-    return module in ("mtr_tf", "builtins") or libraries
+    in_library = any(file.startswith(folder) for folder in _LIBRARY_FOLDERS if folder)
+    return module in ("mtr_tf", "builtins") or in_library
 
 
 def _noise(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(target, output, mask) of two images, always the same."""
+    """(target, output, mask) of two images of noise, always the same."""
     random = np.random.default_rng(0)
     places = (2, *(_SIDE,) * task.axes)
     channels = task.channels or len(task.classes) or _CHANNELS

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 
-_GOLDEN = 0.618  # Hues so far apart are never close.
+_GOLDEN = 0.618  # Hues at multiples of it are never close.
 _ROBUST_PERCENTILES = (2.0, 98.0)
 
 
@@ -29,8 +29,8 @@ def classes_to_rgb(
     """
     classes = np.asarray(classes)
     table = np.concatenate((np.asarray(colors, np.uint8), np.zeros((1, 3), np.uint8)))
-    known = (classes >= 0) & (classes < len(colors))
-    return _blacken(table[np.where(known, classes, len(colors))], mask)
+    has_color = (classes >= 0) & (classes < len(colors))
+    return _blacken(table[np.where(has_color, classes, len(colors))], mask)
 
 
 def scalar_to_rgb(
@@ -48,16 +48,16 @@ def scalar_to_rgb(
       mask: `[...]`, zero where black.
     """
     values = np.asarray(values, np.float32)[..., 0]
-    mask = _finite(values, mask)
+    mask = _finite_mask(values, mask)
     low, high = value_range or _robust_range(values[mask])
     level = _unit_range(values, low, high, mask)
     return _blacken(_viridis()[_to_uint8(level)], mask)
 
 
 def vectors_to_rgb(vectors: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Paints unit vectors `[..., 3]`, of which outputs may fall short: (n + 1) / 2."""
+    """Paints unit vectors n `[..., 3]`, or outputs near them, as (n + 1) / 2."""
     vectors = np.asarray(vectors, np.float32)
-    mask = _finite(vectors.sum(axis=-1), mask)
+    mask = _finite_mask(vectors.sum(axis=-1), mask)
     return _blacken(_to_uint8((np.where(mask[..., None], vectors, 0) + 1) / 2), mask)
 
 
@@ -70,12 +70,12 @@ def pair_to_rgb(
 
     Args:
       values: Float `[..., 2]`, such as two principal curvatures.
-      value_range: What no and full red (or green) stand for; by default minus and plus
-        the 98th percentile of the magnitude. Blue is at half throughout.
+      value_range: The values of no and of full red (or green); by default minus and
+        plus the 98th percentile of the magnitude. Blue is at half throughout.
       mask: `[...]`, zero where black.
     """
     values = np.asarray(values, np.float32)
-    mask = _finite(values.sum(axis=-1), mask)
+    mask = _finite_mask(values.sum(axis=-1), mask)
     if value_range is None:
         _, high = _robust_range(np.abs(values[mask]))
         value_range = (-high, high)
@@ -85,9 +85,9 @@ def pair_to_rgb(
 
 
 def image_to_rgb(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Returns an image `[..., 3]` in [0, 1] as bytes; what lies outside is clipped."""
+    """Returns an image `[..., 3]` in [0, 1] as bytes; values outside are clipped."""
     image = np.asarray(image, np.float32)
-    mask = _finite(image.sum(axis=-1), mask)
+    mask = _finite_mask(image.sum(axis=-1), mask)
     return _blacken(_to_uint8(np.where(mask[..., None], image, 0)), mask)
 
 
@@ -112,15 +112,15 @@ def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns that many colors; neighbours have very different hues."""
+    """Returns `count` colors; neighbours have very different hues."""
     hues = (i * _GOLDEN % 1 for i in range(count))
     colors = (colorsys.hsv_to_rgb(hue, 0.65, 0.9) for hue in hues)
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)
 
 
-def _finite(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    finite = np.isfinite(values)
-    return finite if mask is None else finite & (np.asarray(mask) != 0)
+def _finite_mask(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    is_finite = np.isfinite(values)
+    return is_finite if mask is None else is_finite & (np.asarray(mask) != 0)
 
 
 def _robust_range(valid: np.ndarray) -> tuple[float, float]:

@@ -25,15 +25,13 @@ from mtr_tf.tasks.task import Task
 from mtr_tf.tasks.task import TaskSet
 from mtr_tf.tasks.task import paint_numbers
 
-# Beside the metrics' rows: 1 for an image with an output that is not finite, else 0.
+# Rows besides the metrics': 1 for an image with an output that is not finite, else 0.
 NOT_FINITE = "not_finite"
 
 
 def _task(name: str, **fields: Any) -> Task:
-    called = next(each for each in names_lib.NAMES if each.name == name)
-    return Task(
-        name, places=MAP, letter=called.letter, aliases=called.aliases, **fields
-    )
+    names = next(names for names in names_lib.NAMES if names.name == name)
+    return Task(name, places=MAP, letter=names.letter, aliases=names.aliases, **fields)
 
 
 def _distance(name: str) -> Task:
@@ -65,7 +63,7 @@ TASKS = TaskSet(_ALL)
 
 
 def task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
-    """Returns tasks as a set: records as they are, names as those of TASKS.
+    """Returns tasks as a set: records as they are, names as the tasks of TASKS.
 
     Raises:
       InputError: an unknown name, or two tasks of one name.
@@ -124,6 +122,6 @@ def statistics(
 
 
 def _not_finite(output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    bad = ~tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
-    bad = tf.reduce_any(bad & tf.cast(mask, tf.bool), axis=losses.places(mask))
-    return tf.cast(bad, tf.float32)[:, tf.newaxis]
+    is_bad = ~tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    is_bad = tf.reduce_any(is_bad & tf.cast(mask, tf.bool), axis=losses.places(mask))
+    return tf.cast(is_bad, tf.float32)[:, tf.newaxis]

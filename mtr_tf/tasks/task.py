@@ -40,7 +40,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # (task, target or output, DatasetInfo, mask or None) -> uint8 RGB
 Paint = Callable[["Task", np.ndarray, Any, np.ndarray | None], np.ndarray]
 
-_OF_KIND: Any = None  # Filled in when a task is made.
+_KIND_DEFAULT: Any = None  # Filled in when a task is made.
 MAP = 2  # Axes of the places of a map: height and width.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
 
@@ -50,14 +50,14 @@ class Kind:
     """What tasks of a kind have by default.
 
     Attributes:
-      what: What an output is, in a few words.
+      what: A few words that say what an output is.
       loss: `(target, output, mask)` -> float32 `[batch]`.
-      metrics: (unit, axes of places) -> the metrics but the loss, the headline first.
+      metrics: (unit, axes of places) -> the metrics without the loss, headline first.
       paint: What `Task.to_rgb` calls for maps.
       channels: Of the output; None where a task must say, or its classes do.
       discrete: Whether targets are classes, without an axis of channels.
       probabilities: What makes probabilities of outputs that are logits.
-      mirror: See `Task`, of outputs with `channels`.
+      mirror: See `Task`; for outputs with `channels`.
     """
 
     what: str
@@ -88,9 +88,9 @@ class Task:
       places: How many axes the places have: 2 for maps, 0 for one value per image; None
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
-        kind's loss. Of classes and labels a function gets logits, as a loss whose class
-        is yours; Keras's own get what they were made for, by their `from_logits`,
-        and hinges logits. Of Keras's own losses and metrics, classes take those named
+        kind's loss. For classes and labels, functions, losses of your own classes and
+        hinges get logits; Keras's own losses get what they were made for, by their
+        `from_logits`. Of Keras's own losses and metrics, classes take those named
         Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
         task, give them without the loss, or one alone: each is a `Metric`, a Keras
@@ -104,9 +104,9 @@ class Task:
         left to right; None if they do not change. Not for classes.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names that attacks and examples take, in any case; training takes
-        those of the eleven alone.
-      more: Metrics that are computed too where somebody asked for them
-        (`more_metrics`); nothing goes by them.
+        only those of the eleven.
+      more: Metrics that are also computed, on request (`more_metrics`); nothing is
+        judged by them.
       ignored: Classes that no target has, because a data set says that their labels
         mean "no label" (its "ignore_label", which masks them); mean IoUs leave them
         out.
@@ -116,12 +116,12 @@ class Task:
     kind: str = ""
     channels: int | None = None
     places: int | None = None
-    loss: Loss = _OF_KIND
+    loss: Loss = _KIND_DEFAULT
     metrics: tuple[Metric, ...] = ()
     unit: str = ""
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
-    paint: Paint = _OF_KIND
+    paint: Paint = _KIND_DEFAULT
     mirror: tuple[float, ...] | None = None
     letter: str = ""
     aliases: tuple[str, ...] = ()
@@ -131,16 +131,16 @@ class Task:
     kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
 
     def __post_init__(self):
-        """Fills in what the kind says.
+        """Fills in the kind's defaults.
 
         Raises:
           InputError: the fields are not as described, or do not fit together.
         """
         fill = functools.partial(object.__setattr__, self)  # It is frozen.
         for name, (what, fits) in _LISTS.items():
-            fill(name, _listed(self, name, what, fits))
+            fill(name, _field_tuple(self, name, what, fits))
         if self.mirror is not None:
-            factors = _listed(self, "mirror", "numbers", _is_number)
+            factors = _field_tuple(self, "mirror", "numbers", _is_number)
             fill("mirror", tuple(map(float, factors)))
         for name in ("channels", "places"):  # NumPy's whole numbers, too.
             if is_whole(getattr(self, name)):
@@ -154,8 +154,8 @@ class Task:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
-        for given in (self.loss, *self.metrics) if kind.discrete else ():
-            losses_lib.check_of_classes(given, self.name)
+        for measure in (self.loss, *self.metrics) if kind.discrete else ():
+            losses_lib.check_of_classes(measure, self.name)
         loss = kind.loss if self.loss is None else self.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
@@ -166,24 +166,26 @@ class Task:
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
         if isinstance(scores[-1], Metric) and scores[-1].name == "loss":
-            scores = scores[:-1]  # Of a task that was made, by `dataclasses.replace`.
+            scores = scores[:-1]  # From `dataclasses.replace` of a finished task.
         scores = [
             metrics_lib.without_classes(score, self.ignored)
             for score in metrics_lib.as_metrics(scores, kind.probabilities)
         ]
         fill("metrics", (*scores, metrics_lib.mean_loss(loss)))
-        more = (metrics_lib.without_classes(one, self.ignored) for one in self.more)
+        more = (
+            metrics_lib.without_classes(metric, self.ignored) for metric in self.more
+        )
         fill("more", tuple(more))
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
         """Returns it with other fields; the kind's metrics follow from them."""
-        given = () if self.kinds_metrics else self.metrics[:-1]
-        return dataclasses.replace(self, **{"metrics": given, **changes})
+        metrics = () if self.kinds_metrics else self.metrics[:-1]
+        return dataclasses.replace(self, **{"metrics": metrics, **changes})
 
     @property
     def all_metrics(self) -> tuple[Metric, ...]:
-        """Its metrics with those that were asked for, the loss last."""
+        """Its metrics and those that are computed on request, the loss last."""
         return (*self.metrics[:-1], *self.more, self.metrics[-1])
 
     @property
@@ -205,17 +207,17 @@ class Task:
     def harm(self) -> Metric:
         """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
-        your own where higher is better nobody knows which value is without harm. Where
-        no metric will do, it is the loss.
+        Mean IoU is not such a mean, so for classes it is the accuracy. A function of
+        your own where higher is better does not count, because its value without harm
+        is not known. If no metric will do, it is the loss.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
 
     def unit_of(self, metric: Metric, units: Mapping[str, str]) -> str:
         """Returns a metric's unit on a data set with the `units` of its DatasetInfo.
 
-        A share of something that is not in the task's own unit is said to be so: "share
-        of log" is none of a distance.
+        A share of a target that is not in the task's own unit says so: "share of log"
+        is not a share of a distance.
         """
         unit = units.get(self.name, self.unit)
         if metric.relative and unit != self.unit:
@@ -224,7 +226,7 @@ class Task:
         return units.get(self.name, metric.unit) if of_target else metric.unit
 
     def output_channels(self, num_classes: int | None) -> int:
-        """Returns the channels of this task's head on a data set of so many classes."""
+        """Returns the channels of its head on a data set with `num_classes` classes."""
         return self.channels if self.channels is not None else num_classes or 0
 
     def to_rgb(
@@ -237,19 +239,19 @@ class Task:
         """Paints targets or outputs: maps as maps, values of the whole image as bars.
 
         Args:
-          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; of
+          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; for
             other places than a map's `[examples, *places]`, or with channels.
           info: The data set's `DatasetInfo`, for its `colors`, `ranges` and size.
           mask: `[..., H, W]` or `[examples, *places]`, zero where nothing is shown.
           output: Whether they are a model's outputs, not targets.
 
         Returns:
-          uint8 `[..., H, W, 3]`; of what is no map cards of a multiple of the images'
-          size.
+          uint8 `[..., H, W, 3]`; if it is no map, cards whose size is a multiple of the
+          images'.
         """
         value = np.asarray(value)
         if self.is_map:
-            return _painted(self, value, info, mask, output)
+            return _paint_map(self, value, info, mask, output)
         size = tuple(info.image_shape[:2])
         masks = [None] * len(value) if mask is None else np.asarray(mask)
         draw = _field if self.axes else _card
@@ -257,7 +259,7 @@ class Task:
         return np.stack([draw(self, v, m, info, size, output) for v, m in pairs])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what files say of it."""
+        """Returns the facts that are saved in files."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -282,42 +284,42 @@ def _check_names(task: Task) -> None:
             )
 
 
-def _listed(
+def _field_tuple(
     task: Task, field: str, what: str, fits: Callable[[Any], bool]
 ) -> tuple[Any, ...]:
-    """A field that is a list, as a tuple; one metric alone is one of them."""
-    given = getattr(task, field)
-    is_list = isinstance(given, Iterable) and not isinstance(given, str)
-    found = tuple(given) if is_list else () if given is None else (given,)
-    if (is_list or given is None or field == "metrics") and all(map(fits, found)):
-        return found
+    """A field that is a list, as a tuple; a single metric becomes a tuple of one."""
+    value = getattr(task, field)
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    items = tuple(value) if is_list else () if value is None else (value,)
+    if (is_list or value is None or field == "metrics") and all(map(fits, items)):
+        return items
     raise InputError(
-        f"The {field} of the task {task.name} must be a list of {what}; got {given!r}."
+        f"The {field} of the task {task.name} must be a list of {what}; got {value!r}."
     )
 
 
-def _is_name(given: Any) -> bool:
-    return isinstance(given, str)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _is_number(given: Any) -> bool:
-    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_color(given: Any) -> bool:
-    if isinstance(given, str) or not isinstance(given, Iterable):
+def _is_color(value: Any) -> bool:
+    if isinstance(value, str) or not isinstance(value, Iterable):
         return False
-    rgb = tuple(given)
+    rgb = tuple(value)
     return len(rgb) == 3 and all(number in range(256) for number in rgb)
 
 
-# Fields that are lists: of what, in words and as a check.
+# Fields that are lists -> (what they hold, in words; a check of an element).
 _LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("names", _is_name),
     "aliases": ("names", _is_name),
     "colors": ("triples (red, green, blue) of 0-255", _is_color),
     "ignored": ("whole numbers", is_whole),
-    "metrics": ("metrics", lambda given: True),  # See `metrics.as_metric`.
+    "metrics": ("metrics", lambda value: True),  # See `metrics.as_metric`.
 }
 
 
@@ -330,11 +332,11 @@ def _check(task: Task) -> None:
         )
     for name in (task.name, *task.aliases):
         if name.lower() in RESERVED:
-            of = "" if name == task.name else f" as another name of {task.name}"
+            suffix = "" if name == task.name else f" as another name of {task.name}"
             raise InputError(
                 f"A task must not be named {', '.join(RESERVED[:-1])} or "
                 f"{RESERVED[-1]}, because these words mean something else in settings "
-                f"and in TensorBoard; got {name!r}{of}. Choose another name."
+                f"and in TensorBoard; got {name!r}{suffix}. Choose another name."
             )
     if task.kind not in KINDS:
         raise InputError(
@@ -359,13 +361,13 @@ def _check(task: Task) -> None:
             f"The task {task.name} must have as many channels as classes; got "
             f"{task.channels} channels and {count} classes. Leave out channels."
         )
-    known = count or task.channels
-    if known and task.colors and len(task.colors) != known:
+    channel_count = count or task.channels
+    if channel_count and task.colors and len(task.colors) != channel_count:
         raise InputError(
             f"The task {task.name} must have as many colors as classes; got "
-            f"{len(task.colors)} colors and {known} classes."
+            f"{len(task.colors)} colors and {channel_count} classes."
         )
-    if not (known or kind.channels or kind.discrete):
+    if not (channel_count or kind.channels or kind.discrete):
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
@@ -382,7 +384,7 @@ def _check(task: Task) -> None:
             f"The task {task.name} must not have mirror, which multiplies numbers, "
             f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
-    channels = known or kind.channels or 0
+    channels = channel_count or kind.channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
         raise InputError(
             f"The task {task.name} must have one number in mirror for each of its "
@@ -431,15 +433,15 @@ class TaskSet(Mapping[str, Task]):
         return TaskSet(self[name] for name in resolve(names, self.values()))
 
     def find(self, name: str) -> Task:
-        """Returns the one of a name, alias or letter; `InputError` if none is."""
+        """Returns the task of a name, alias or letter; `InputError` if none has it."""
         return self[resolve([name], self.values())[0]]
 
     def replaced(self, *tasks: Task) -> TaskSet:
-        """Returns it with other tasks under their names, new ones at the end."""
+        """Returns the set with these tasks under their names, new ones at the end."""
         return TaskSet((self._by_name | {task.name: task for task in tasks}).values())
 
 
-# How one value per image, and places that are no map, are shown.
+# Pictures of one value per image, and of places that are no map.
 
 
 def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
@@ -478,12 +480,12 @@ def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
 
 
 def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
-    """Paints other places as a map of rows and columns, stretched."""
+    """Paints places that are no map as a stretched map of rows and columns."""
     shape = (value.shape[0] if task.axes > 1 else 1, -1)
-    last = value.shape[task.axes :]
-    flat = None if mask is None else np.reshape(mask, shape)
-    value = np.reshape(value, (*shape, *last))
-    picture = _painted(task, value, info, flat, output)
+    channels = value.shape[task.axes :]
+    flat_mask = None if mask is None else np.reshape(mask, shape)
+    value = np.reshape(value, (*shape, *channels))
+    picture = _paint_map(task, value, info, flat_mask, output)
     return cards.field(picture, size)
 
 
@@ -492,11 +494,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-# How maps are painted.
+# Painting of maps.
 
 
-def _painted(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
-    """Calls a task's paint; that of labels must know whether they are outputs."""
+def _paint_map(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
+    """Calls a task's paint; that of labels must know whether `value` is an output."""
     if task.paint is _paint_labels:
         return _paint_labels(task, value, info, mask, output)
     return task.paint(task, value, info, mask)
@@ -512,19 +514,19 @@ def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | 
 
 
 def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
-    """Returns what paints one number, or two, or three and more as a picture.
+    """Returns a function that paints one number, or two, or three and more.
 
     Args:
-      default: What a map of one number is painted between on data sets that do not say.
+      default: The range that maps are painted in on data sets that do not say.
     """
 
     def paint(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
-        known = info.ranges.get(task.name, default)
+        value_range = info.ranges.get(task.name, default)
         if value.shape[-1] == 1:
-            return palettes.scalar_to_rgb(value, known, mask)
+            return palettes.scalar_to_rgb(value, value_range, mask)
         if value.shape[-1] == 2:
-            return palettes.pair_to_rgb(value, known, mask)
-        return _between(value[..., :3], known, mask)
+            return palettes.pair_to_rgb(value, value_range, mask)
+        return _paint_in_range(value[..., :3], value_range, mask)
 
     return paint
 
@@ -536,11 +538,11 @@ def _paint_labels(
     mask: np.ndarray | None,
     output: bool = False,
 ):
-    """Paints each place as the label that is likeliest there, of logits or targets."""
+    """Paints each place as its likeliest label, from logits or targets."""
     colors = task.colors or palettes.distinct_colors(value.shape[-1])
-    there = value.max(axis=-1) > (0 if output else 0.5)
-    likeliest = np.where(there, value.argmax(axis=-1), len(colors))
-    return palettes.classes_to_rgb(likeliest, colors, mask)
+    has_label = value.max(axis=-1) > (0 if output else 0.5)
+    classes = np.where(has_label, value.argmax(axis=-1), len(colors))
+    return palettes.classes_to_rgb(classes, colors, mask)
 
 
 def _paint_directions(
@@ -554,17 +556,21 @@ def _paint_directions(
 def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
     if value.shape[-1] != 3:
         return paint_numbers((0, 1))(task, value, info, mask)
-    return _between(value, info.ranges.get(task.name, (0, 1)), mask)
+    return _paint_in_range(value, info.ranges.get(task.name, (0, 1)), mask)
 
 
-def _between(value: np.ndarray, known: Sequence[float] | None, mask):
-    if known is None:
+def _paint_in_range(value: np.ndarray, value_range: Sequence[float] | None, mask):
+    if value_range is None:
         is_shown = np.isfinite(value)
         if mask is not None:
             is_shown &= np.asarray(mask)[..., np.newaxis] != 0
-        shown = value[is_shown]
-        known = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
-    low, high = known
+        shown_values = value[is_shown]
+        value_range = (
+            (float(shown_values.min()), float(shown_values.max()))
+            if shown_values.size
+            else (0.0, 1.0)
+        )
+    low, high = value_range
     scale = high - low if high > low else 1
     return palettes.image_to_rgb((value - low) / scale, mask)
 
@@ -572,7 +578,7 @@ def _between(value: np.ndarray, known: Sequence[float] | None, mask):
 # The kinds.
 
 
-def _of_classes(unit: str, axes: int) -> tuple[Metric, ...]:
+def _class_metrics(unit: str, axes: int) -> tuple[Metric, ...]:
     if axes == MAP:
         return (metrics_lib.miou(), metrics_lib.pixel_accuracy())
     scores = (metrics_lib.accuracy(), metrics_lib.miou())
@@ -583,7 +589,7 @@ KINDS: dict[str, Kind] = {
     "classes": Kind(
         "one class of several, as logits",
         losses_lib.cross_entropy,
-        _of_classes,
+        _class_metrics,
         _paint_classes,
         discrete=True,
         probabilities=tf.nn.softmax,

@@ -37,26 +37,26 @@ def flags() -> str:
 
 
 def test_compiled_code_is_kept_apart_by_determinism(machine, monkeypatch):
-    startup._keep_compiled(True)
+    startup._set_up_cache(True)
     folder = machine / "xla-gpu-deterministic"
     assert f"--tf_xla_persistent_cache_directory={folder} " in flags()
     assert folder.is_dir()
     monkeypatch.delenv("TF_XLA_FLAGS")
-    startup._keep_compiled(False)
+    startup._set_up_cache(False)
     assert f"={machine / 'xla-gpu-free'} " in flags()
 
 
 def test_flags_of_the_users_own_count(machine, monkeypatch):
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_clustering_debug")
-    startup._keep_compiled(True)
+    startup._set_up_cache(True)
     assert flags().startswith("--tf_xla_clustering_debug --tf_xla_persistent_cache")
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory=/mine")
-    startup._keep_compiled(True)
+    startup._set_up_cache(True)
     assert flags() == "--tf_xla_persistent_cache_directory=/mine"
 
 
 def test_the_oldest_compiled_code_goes_beyond_a_size(machine, monkeypatch):
-    monkeypatch.setattr(startup, "_MOST", 250)
+    monkeypatch.setattr(startup, "_MAX_CACHE_BYTES", 250)
     names = ("gpu-free/new.pb", "other-free/old.pb", "gpu-deterministic/older.pb")
     for age, name in enumerate(names):
         file = machine / f"xla-{name}"
@@ -64,7 +64,7 @@ def test_the_oldest_compiled_code_goes_beyond_a_size(machine, monkeypatch):
         file.write_bytes(bytes(100))
         os.utime(file, (10**9 - age,) * 2)
     (machine / "of-another.pb").write_bytes(bytes(1000))
-    startup._keep_compiled(False)
+    startup._set_up_cache(False)
     left = {path.name for path in machine.rglob("*.pb")}
     assert left == {"new.pb", "old.pb", "of-another.pb"}
 
@@ -102,7 +102,7 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
         monkeypatch.setenv("MTR_TF_CACHE", str(machine / "a b"))
     else:
         monkeypatch.setattr(startup, "_machine", lambda: "")
-    startup._keep_compiled(True)
+    startup._set_up_cache(True)
     assert not flags()
 
 

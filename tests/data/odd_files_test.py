@@ -145,7 +145,7 @@ def test_the_systems_word_ends_a_command(monkeypatch, capsys, error, said):
 
     monkeypatch.setattr(cli_flags.app, "run", lambda guarded, **_: guarded(["name"]))
     monkeypatch.setattr(cli_flags.sys, "argv", ["name"])
-    monkeypatch.setattr(cli_flags, "_log_plainly", lambda: None)
+    monkeypatch.setattr(cli_flags, "_set_up_logging", lambda: None)
     with pytest.raises(SystemExit) as ended:
         cli_flags.run("name", "doc", (), main, "")
     assert ended.value.code == 1

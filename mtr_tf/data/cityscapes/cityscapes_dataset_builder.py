@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TFDS builder of Cityscapes as we read it."""
+"""The TFDS builder of Cityscapes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CityscapesConfig(tfds.core.BuilderConfig):
       size: (height, width).
       depth_target: what `depth` is.
       source: the folder with the files.
-      jobs: by split, by CITY_SEQUENCE_FRAME, what `examples.make` is given.
+      jobs: {split: {CITY_SEQUENCE_FRAME: argument of `examples.make`}}.
     """
 
     size: tuple[int, int]
@@ -58,7 +58,7 @@ class MtrCityscapes(prepared.Builder):
 
     @property
     def parts(self) -> pathlib.Path:
-        """Where parts are kept while it prepares."""
+        """The folder that holds the parts during preparation."""
         config = self.builder_config
         facts = (config.size, config.depth_target, config.source)
         return prepared.parts_folder(self, facts)
@@ -77,32 +77,32 @@ class MtrCityscapes(prepared.Builder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         jobs = self.builder_config.jobs[split]
-        made = parts.examples(*self.work[split], f"Preparing Cityscapes, {split}")
-        for index, (name, arrays) in enumerate(zip(jobs, made, strict=True)):
-            known = os.fsencode(name)  # The system's bytes, which may be no UTF-8.
-            example = {"name": known, "city": known.split(b"_")[0], **arrays}
+        outputs = parts.examples(*self.work[split], f"Preparing Cityscapes, {split}")
+        for index, (name, arrays) in enumerate(zip(jobs, outputs, strict=True)):
+            name_bytes = os.fsencode(name)  # The system's bytes, which may be no UTF-8.
+            example = {"name": name_bytes, "city": name_bytes.split(b"_")[0], **arrays}
             yield prepared.key(index, len(jobs)), example
 
 
 def _part(name: str, job: dict[str, Any]) -> str:
     """The key of a part: other files of the same name make another part."""
-    found = [job[kind.folder] for kind in layout.KINDS]
-    return f"{name}-{prepared.fingerprint(found)}"
+    fields = [job[kind.folder] for kind in layout.KINDS]
+    return f"{name}-{prepared.fingerprint(fields)}"
 
 
 def _features(size: tuple[int, int]) -> dict[str, Any]:
-    def stored(shape: tuple[int, ...], kind: type) -> tfds.features.Tensor:
-        # As they are: the files of array_record are compressed.
+    def tensor(shape: tuple[int, ...], kind: type) -> tfds.features.Tensor:
+        # Not compressed here, because the files of array_record are.
         encoding = tfds.features.Encoding.BYTES
         return tfds.features.Tensor(shape=shape, dtype=kind, encoding=encoding)
 
     return {
         "name": tfds.features.Text(),
         "city": tfds.features.Text(),
-        "image": stored((*size, 3), np.uint8),
-        "seg": stored(size, np.uint8),
-        "seg_known": stored(size, np.bool_),
-        "depth": stored((*size, 1), np.float32),
-        "depth_known": stored(size, np.bool_),
-        "original_size": stored((2,), np.int32),
+        "image": tensor((*size, 3), np.uint8),
+        "seg": tensor(size, np.uint8),
+        "seg_known": tensor(size, np.bool_),
+        "depth": tensor((*size, 1), np.float32),
+        "depth_known": tensor(size, np.bool_),
+        "original_size": tensor((2,), np.int32),
     }

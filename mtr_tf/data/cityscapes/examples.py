@@ -3,15 +3,15 @@
 
 *   `image` is averaged over areas, rounded to bytes.
 *   `seg` is picked at the nearest pixel; void has label 0 and mask False.
-*   `depth` starts from the file's 16-bit p, which says disparity = (p - 1) / 256 pixels
-    of the original picture where p > 0, and nothing where p = 0. A new pixel's
-    disparity is the mean over its known original pixels, and stays in pixels of the
-    original, whatever the new size. From it, with baseline b (metres) and focal length
-    fx (pixels of the original) of the camera file, depth is b fx / disparity: metres;
-    not known where the disparity is 0 (without end). `inverse_depth` is its inverse.
-    `released` is the mean of p / 1000 over all pixels, with nothing masked, as the
-    paper's code has it. (The target of `autoencoder`, which comes with it, is made of
-    `image` when it is read: `reading.standardised`.)
+*   `depth` starts from the file's 16-bit p: disparity = (p - 1) / 256 pixels of the
+    original picture where p > 0, and not known where p = 0. A new pixel's disparity is
+    the mean over its known original pixels, and stays in pixels of the original,
+    whatever the new size. With the baseline b (metres) and the focal length fx (pixels
+    of the original) of the camera file, the depth in metres is b fx / disparity; it is
+    not known where the disparity is 0 (infinitely far). `inverse_depth` is its inverse.
+    `released` is the mean of p / 1000 over all pixels, with nothing masked, as in the
+    paper's code. (The target of `autoencoder` that goes with it is computed from
+    `image` on reading, see `reading.standardised`.)
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of an example.
 
     Args:
-      job: "size" [h, w], "depth_target", and by the kind's folder the fields of a
-        `File`, or None where there is none.
+      job: "size" [h, w], "depth_target", and under each kind's folder the fields of a
+        `File`, or None if there is none.
 
     Returns:
       image uint8 [h, w, 3]; seg uint8 [h, w] of train ids and its mask seg_known bool
@@ -46,7 +46,7 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
       is no file; original_size int32 [2], (height, width).
 
     Raises:
-      InputError: a file cannot be read, or holds what it must not.
+      InputError: a file cannot be read, or has invalid content.
     """
     sources = {
         kind.folder: File(*job[kind.folder]) if job[kind.folder] else None
@@ -55,12 +55,12 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
     (height, width), target = job["size"], job["depth_target"]
     size = height, width
     image = _read(File(*job[layout.IMAGE.folder]), np.uint8, 3, None)
-    original = image.shape[0], image.shape[1]
-    train_ids = _train_ids(sources[layout.LABEL.folder], original)
-    depth, known = _depth(
+    original_size = image.shape[0], image.shape[1]
+    train_ids = _train_ids(sources[layout.LABEL.folder], original_size)
+    depth, valid = _depth(
         sources[layout.DISPARITY.folder],
         sources[layout.CAMERA.folder],
-        original,
+        original_size,
         size,
         target,
     )
@@ -70,13 +70,13 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
         "seg": np.where(labels == layout.VOID, 0, labels).astype(np.uint8),
         "seg_known": labels != layout.VOID,
         "depth": depth[..., np.newaxis].astype(np.float32),
-        "depth_known": known,
-        "original_size": np.array(original, np.int32),
+        "depth_known": valid,
+        "original_size": np.array(original_size, np.int32),
     }
 
 
 def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
-    """A picture of the type, number of axes and size that it must have."""
+    """A picture, checked to have this type, number of axes and size."""
     picture = png.decode(file.read(), str(file))
     if picture.dtype != kind or picture.ndim != axes:
         bits = 8 * np.dtype(kind).itemsize
@@ -95,45 +95,47 @@ def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
 
 
 def _train_ids(file: File | None, size: Size) -> np.ndarray:
-    """Train ids of [H, W], VOID where there is none."""
+    """Train ids, int16 [H, W]; VOID where there is none."""
     if file is None:
         return np.full(size, layout.VOID, np.int16)
     values = _read(file, np.uint8, 2, size)
-    of_train_ids = file.path.endswith(layout.LABEL.suffixes[0])
-    table = layout.OF_TRAIN_IDS if of_train_ids else layout.OF_LABEL_IDS
+    is_train_ids = file.path.endswith(layout.LABEL.suffixes[0])
+    table = layout.OF_TRAIN_IDS if is_train_ids else layout.OF_LABEL_IDS
     train_ids = table[values]
-    wrong = values[train_ids < 0]
-    if wrong.size:
-        last = 18 if of_train_ids else layout.LAST_LABEL_ID
+    bad_values = values[train_ids < 0]
+    if bad_values.size:
+        last_id = 18 if is_train_ids else layout.LAST_LABEL_ID
         raise InputError(
-            f"The labels of '{file}' must be 0-{last}, or 255 for none, but one is "
-            f"{wrong.max()}; extract or download it again."
+            f"The labels of '{file}' must be 0-{last_id}, or 255 for none, but one is "
+            f"{bad_values.max()}; extract or download it again."
         )
     return train_ids
 
 
 def _depth(
-    file: File | None, camera: File | None, original: Size, size: Size, target: str
+    file: File | None, camera: File | None, original_size: Size, size: Size, target: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The target of `depth`, float64 [h, w], and its mask."""
-    nothing = np.zeros(size), np.zeros(size, bool)
+    empty = np.zeros(size), np.zeros(size, bool)
     if file is None:
-        return nothing
-    raw = _read(file, np.uint16, 2, original).astype(np.int32)
+        return empty
+    file_values = _read(file, np.uint16, 2, original_size).astype(np.int32)
     if target == layout.RELEASED:
-        return resizing.area(raw, size) / 1000, np.ones(size, bool)
-    mean, known = resizing.area_of_known(raw - 1, raw > 0, size)
+        return resizing.area(file_values, size) / 1000, np.ones(size, bool)
+    mean, valid = resizing.area_of_known(file_values - 1, file_values > 0, size)
     disparity = mean / 256
     if target == "disparity":
-        return disparity, known
+        return disparity, valid
     if camera is None:
-        return nothing
+        return empty
     metres_times_pixels = _baseline_times_focal_length(camera)
     if target == "inverse_depth":
-        return disparity / metres_times_pixels, known
-    near = known & (disparity > 0)
-    metres = np.divide(metres_times_pixels, disparity, out=np.zeros(size), where=near)
-    return metres, near
+        return disparity / metres_times_pixels, valid
+    has_depth = valid & (disparity > 0)
+    metres = np.divide(
+        metres_times_pixels, disparity, out=np.zeros(size), where=has_depth
+    )
+    return metres, has_depth
 
 
 def _baseline_times_focal_length(camera: File) -> float:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds and reads Cityscapes' files: in the official archives, or extracted.
 
-In --data_dir there is, for each kind of file (`layout.KINDS`), a folder or a zip:
+--data_dir has, for each kind of file (`layout.KINDS`), a folder or a zip:
 
     leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png   or
-    leftImg8bit_trainvaltest.zip, which holds that folder; also extracted beside
+    leftImg8bit_trainvaltest.zip, which holds that folder; also extracted, as
     leftImg8bit_trainvaltest/leftImg8bit/...
 
-A folder comes before an archive, unless it holds no such file. Kinds need not be of the
-same sort.
+A folder is preferred to an archive, unless it holds no such file. One kind may be a
+folder, and another an archive.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class File:
         try:
             if self.archive:
                 check_size(self.size, png.LARGEST_FILE, str(self))
-                return _opened(self.archive).read(self.path)
+                return _open_archive(self.archive).read(self.path)
             return read_bytes(self.path, png.LARGEST_FILE)
         except InputError:
             raise
-        except DAMAGED as error:  # Also where it is encrypted, or packed strangely.
+        except DAMAGED as error:  # Also if it is encrypted, or oddly compressed.
             raise InputError(
                 f"'{self}' cannot be read ({reason(error)}); extract it with another "
                 "program, or download it again."
@@ -67,35 +67,35 @@ Files = dict[str, dict[str, File]]
 """{split: {CITY_SEQUENCE_FRAME + suffix: file}}, of one kind."""
 
 
-def _opened(archive: str) -> zipfile.ZipFile:
-    """The archive, which is opened again only if it has changed."""
-    return _open(archive, os.stat(archive).st_mtime_ns)
+def _open_archive(archive: str) -> zipfile.ZipFile:
+    """The open archive, which is opened again only if it has changed."""
+    return _cached_archive(archive, os.stat(archive).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=8)
-def _open(archive: str, changed: int) -> zipfile.ZipFile:
-    del changed
+def _cached_archive(archive: str, mtime_ns: int) -> zipfile.ZipFile:
+    del mtime_ns
     return zipfile.ZipFile(archive)
 
 
 def find(root: pathlib.Path, kind: Kind) -> Files | None:
-    """All files of a kind by split; None where neither a folder nor an archive has any.
+    """All files of a kind by split; None if neither a folder nor an archive has any.
 
     Raises:
       InputError: the archive is damaged.
     """
-    beside = root / kind.archive.removesuffix(".zip") / kind.folder
-    for folder in (root / kind.folder, beside):
-        found = _sorted(kind, _in_folder(folder))  # None of a folder that is not there.
-        if any(found.values()):
-            return found
+    unpacked_folder = root / kind.archive.removesuffix(".zip") / kind.folder
+    for folder in (root / kind.folder, unpacked_folder):
+        files = _files_by_split(kind, _in_folder(folder))  # A missing folder has none.
+        if any(files.values()):
+            return files
     archive = root / kind.archive
-    found = _sorted(kind, _in_archive(archive)) if archive.is_file() else {}
-    return found if any(found.values()) else None
+    files = _files_by_split(kind, _in_archive(archive)) if archive.is_file() else {}
+    return files if any(files.values()) else None
 
 
 def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:
-    """(SPLIT, CITY, name) and the file, of all three levels down."""
+    """Yields (SPLIT, CITY, name) and the file, for all files three levels down."""
     for split in layout.SPLITS.values():
         for place, _, names in os.walk(folder / split, followlinks=True):
             for name in names:
@@ -106,7 +106,7 @@ def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:
 
 def _in_archive(archive: pathlib.Path) -> Iterator[tuple[list[str], File]]:
     try:
-        entries = _opened(str(archive)).infolist()
+        entries = _open_archive(str(archive)).infolist()
     except DAMAGED as error:
         raise InputError(
             f"'{archive}' must be one of Cityscapes' archives, but cannot be read "
@@ -117,12 +117,12 @@ def _in_archive(archive: pathlib.Path) -> Iterator[tuple[list[str], File]]:
         yield parts, File(str(archive), entry.filename, entry.file_size)
 
 
-def _sorted(kind: Kind, found: Iterator[tuple[list[str], File]]) -> Files:
+def _files_by_split(kind: Kind, entries: Iterator[tuple[list[str], File]]) -> Files:
     files: Files = {split: {} for split in layout.SPLITS}
     split_of = {folder: split for split, folder in layout.SPLITS.items()}
-    for parts, file in sorted(found, key=lambda pair: pair[0]):
-        hidden = parts[-1].startswith(".")
-        if len(parts) != 3 or parts[0] not in split_of or hidden:
+    for parts, file in sorted(entries, key=lambda pair: pair[0]):
+        is_hidden = parts[-1].startswith(".")
+        if len(parts) != 3 or parts[0] not in split_of or is_hidden:
             continue
         if parts[-1].endswith(kind.suffixes):
             files[split_of[parts[0]]][parts[-1]] = file

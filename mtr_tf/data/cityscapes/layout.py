@@ -3,7 +3,7 @@
 
 Ids and colours are those of the data set's own table (`helpers/labels.py` of
 cityscapesScripts). The label images hold ids of 0-33. Id -1 (license plate) is never
-painted into them; 255 is what it becomes where somebody has done so in 8 bits.
+painted into them; it becomes 255 where somebody has done so in 8 bits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNLABELED = 0  # The label id that says nothing.
 
 
 def _train_ids(pairs: dict[int, int], last: int) -> np.ndarray:
-    """Value in a file -> train id; VOID for none, -1 where there is no such value."""
+    """Value in a file -> train id; VOID for no train id, -1 for an invalid value."""
     table = np.full(256, -1, np.int16)
     table[: last + 1] = VOID
     table[VOID] = VOID
@@ -63,7 +63,8 @@ class Kind:
 
     Attributes:
       folder: its folder, and the first part of the archive's name.
-      suffixes: how its files end after CITY_SEQUENCE_FRAME; the first there is is read.
+      suffixes: ends of its files' names after CITY_SEQUENCE_FRAME; the file with the
+        first of them is read.
     """
 
     folder: str
@@ -81,7 +82,7 @@ DISPARITY = Kind("disparity", ("_disparity.png",))
 CAMERA = Kind("camera", ("_camera.json",))
 KINDS = (IMAGE, LABEL, DISPARITY, CAMERA)
 
-# Our name of a split, and that of its folders.
+# Our name of a split -> that of its folders.
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 ORIGINAL_SIZE = (1024, 2048)
@@ -92,14 +93,14 @@ IMAGE_SIZE = (336, 680)
 MEAN = (0.290101, 0.328081, 0.286964)
 STD = (0.182954, 0.186566, 0.184475)
 
-# What lies between black and white once it is standardised, in any channel.
+# The range of standardised values from black to white, over all channels.
 STANDARDISED = (
     min(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
     max((1 - mean) / std for mean, std in zip(MEAN, STD, strict=True)),
 )
 
 RELEASED = "released"  # The --depth_target with all targets as in the paper's code.
-# By --depth_target: the unit, and what the map is painted between.
+# By --depth_target: the unit, and the range that the map is painted in.
 DEPTHS = {
     "disparity": ("px", (0.0, 100.0)),
     "inverse_depth": ("1/m", (0.0, 0.2)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens Cityscapes: finds its files, prepares them once, then reads what is asked."""
+"""Opens Cityscapes: finds its files, prepares them once, then reads on request."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def open_source(
     tasks: Sequence[str] | None = None,
     depth_target: str = "disparity",
 ) -> Source:
-    """Opens Cityscapes, which is prepared first where that has not been done.
+    """Opens Cityscapes, and prepares it first if that has not been done.
 
     Prepared data go to $TFDS_DATA_DIR, else ~/tensorflow_datasets, in a folder for each
     image size, depth target and listing of files. A missing file of labels or depth
-    (also of the camera, where it is needed) makes that target unknown for the image;
-    how many there are is logged. `test` exists if its labels do; those of the official
-    archive are all void. Files of tasks that are not asked for may be broken: then it
-    is prepared without them, in a folder of its own.
+    (or of the camera, where it is needed) makes that target unknown for the image; the
+    number of missing files is logged. `test` exists if its labels do; those of the
+    official archive are all void. Files of tasks that are not asked for may be broken:
+    then the data are prepared without them, in a folder of their own.
 
     Args:
       image_size: (height, width); None for the paper's (336, 680), for which see
         `resizing`.
       data_dir: the folder with the archives or the extracted folders (see `files`).
-      tasks: the tasks whose targets are read; None for all whose files there are.
+      tasks: the tasks whose targets are read; None for all that have files.
       depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`. With
         `layout.RELEASED` the target of `autoencoder` is the `standardised` picture, as
         in the paper's code, instead of the picture in [0, 1].
 
     Raises:
-      InputError: files are missing, damaged or not as they must be, or a whole split
-        has none for a task that is asked for; the image size is not positive; prepared
-        data cannot be written.
+      InputError: files are missing, damaged or invalid, or a whole split has none for a
+        task that is asked for; the image size is not positive; prepared data cannot be
+        written.
     """
     size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in layout.DEPTHS:
@@ -78,40 +78,40 @@ def open_source(
     needs = {"seg": [layout.LABEL], "depth": [layout.DISPARITY]}
     if depth_target in layout.NEED_CAMERA:
         needs["depth"].append(layout.CAMERA)
-    wanted = [task for task in needs if tasks is None or task in tasks]
-    kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
-    found = _found(root, kinds, needs)
-    available = _available(found, needs, root, depth_target, tasks)
-    wanted = [task for task in wanted if task in available]
-    kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
-    jobs = _jobs(found, kinds, root, size, depth_target)
-    _check_splits(jobs, {task: needs[task] for task in wanted}, root)
+    file_tasks = [task for task in needs if tasks is None or task in tasks]
+    kinds = [layout.IMAGE, *(kind for task in file_tasks for kind in needs[task])]
+    files_by_kind = _find_files(root, kinds, needs)
+    available_tasks = _available_tasks(files_by_kind, needs, root, depth_target, tasks)
+    file_tasks = [task for task in file_tasks if task in available_tasks]
+    kinds = [layout.IMAGE, *(kind for task in file_tasks for kind in needs[task])]
+    jobs = _jobs(files_by_kind, kinds, root, size, depth_target)
+    _check_splits(jobs, {task: needs[task] for task in file_tasks}, root)
     _log_missing(jobs, kinds[1:])
-    builder = _prepared(root, size, depth_target, jobs, kinds)
-    released = depth_target == layout.RELEASED
-    unit, painted = layout.DEPTHS[depth_target]
-    ranges = {**picture.RANGES, "depth": painted}
-    if released:
+    builder = _prepare(root, size, depth_target, jobs, kinds)
+    is_released = depth_target == layout.RELEASED
+    unit, depth_range = layout.DEPTHS[depth_target]
+    ranges = {**picture.RANGES, "depth": depth_range}
+    if is_released:
         ranges["autoencoder"] = layout.STANDARDISED
     info = DatasetInfo(
         name="cityscapes",
         image_shape=(*size, 3),
         classes=layout.CLASSES,
         colors=layout.COLORS,
-        tasks=tasks_lib.task_set(available),
-        splits={split: len(of_split) for split, of_split in jobs.items()},
+        tasks=tasks_lib.task_set(available_tasks),
+        splits={split: len(split_jobs) for split, split_jobs in jobs.items()},
         mean=layout.MEAN,
         std=layout.STD,
         ranges=ranges,
         units={"depth": unit},
     )
-    derived = released and (tasks is None or "autoencoder" in tasks)
-    load = functools.partial(_columns, builder, wanted, derived)
+    with_autoencoder = is_released and (tasks is None or "autoencoder" in tasks)
+    load = functools.partial(_columns, builder, file_tasks, with_autoencoder)
     return Source(info, functools.cache(load))
 
 
 def standardised(images: np.ndarray) -> np.ndarray:
-    """The released code's target of `autoencoder`: what its models take.
+    """The released code's target of `autoencoder`: its models' input.
 
     Args:
       images: [..., 3] uint8, or float in [0, 1].
@@ -119,116 +119,124 @@ def standardised(images: np.ndarray) -> np.ndarray:
     Returns:
       float32 of the same shape, of mean 0 and standard deviation 1 over the data set.
     """
-    mean, std = (np.array(of, np.float32) for of in (layout.MEAN, layout.STD))
+    mean, std = (np.array(values, np.float32) for values in (layout.MEAN, layout.STD))
     return (picture.as_floats(images) - mean) / std
 
 
 def _folder(data_dir: str | None) -> pathlib.Path:
-    wanted = (
+    description = (
         f"the folder with {layout.IMAGE.archive}, {layout.LABEL.archive} and "
         f"{layout.DISPARITY.archive}, or with what is in them"
     )
     if not data_dir:
         raise InputError(
             "Cityscapes is not downloaded automatically (you can get it "
-            f"{_REGISTER}); give --data_dir: {wanted}."
+            f"{_REGISTER}); give --data_dir: {description}."
         )
     root = pathlib.Path(data_dir).expanduser().resolve()
     if not root.is_dir():
-        raise InputError(f"--data_dir must be {wanted}, got '{data_dir}'.")
+        raise InputError(f"--data_dir must be {description}, got '{data_dir}'.")
     return root
 
 
-def _found(
+def _find_files(
     root: pathlib.Path, kinds: Sequence[Kind], needs: Mapping[str, Sequence[Kind]]
 ) -> dict[Kind, Files | None]:
-    """The files of `kinds`, and of other tasks' kinds, whose archive may be damaged."""
-    found = {kind: files.find(root, kind) for kind in kinds}
+    """The files of `kinds`, and of other tasks' kinds unless they are damaged."""
+    files_by_kind = {kind: files.find(root, kind) for kind in kinds}
     for kind in itertools.chain.from_iterable(needs.values()):
-        if kind not in found:
+        if kind not in files_by_kind:
             try:
-                found[kind] = files.find(root, kind)
+                files_by_kind[kind] = files.find(root, kind)
             except InputError as error:
                 logging.warning("Cityscapes: not needed, so left out: %s", error)
-                found[kind] = None
-    return found
+                files_by_kind[kind] = None
+    return files_by_kind
 
 
-def _available(
-    found: dict[Kind, Files | None],
+def _available_tasks(
+    files_by_kind: dict[Kind, Files | None],
     needs: Mapping[str, Sequence[Kind]],
     root: pathlib.Path,
     depth_target: str,
     tasks: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """The tasks whose files there are; InputError where those of `tasks` are not."""
+    """The tasks that have files; InputError if one of `tasks` has none."""
     reasons = {"seg": "", "depth": f" with --depth_target={depth_target}"}
-    missing = {
-        task: [k for k in kinds if found[k] is None] for task, kinds in needs.items()
+    missing_kinds = {
+        task: [k for k in kinds if files_by_kind[k] is None]
+        for task, kinds in needs.items()
     }
-    for task, kinds in missing.items():
+    for task, kinds in missing_kinds.items():
         if kinds and task in (tasks or ()):
-            _need(kinds[0], root, f"the task {task}{reasons[task]}")
-    if found[layout.IMAGE] is None:
-        _need(layout.IMAGE, root, "Cityscapes")
-    return (*(task for task, kinds in missing.items() if not kinds), *picture.TASKS)
+            _raise_missing(kinds[0], root, f"the task {task}{reasons[task]}")
+    if files_by_kind[layout.IMAGE] is None:
+        _raise_missing(layout.IMAGE, root, "Cityscapes")
+    return (
+        *(task for task, kinds in missing_kinds.items() if not kinds),
+        *picture.TASKS,
+    )
 
 
-def _need(kind: Kind, root: pathlib.Path, reason: str) -> None:
-    has = f"'{root}' has neither; you can get them {_REGISTER}"
-    there = [place for place in (kind.folder, kind.archive) if (root / place).exists()]
-    if there:
-        has = (
-            f"'{root / there[0]}' has no train/CITY/CITY_SEQUENCE_FRAME"
+def _raise_missing(kind: Kind, root: pathlib.Path, reason: str) -> None:
+    problem = f"'{root}' has neither; you can get them {_REGISTER}"
+    existing_places = [
+        place for place in (kind.folder, kind.archive) if (root / place).exists()
+    ]
+    if existing_places:
+        problem = (
+            f"'{root / existing_places[0]}' has no train/CITY/CITY_SEQUENCE_FRAME"
             f"{kind.suffixes[-1]} in it; extract or download {kind.archive} again"
         )
     raise InputError(
         f"{reason} needs {kind.archive} or the folder {kind.folder} in --data_dir, "
-        f"but {has}."
+        f"but {problem}."
     )
 
 
 def _check_splits(
     jobs: Mapping[str, Jobs], needs: Mapping[str, Sequence[Kind]], root: pathlib.Path
 ) -> None:
-    """Raises `InputError` where a task has no files in all of train or validation."""
+    """Raises `InputError` if a task has no files in all of train or validation."""
     for split in ("train", "validation"):
         for task, kinds in needs.items():
-            known = [
+            has_files = [
                 all(job[kind.folder] for kind in kinds)
                 for job in jobs.get(split, {}).values()
             ]
-            if known and not any(known):
+            if has_files and not any(has_files):
                 folders = " and ".join(kind.folder for kind in kinds)
                 raise InputError(
                     f"the task {task} needs {folders} for pictures of {split}, but "
-                    f"'{root}' has these files for none of its {len(known)} pictures; "
-                    f"extract {kinds[0].archive} again, or remove these pictures."
+                    f"'{root}' has these files for none of its {len(has_files)} "
+                    f"pictures; extract {kinds[0].archive} again, or remove these "
+                    "pictures."
                 )
 
 
 def _jobs(
-    found: dict[Kind, Files | None],
+    files_by_kind: dict[Kind, Files | None],
     kinds: Sequence[Kind],
     root: pathlib.Path,
     size: tuple[int, int],
     depth_target: str,
 ) -> dict[str, Jobs]:
-    """What is to be made of each split that there is, in the order of the names."""
+    """The jobs of each split that has pictures, in the order of their names."""
     jobs = {}
     for split in layout.SPLITS:
-        here = {
-            kind: (by_split or {}).get(split, {}) for kind, by_split in found.items()
+        split_files = {
+            kind: (by_split or {}).get(split, {})
+            for kind, by_split in files_by_kind.items()
         }
-        names = _names({kind: here[kind] for kind in kinds}, root, split)
-        if not names or (split == "test" and not here[layout.LABEL]):
+        names = _names({kind: split_files[kind] for kind in kinds}, root, split)
+        if not names or (split == "test" and not split_files[layout.LABEL]):
             continue
         jobs[split] = {
             name: {
                 "size": size,
                 "depth_target": depth_target,
                 **dict.fromkeys(kind.folder for kind in layout.KINDS),
-                **{k.folder: _fields(k, here[k], name) for k in here},
+                **{k.folder: _fields(k, split_files[k], name) for k in split_files},
             }
             for name in names
         }
@@ -242,14 +250,14 @@ def _jobs(
 
 
 def _names(
-    here: dict[Kind, dict[str, files.File]], root: pathlib.Path, split: str
+    split_files: dict[Kind, dict[str, files.File]], root: pathlib.Path, split: str
 ) -> list[str]:
-    """The names of a split's pictures; InputError for labels or depth without one."""
-    images = {_core(layout.IMAGE, name) for name in here[layout.IMAGE]}
+    """Names of a split's pictures; InputError if labels or depth have no picture."""
+    images = {_core(layout.IMAGE, name) for name in split_files[layout.IMAGE]}
     if not images:
         return []
     for kind in (layout.LABEL, layout.DISPARITY):
-        for name, file in here.get(kind, {}).items():
+        for name, file in split_files.get(kind, {}).items():
             if _core(kind, name) not in images:
                 raise InputError(
                     f"'{file}' needs a picture, but "
@@ -268,44 +276,50 @@ def _core(kind: Kind, name: str) -> str:
 
 
 def _fields(
-    kind: Kind, here: dict[str, files.File], name: str
+    kind: Kind, kind_files: dict[str, files.File], name: str
 ) -> tuple[str, str, int] | None:
-    """The file of a kind for a picture, as JSON takes it; None where there is none."""
+    """A picture's file of a kind, as fields for JSON; None if there is none."""
     for suffix in kind.suffixes:
-        if name + suffix in here:
-            return dataclasses.astuple(here[name + suffix])
+        if name + suffix in kind_files:
+            return dataclasses.astuple(kind_files[name + suffix])
     return None
 
 
-def _prepared(
+def _prepare(
     root: pathlib.Path,
     size: tuple[int, int],
     depth_target: str,
     jobs: dict[str, Jobs],
     kinds: Sequence[Kind],
 ) -> MtrCityscapes:
-    """The builder of what `jobs` say, which is prepared where it is not yet.
+    """The builder of `jobs`, prepared if it is not yet.
 
-    Of all files, so that runs of other tasks use it, too; or, where a file that is of
-    none of `kinds` is broken, of these alone.
+    It has all files, so that runs of other tasks can use it, too; but if a file of
+    another kind is broken, it has only the files of `kinds`.
     """
-    making = functools.partial(_maker, root, size, depth_target)
-    whole, folder = making(jobs), prepared.root_folder()
-    unused = [kind.folder for kind in layout.KINDS if kind not in kinds]
-    fewer = {
-        split: {name: job | dict.fromkeys(unused) for name, job in of_split.items()}
-        for split, of_split in jobs.items()
+    maker = functools.partial(_maker, root, size, depth_target)
+    full_maker, folder = maker(jobs), prepared.root_folder()
+    unused_folders = [kind.folder for kind in layout.KINDS if kind not in kinds]
+    reduced_jobs = {
+        split: {
+            name: job | dict.fromkeys(unused_folders)
+            for name, job in split_jobs.items()
+        }
+        for split, split_jobs in jobs.items()
     }
     place = "the variable TFDS_DATA_DIR"
-    if fewer == jobs:
-        return prepared.prepare(whole, folder, "Cityscapes", place)
-    needed = making(fewer)
-    if not prepared.opened(whole, folder)[1] and prepared.opened(needed, folder)[1]:
-        return prepared.prepare(needed, folder, "Cityscapes", place)
+    if reduced_jobs == jobs:
+        return prepared.prepare(full_maker, folder, "Cityscapes", place)
+    reduced_maker = maker(reduced_jobs)
+    if (
+        not prepared.opened(full_maker, folder)[1]
+        and prepared.opened(reduced_maker, folder)[1]
+    ):
+        return prepared.prepare(reduced_maker, folder, "Cityscapes", place)
     try:
-        return prepared.prepare(whole, folder, "Cityscapes", place)
+        return prepared.prepare(full_maker, folder, "Cityscapes", place)
     except InputError as error:
-        builder = prepared.prepare(needed, folder, "Cityscapes", place)
+        builder = prepared.prepare(reduced_maker, folder, "Cityscapes", place)
         logging.warning(
             "Cityscapes: prepared only for the tasks that are asked for, because of "
             "the others' files: %s",
@@ -317,8 +331,8 @@ def _prepared(
 def _maker(
     root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
 ) -> Callable[[pathlib.Path], MtrCityscapes]:
-    """Gives the builder of what `jobs` say, in a folder."""
-    # TFDS has the first two, where no type checker sees them.
+    """Returns a function that gives the builder of `jobs` in a folder."""
+    # The first two fields are TFDS's, where no type checker sees them.
     config = CityscapesConfig(
         # pyrefly: ignore
         name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
@@ -333,14 +347,15 @@ def _maker(
 
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
-    """One line on how many files of some kinds are missing, if any are."""
+    """Logs in one line how many files of some kinds are missing, if any."""
     counts = []
-    for split, of_split in jobs.items():
+    for split, split_jobs in jobs.items():
         for kind in kinds:
-            missing = sum(job[kind.folder] is None for job in of_split.values())
-            if missing:
+            missing_count = sum(job[kind.folder] is None for job in split_jobs.values())
+            if missing_count:
                 counts.append(
-                    f"{missing} of {len(of_split)} in {split} have no {kind.folder}"
+                    f"{missing_count} of {len(split_jobs)} in {split} have no "
+                    f"{kind.folder}"
                 )
     if counts:
         logging.warning(
@@ -350,30 +365,33 @@ def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
 
 
 def _fingerprint(jobs: dict[str, Jobs]) -> str:
-    """Stands for the names and sizes of all files, wherever they are."""
+    """A hash of the names and sizes of all files, without their folders."""
     listing = []
-    for split, of_split in jobs.items():
-        for name, job in of_split.items():
-            found = [job[kind.folder] for kind in layout.KINDS]
-            parts = [f and (pathlib.PurePath(f[1]).name, f[2]) for f in found]
+    for split, split_jobs in jobs.items():
+        for name, job in split_jobs.items():
+            fields = [job[kind.folder] for kind in layout.KINDS]
+            parts = [f and (pathlib.PurePath(f[1]).name, f[2]) for f in fields]
             listing.append((split, name, parts))
     return prepared.fingerprint(listing)
 
 
 def _columns(
-    builder: MtrCityscapes, wanted: Sequence[str], derived: bool, split: str
+    builder: MtrCityscapes,
+    file_tasks: Sequence[str],
+    with_autoencoder: bool,
+    split: str,
 ) -> Columns:
-    """The arrays of a split, which are read from the files when they are asked for.
+    """The arrays of a split, read from the files on access.
 
-    `derived`: also `autoencoder`, as the released code has it.
+    `with_autoencoder` adds the target of `autoencoder` of the released code.
     """
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
     names, images = tuple(builder.builder_config.jobs[split]), column("image")
-    targets: dict[str, Column] = {task: column(task) for task in wanted}
-    if derived:
+    targets: dict[str, Column] = {task: column(task) for task in file_tasks}
+    if with_autoencoder:
         images = prepared.Remembered(images)
         targets["autoencoder"] = prepared.Derived(
             images, standardised, images.shape[1:], np.float32
@@ -381,7 +399,7 @@ def _columns(
     return Columns(
         images=images,
         targets=targets,
-        masks={task: column(f"{task}_known") for task in wanted},
+        masks={task: column(f"{task}_known") for task in file_tasks},
         names=names,
         groups=Groups([name.split("_")[0] for name in names], "cities"),
         original_sizes=column("original_size"),

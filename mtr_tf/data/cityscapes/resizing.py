@@ -16,11 +16,11 @@ from mtr_tf.data.cityscapes import layout
 Size = tuple[int, int]  # (height, width)
 
 
-def window(original: Size, size: Size) -> Size:
-    """The upper left part (height, width) of the original that `size` stands for."""
-    if size == layout.IMAGE_SIZE and original == layout.ORIGINAL_SIZE:
+def window(original_size: Size, size: Size) -> Size:
+    """(height, width) of the upper left part of the original that `size` stands for."""
+    if size == layout.IMAGE_SIZE and original_size == layout.ORIGINAL_SIZE:
         return 3 * size[0], 3 * size[1]
-    return original
+    return original_size
 
 
 def area(values: np.ndarray, size: Size) -> np.ndarray:
@@ -41,51 +41,54 @@ def area(values: np.ndarray, size: Size) -> np.ndarray:
 
 
 def area_of_known(
-    values: np.ndarray, known: np.ndarray, size: Size
+    values: np.ndarray, valid: np.ndarray, size: Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the known pixels of that area.
+    """The mean over the valid pixels of the area that each new pixel stands for.
 
     Args:
-      values: [H, W] numbers; any where not known.
-      known: bool [H, W].
+      values: [H, W] numbers; anything where not valid.
+      valid: bool [H, W].
       size: of the result.
 
     Returns:
-      float64 [*size], 0 where nothing is known; bool [*size], whether anything is.
+      float64 [*size], 0 where no pixel is valid; bool [*size], whether any pixel is.
     """
-    share = area(known, size)
-    total = area(np.where(known, values, 0), size)
-    some = share > 0
-    return np.divide(total, share, out=np.zeros(size), where=some), some
+    share = area(valid, size)
+    total = area(np.where(valid, values, 0), size)
+    any_valid = share > 0
+    return np.divide(total, share, out=np.zeros(size), where=any_valid), any_valid
 
 
 def nearest(values: np.ndarray, size: Size) -> np.ndarray:
-    """The pixel that each new pixel's centre lies in (of two, the further one).
+    """The pixel that each new pixel's centre lies in (between two, the further one).
 
     Args:
       values: [H, W].
       size: of the result.
     """
     rows, columns = (
-        (2 * np.arange(n) + 1) * whole // (2 * n)
-        for n, whole in zip(size, window(values.shape, size), strict=True)
+        (2 * np.arange(n) + 1) * length // (2 * n)
+        for n, length in zip(size, window(values.shape, size), strict=True)
     )
     return values[np.ix_(rows, columns)]
 
 
-def nearest_back(values: np.ndarray, original: Size) -> np.ndarray:
+def nearest_back(values: np.ndarray, original_size: Size) -> np.ndarray:
     """For each original pixel, the value of the new pixel that stands for it.
 
-    Beyond what the new pixels stand for, that of the nearest one.
+    Outside the area that the new pixels stand for, the value of the nearest one.
 
     Args:
       values: [h, w].
-      original: size of the result, and of what the pixels were made of.
+      original_size: of the result, and of the picture that was resized.
     """
     rows, columns = (
-        np.minimum((2 * np.arange(n) + 1) * part // (2 * seen), part - 1)
-        for n, part, seen in zip(
-            original, values.shape, window(original, values.shape), strict=True
+        np.minimum((2 * np.arange(n) + 1) * count // (2 * span), count - 1)
+        for n, count, span in zip(
+            original_size,
+            values.shape,
+            window(original_size, values.shape),
+            strict=True,
         )
     )
     return values[np.ix_(rows, columns)]
@@ -93,13 +96,13 @@ def nearest_back(values: np.ndarray, original: Size) -> np.ndarray:
 
 def _mean_first(values: np.ndarray, length: int) -> np.ndarray:
     """Means over `length` equal parts of the first axis."""
-    whole = len(values)
-    step, rest = divmod(whole, length)
-    if not rest:  # The same as below, but faster.
+    total = len(values)
+    step, remainder = divmod(total, length)
+    if not remainder:  # The same as below, but faster.
         return sum((values[k::step] for k in range(1, step)), values[::step]) / step
-    sums = np.zeros((whole + 1, *values.shape[1:]))
+    sums = np.zeros((total + 1, *values.shape[1:]))
     np.cumsum(values, axis=0, out=sums[1:])
-    edge, rest = np.divmod(np.arange(length + 1) * whole, length)
-    share = (rest / length).reshape(-1, *(1,) * (values.ndim - 1))
-    inside = np.append(values, np.zeros_like(values[:1]), axis=0)[edge]
-    return np.diff(sums[edge] + share * inside, axis=0) * (length / whole)
+    edge, remainder = np.divmod(np.arange(length + 1) * total, length)
+    share = (remainder / length).reshape(-1, *(1,) * (values.ndim - 1))
+    edge_values = np.append(values, np.zeros_like(values[:1]), axis=0)[edge]
+    return np.diff(sums[edge] + share * edge_values, axis=0) * (length / total)

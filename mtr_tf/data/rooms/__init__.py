@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rooms: ray-cast indoor scenes with exact targets for all eleven tasks.
 
-`open_source` prepares the data set when that has not been done, and reads it. `render`
-says what the targets mean, in which axes, signs and units; `scene`,
-`sampling`, `geometry`, `textures` and `shading` are how a scene is made. Importing this
-package registers the TFDS builder ("rooms/32", "rooms/64", "rooms/128"); it does not
-import TensorFlow.
+`open_source` prepares the data set if that has not been done, and reads it. `render`
+says what the targets mean, with their axes, signs and units; `scene`, `sampling`,
+`geometry`, `textures` and `shading` make the scenes. Importing this package registers
+the TFDS builder ("rooms/32", "rooms/64", "rooms/128"); it does not import TensorFlow.
 """
 
 from mtr_tf.data.rooms.reading import open_source

@@ -75,7 +75,7 @@ class Round:
           t (float64, inf for a miss) and the part that is hit (uint8).
         """
         # Substituted into F = x^2 + y^2 - q(z): alpha t^2 + 2 beta t + gamma = 0.
-        # 1e-300 is lost but on a cylinder's own axis, where it puts the roots far off.
+        # 1e-300 matters only on a cylinder's axis, where it puts the roots far away.
         alpha = d[0] * d[0] + d[1] * d[1] - self.c * (d[2] * d[2]) + 1e-300
         beta = o[0] * d[0] + o[1] * d[1] - (0.5 * self.b + self.c * o[2]) * d[2]
         gamma = o[0] * o[0] + o[1] * o[1] - self.profile(o[2])
@@ -87,18 +87,18 @@ class Round:
         step = 1 / d[2]
         first, second = (self.low - o[2]) * step, (self.high - o[2]) * step
         enter, leave = np.minimum(first, second), np.maximum(first, second)
-        # Along most rays F < 0 between the roots ...
+        # Along most rays F < 0 between the roots.
         t = np.maximum(near, enter)
-        on = (disc >= 0) & (t <= np.minimum(far, leave)) & (t > 0)
-        if self.c > 0:  # ... but outside of them where alpha < 0; everywhere, if none.
-            beyond = np.maximum(far, enter)
-            through = (enter > 0) & ((enter <= near) | (disc < 0))
-            again = (disc >= 0) & (beyond <= leave) & (beyond > 0)
-            steep = alpha < 0
-            t = np.where(steep, np.where(through, enter, beyond), t)
-            on = np.where(steep, through | again, on)
+        hits = (disc >= 0) & (t <= np.minimum(far, leave)) & (t > 0)
+        if self.c > 0:  # Where alpha < 0: outside them, or everywhere if none.
+            far_entry = np.maximum(far, enter)
+            near_hit = (enter > 0) & ((enter <= near) | (disc < 0))
+            far_hit = (disc >= 0) & (far_entry <= leave) & (far_entry > 0)
+            is_steep = alpha < 0
+            t = np.where(is_steep, np.where(near_hit, enter, far_entry), t)
+            hits = np.where(is_steep, near_hit | far_hit, hits)
         end = np.where(d[2] > 0, 1, 2).astype(np.uint8)
-        return np.where(on, t, np.inf), np.where(t == enter, end, np.uint8(0))
+        return np.where(hits, t, np.inf), np.where(t == enter, end, np.uint8(0))
 
     def normal(self, p: Vector, part: np.ndarray) -> Vector:
         """Outward unit normals at points of the surface."""
@@ -120,14 +120,14 @@ class Round:
         slope = self.b + 2 * self.c * p[2]
         size = np.maximum(np.sqrt(4 * q + slope * slope), 2e-6)
         side = part == 0
-        along = 2 / size
-        across = 2 * (self.b * self.b - 4 * self.a * self.c) / (size * size * size)
-        return np.where(side, along, 0.0), np.where(side, across, 0.0)
+        parallel = 2 / size
+        meridian = 2 * (self.b * self.b - 4 * self.a * self.c) / (size * size * size)
+        return np.where(side, parallel, 0.0), np.where(side, meridian, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """The |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are its faces across x, y, z."""
+    """The box |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are its x, y and z faces."""
 
     half: tuple[float, float, float]
 
@@ -138,7 +138,7 @@ class Box:
         return math.sqrt(a * a + b * b + c * c)
 
     def hit(self, o: Vector, d: Vector) -> tuple[np.ndarray, np.ndarray]:
-        """First entry of rays that start outside, as `Round.hit`."""
+        """First entry of rays that start outside; see `Round.hit`."""
         near, far = [], []
         for half, origin, direction in zip(self.half, o, d, strict=True):
             step = 1 / direction
@@ -148,8 +148,8 @@ class Box:
         entry = np.maximum(np.maximum(near[0], near[1]), near[2])
         leave = np.minimum(np.minimum(far[0], far[1]), far[2])
         part = np.where(entry == near[0], 0, np.where(entry == near[1], 1, 2))
-        on = (entry <= leave) & (entry > 0)
-        return np.where(on, entry, np.inf), part.astype(np.uint8)
+        hits = (entry <= leave) & (entry > 0)
+        return np.where(hits, entry, np.inf), part.astype(np.uint8)
 
     def normal(self, p: Vector, part: np.ndarray) -> Vector:
         """Outward unit normals at points of the surface."""

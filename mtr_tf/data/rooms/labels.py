@@ -26,7 +26,7 @@ def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.nda
 
     X being their points and n their normals: the first term is an occlusion (each
     point is off the other's tangent plane), the second a crease, 0.5 at a right angle.
-    A pixel's value is the largest of its up to four pairs', 0 if there are none.
+    A pixel's value is the largest strength of its (up to four) pairs, else 0.
 
     Args:
       surface: integer [H, W], which smooth surface is seen.
@@ -37,16 +37,18 @@ def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.nda
     for axis in (0, 1):
         first = (slice(None), slice(None, -1)) if axis else (slice(None, -1),)
         second = (slice(None), slice(1, None)) if axis else (slice(1, None),)
-        other = surface[first] != surface[second]
-        p = [part[first][other] for part in (*point, *normal)]
-        q = [part[second][other] for part in (*point, *normal)]
+        is_border = surface[first] != surface[second]
+        p = [part[first][is_border] for part in (*point, *normal)]
+        q = [part[second][is_border] for part in (*point, *normal)]
         step = [b - a for a, b in zip(p[:3], q[:3], strict=True)]
         gap_p = np.abs(p[3] * step[0] + p[4] * step[1] + p[5] * step[2])
         gap_q = np.abs(q[3] * step[0] + q[4] * step[1] + q[5] * step[2])
         gap = np.minimum(gap_p, gap_q)
         turn = 1 - (p[3] * q[3] + p[4] * q[4] + p[5] * q[5])
-        strength = np.zeros(other.shape)
-        strength[other] = np.maximum(np.minimum(gap / OCCLUSION_METRES, 1), turn / 2)
+        strength = np.zeros(is_border.shape)
+        strength[is_border] = np.maximum(
+            np.minimum(gap / OCCLUSION_METRES, 1), turn / 2
+        )
         for side in (first, second):
             np.maximum(edges[side], strength, out=edges[side])
     return edges
@@ -61,7 +63,7 @@ def _blur(x: np.ndarray) -> np.ndarray:
 
 
 def _slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half the difference of both neighbours, across and down; 0 at the border."""
+    """Half the difference of the two neighbours, across and down; 0 at the border."""
     across, down = np.zeros(x.shape), np.zeros(x.shape)
     across[:, 1:-1] = 0.5 * (x[:, 2:] - x[:, :-2])
     down[1:-1] = 0.5 * (x[2:] - x[:-2])
@@ -73,11 +75,11 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
 
     The tangent plane at a pixel has the coordinates (n, n . X / 2 m), constant over a
     plane. They are averaged over 3 x 3 pixels; their structure tensor (central
-    differences, summed over the four, averaged over 3 x 3 pixels twice) has eigenvalues
-    a <= b. a is large where the plane changes in both directions: the corner response
-    of Shi and Tomasi (1994, Good features to track), with the tangent plane in place of
-    the brightness. Times a / b, so that the steps of a slanted edge's pixels count
-    little, it is r = a^2 / b, and the value is r / (r + 0.01).
+    differences, summed over the four coordinates, averaged over 3 x 3 pixels twice) has
+    eigenvalues a <= b. a is large where the plane changes in both directions: it is the
+    corner response of Shi and Tomasi (1994, Good features to track), with the tangent
+    plane in place of the brightness. It is multiplied by a / b, so that the pixel steps
+    of a slanted edge count little: r = a^2 / b. The value is r / (r + 0.01).
 
     Args:
       point: three float64 [H, W], camera frame.
@@ -94,6 +96,6 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
     xx, xy, yy = (_blur(_blur(sum_)) for sum_ in (xx, xy, yy))
     middle, half = 0.5 * (xx + yy), 0.5 * (xx - yy)
     spread = np.sqrt(half * half + xy * xy)
-    smaller = np.maximum(middle - spread, 0.0)
-    response = smaller * smaller / np.maximum(middle + spread, 1e-12)
+    eigenvalue = np.maximum(middle - spread, 0.0)
+    response = eigenvalue * eigenvalue / np.maximum(middle + spread, 1e-12)
     return response / (response + KEYPOINT_SCALE)

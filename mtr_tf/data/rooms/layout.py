@@ -51,7 +51,7 @@ COLORS = (
     (0, 190, 170),
 )
 
-# What a scalar map is painted between.
+# The values at the ends of the colours that a map is painted with.
 RANGES: dict[str, tuple[float, float]] = {
     "depth": (0.0, 8.0),
     "depth_euclidean": (0.0, 8.0),
@@ -65,7 +65,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "autoencoder": (0.0, 1.0),
 }
 
-# Of the 64-pixel training pictures, rounded; other sizes' are within 0.01.
+# Of the 64-pixel training pictures, rounded; those of other sizes are within 0.01.
 MEAN = (0.451, 0.452, 0.450)
 STD = (0.176, 0.177, 0.177)
 

@@ -98,10 +98,10 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
             geometry.into(thing.frame, origin),
             _rays(axes, x[:, window[1]], y[window[0]]),
         )
-        nearer = t < depth[window]
-        depth[window][nearer] = t[nearer]
-        owner[window][nearer] = _FACES + number
-        part[window][nearer] = piece[nearer]
+        is_nearer = t < depth[window]
+        depth[window][is_nearer] = t[is_nearer]
+        owner[window][is_nearer] = _FACES + number
+        part[window][is_nearer] = piece[is_nearer]
     return Hits(depth, owner, part, ray)
 
 
@@ -112,12 +112,12 @@ def _rays(axes: geometry.Rotation, x: np.ndarray, y: np.ndarray) -> Vector:
 
 
 def _cast_room(scene: Scene, ray: Vector) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the room's faces from within, and which face it is."""
+    """Distance to the room's faces along each ray, and which face is hit."""
     steps = []
     for axis in range(3):
         direction = np.where(ray[axis] == 0, 1e-30, ray[axis])
-        ahead = np.where(direction > 0, scene.size[axis], 0.0)
-        steps.append((ahead - scene.camera.position[axis]) / direction)
+        face = np.where(direction > 0, scene.size[axis], 0.0)
+        steps.append((face - scene.camera.position[axis]) / direction)
     depth = np.minimum(np.minimum(steps[0], steps[1]), steps[2])
     axis = np.where(depth == steps[0], 0, np.where(depth == steps[1], 1, 2))
     positive = np.where(axis == 0, ray[0], np.where(axis == 1, ray[1], ray[2])) > 0
@@ -134,13 +134,13 @@ def _window(
     window = []
     for side, lines in ((center[1], y), (center[0], x)):
         # Lines x = m z that touch a circle of this radius around (side, center[2]).
-        under = center[2] * center[2] - radius * radius
+        square = center[2] * center[2] - radius * radius
         if center[2] <= radius:  # Beside or behind the camera: no bounds.
             window.append(slice(0, len(lines)))
             continue
-        spread = radius * np.sqrt(side * side + under)
-        low = np.searchsorted(lines, (side * center[2] - spread) / under - 1e-9)
-        high = np.searchsorted(lines, (side * center[2] + spread) / under + 1e-9)
+        spread = radius * np.sqrt(side * side + square)
+        low = np.searchsorted(lines, (side * center[2] - spread) / square - 1e-9)
+        high = np.searchsorted(lines, (side * center[2] + spread) / square + 1e-9)
         if low >= high:
             return None
         window.append(slice(int(low), int(high)))
@@ -148,7 +148,7 @@ def _window(
 
 
 def find_surface(scene: Scene, hits: Hits) -> Surface:
-    """Points, normals and curvatures of all that is seen, exactly."""
+    """Exact points, normals and curvatures of everything visible."""
     owner = hits.owner.ravel()
     order = np.argsort(owner, kind="stable")
     ends = np.cumsum(np.bincount(owner, minlength=_FACES + len(scene.things))).tolist()
@@ -175,8 +175,8 @@ def find_surface(scene: Scene, hits: Hits) -> Surface:
             local = geometry.into(thing.frame, gap)
             values = thing.shape.normal(local, part[rows])
             values = geometry.out_of(thing.frame, values)
-            bends = thing.shape.curvature(local, part[rows])
-            curvature[0][rows], curvature[1][rows] = bends
+            curvatures = thing.shape.curvature(local, part[rows])
+            curvature[0][rows], curvature[1][rows] = curvatures
         for axis, value in zip(normal, values, strict=True):
             axis[rows] = value
     return Surface(order, groups, point, normal, curvature)
@@ -205,7 +205,7 @@ def render(scene: Scene, height: int, width: int, key: tuple[int, ...] = ()) -> 
 
 
 def _scatter(order: np.ndarray, values: np.ndarray, shape: tuple) -> np.ndarray:
-    """Puts grouped rows back to their pixels."""
+    """Puts grouped rows back at their pixels."""
     out = np.empty(len(order))
     out[order] = values
     return out.reshape(shape)
@@ -214,7 +214,7 @@ def _scatter(order: np.ndarray, values: np.ndarray, shape: tuple) -> np.ndarray:
 def _expose(
     scene: Scene, light: Vector, order: np.ndarray, shape: tuple, key: tuple[int, ...]
 ) -> np.ndarray:
-    """Light to levels: a square-root tone curve and the sensor's noise."""
+    """Turns light into levels, by a square-root tone curve and the sensor's noise."""
     image = np.empty((*shape, 3))
     for channel in range(3):
         level = np.sqrt(np.minimum(light[channel], 1.0)) * 255
@@ -235,11 +235,11 @@ def _targets(scene: Scene, hits: Hits, surface: Surface) -> dict[str, np.ndarray
     x, y = grid(scene.camera, *shape)
     length = np.sqrt(x * x + y * y + 1)
     point = (hits.depth * x, hits.depth * y, hits.depth)
-    facing = -(normal[0] * x + normal[1] * y + normal[2]) / length
+    cosine = -(normal[0] * x + normal[1] * y + normal[2]) / length
     kinds = (*_FACE_CLASSES, *(thing.kind for thing in scene.things))
     numbers = np.array([CLASSES.index(kind) for kind in kinds], np.uint8)
     first, second = surface.curvature
-    bends = [
+    curvature = [
         _scatter(order, np.clip(k, -MAX_CURVATURE, MAX_CURVATURE), shape)
         for k in (np.maximum(first, second), np.minimum(first, second))
     ]
@@ -248,8 +248,8 @@ def _targets(scene: Scene, hits: Hits, surface: Surface) -> dict[str, np.ndarray
         "depth": (hits.depth,),
         "depth_euclidean": (hits.depth * length,),
         "normal": normal,
-        "curvature": bends,
-        "reshading": (np.clip(facing, 0.0, 1.0),),
+        "curvature": curvature,
+        "reshading": (np.clip(cosine, 0.0, 1.0),),
         "edge_occlusion": (edges,),
         "keypoints3d": (labels.keypoints3d(point, normal),),
     }

@@ -40,7 +40,7 @@ class RoomsConfig(tfds.core.BuilderConfig):
     )
 
     def with_scenes(self, count: int) -> RoomsConfig:
-        """The same with another number of scenes to train on."""
+        """The same config with another number of scenes to train on."""
         if count == self.splits["train"]:
             return self
         splits = {**self.splits, "train": count}
@@ -48,10 +48,10 @@ class RoomsConfig(tfds.core.BuilderConfig):
         return dataclasses.replace(self, name=name, splits=splits)
 
     def with_own_folder(self) -> RoomsConfig:
-        """The same under a name that no other size, seed or splits has.
+        """The same config under a name that is unique to its size, seed and splits.
 
-        Prepared data lie in a folder of the config's name. Our own configs, with any
-        number of scenes to train on, keep theirs.
+        Prepared data are in a folder of the config's name. The built-in configs, with
+        any number of scenes to train on, keep their names.
         """
         for config in Rooms.BUILDER_CONFIGS:
             config = config.with_scenes(self.splits.get("train", 0))
@@ -80,7 +80,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = str(layout.DEFAULT_SIZE)
 
     def __init__(self, *, config: RoomsConfig | str | None = None, **options: Any):
-        """Takes what a TFDS builder takes; a config of one's own has its own folder."""
+        """Takes a TFDS builder's arguments; a custom config has a folder of its own."""
         if isinstance(config, RoomsConfig):
             config = config.with_own_folder()
         super().__init__(config=config, **options)
@@ -102,10 +102,10 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         config = self.builder_config
         number = scene.SPLITS.index(split)
-        made = workers.examples(config.seed, number, count, config.size)
+        examples = workers.examples(config.seed, number, count, config.size)
         what = f"Making rooms/{config.name}, {split}"
         with progress.bar(count, what, unit="images") as advance:
-            for index, arrays in enumerate(made):
+            for index, arrays in enumerate(examples):
                 yield prepared.key(index, count), arrays
                 advance(1)
 

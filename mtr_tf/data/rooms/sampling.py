@@ -61,8 +61,8 @@ def _camera(stream: Stream, size: Vector) -> Camera:
         position = tuple(stream.uniform(low, extent - high) for extent in size)
         target = tuple(stream.uniform(0.3, extent - 0.3) for extent in size)
         forward = geometry.minus(target, position)
-        flat = forward[0] * forward[0] + forward[1] * forward[1]
-        if flat > 6 and forward[2] * forward[2] < 0.2 * flat:
+        square = forward[0] * forward[0] + forward[1] * forward[1]
+        if square > 6 and forward[2] * forward[2] < 0.2 * square:
             break
     forward = geometry.unit(forward)
     right = geometry.unit(geometry.cross(forward, _UP))
@@ -70,18 +70,20 @@ def _camera(stream: Stream, size: Vector) -> Camera:
     # A small roll by an angle a; t = tan(a / 2) gives its cosine and sine exactly.
     t = stream.uniform(-0.05, 0.05)
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    rolled = tuple(cosine * r + sine * d for r, d in zip(right, down, strict=True))
+    rolled_right = tuple(
+        cosine * r + sine * d for r, d in zip(right, down, strict=True)
+    )
     down = tuple(cosine * d - sine * r for r, d in zip(right, down, strict=True))
-    return Camera(position, (rolled, down, forward), stream.uniform(0.65, 0.9))
+    return Camera(position, (rolled_right, down, forward), stream.uniform(0.65, 0.9))
 
 
 def _material(stream: Stream) -> Material:
-    first, other = stream.color(), stream.color()
+    first, opposite = stream.color(), stream.color()
     contrast = stream.uniform(0.3, 1.0)
-    second = tuple(a + contrast * (b - a) for a, b in zip(first, other, strict=True))
+    second = tuple(a + contrast * (b - a) for a, b in zip(first, opposite, strict=True))
     x, y = stream.heading()
-    turned = ((x, y, 0.0), (-y, x, 0.0), (0.0, 0.0, 1.0))
-    frame = stream.rotation() if stream.chance(0.5) else turned
+    yaw = ((x, y, 0.0), (-y, x, 0.0), (0.0, 0.0, 1.0))
+    frame = stream.rotation() if stream.chance(0.5) else yaw
     return Material(
         texture=stream.choice(tuple(TEXTURES)),
         colors=(first, second),
@@ -138,7 +140,7 @@ def _posture(
 ) -> tuple[Rotation, float | None]:
     """A frame, and how high the centre is above what the thing stands on.
 
-    None for a thing that hangs in the air, turned anyhow.
+    The height is None for a thing in the air, whose frame is any rotation.
     """
     if stream.chance(0.3):
         return stream.rotation(), None
@@ -163,16 +165,16 @@ def _place(
 ) -> Vector | None:
     """A centre: in the air, on another thing, under the ceiling or on the floor."""
     if rise is not None and things and stream.chance(0.3):
-        below = stream.choice(things)
-        top = _flat_top(below)
+        support = stream.choice(things)
+        top = _flat_top(support)
         if top is None:
             return None
-        return (below.center[0], below.center[1], top + rise)
+        return (support.center[0], support.center[1], top + rise)
     depth = stream.uniform(1.0, 4.5)
-    across = stream.uniform(-0.45, 0.45) / camera.focal * depth
-    along = stream.uniform(-0.45, 0.45) / camera.focal * depth
-    seen = geometry.out_of(camera.frame, (across, along, depth))
-    point = tuple(a + b for a, b in zip(camera.position, seen, strict=True))
+    right = stream.uniform(-0.45, 0.45) / camera.focal * depth
+    down = stream.uniform(-0.45, 0.45) / camera.focal * depth
+    offset = geometry.out_of(camera.frame, (right, down, depth))
+    point = tuple(a + b for a, b in zip(camera.position, offset, strict=True))
     if rise is None:
         return point
     if stream.chance(0.2):
@@ -181,7 +183,7 @@ def _place(
 
 
 def _height(shape: geometry.Round | geometry.Box) -> float:
-    """How high the upper end is above the centre, standing."""
+    """How high the upper end of an upright thing is above its centre."""
     return shape.half[2] if isinstance(shape, geometry.Box) else shape.high
 
 

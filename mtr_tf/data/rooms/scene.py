@@ -23,7 +23,7 @@ CLEARANCE = 0.5  # Metres between the camera and anything else.
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """Two colours mixed by a solid texture. Drawn alike for every class.
+    """Two colours mixed by a solid texture, drawn in the same way for every class.
 
     A point p (from the surface's own origin) has the texture's coordinates
     (frame p) * frequency + offset.
@@ -97,11 +97,11 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Surface:
-    """The seen points, grouped by owner: all arrays are [H W], in the order `order`.
+    """The visible points, grouped by owner: arrays are [H W], in the order `order`.
 
     Attributes:
       order: int64 [H W], the flat pixel of each row.
-      groups: (owner, slice of its rows), for every owner that is seen.
+      groups: (owner, slice of its rows), for every visible owner.
       point: world coordinates.
       normal: unit, outward from things and into the room.
       curvature: two principal curvatures, positive where convex, unordered.

@@ -33,20 +33,20 @@ def shade(scene: Scene, surface: Surface) -> Vector:
     sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
     diffuse = [level * sky for level in scene.ambient]
     shine = [np.zeros(np.size(sky)) for _ in range(3)]
-    lifted = tuple(
+    origins = tuple(
         p + _LIFT * n for p, n in zip(surface.point, surface.normal, strict=True)
     )
     for light in scene.lights:
-        strength, bright = _lamp(scene, surface, lifted, light, view)
-        bright *= gloss * strength
+        strength, highlight = _lamp(scene, surface, origins, light, view)
+        highlight *= gloss * strength
         for channel in range(3):
             diffuse[channel] += light.color[channel] * strength
-            shine[channel] += light.color[channel] * bright
+            shine[channel] += light.color[channel] * highlight
     return tuple(a * d + s for a, d, s in zip(albedo, diffuse, shine, strict=True))
 
 
 def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
-    """Own colours (three [H W], in [0, 1]) and gloss ([H W]) of the seen points."""
+    """Colours (three [H W], in [0, 1]) and gloss ([H W]) of the surface's points."""
     rows = len(surface.order)
     albedo = tuple(np.empty(rows) for _ in range(3))
     gloss = np.empty(rows)
@@ -71,60 +71,62 @@ def texture_cells(
 ) -> Vector:
     """A texture's coordinates at world points, on a surface with this frame."""
     frequency = material.frequency
-    turned = geometry.combine(material.frame, frame)
+    axes = geometry.combine(material.frame, frame)
     cells = []
-    for row, offset in zip(turned, material.offset, strict=True):
-        scaled = tuple(frequency * part for part in row)
-        shift = offset - geometry.dot(scaled, start)
-        cells.append(geometry.dot(scaled, point) + shift)
+    for row, offset in zip(axes, material.offset, strict=True):
+        scaled_row = tuple(frequency * part for part in row)
+        shift = offset - geometry.dot(scaled_row, start)
+        cells.append(geometry.dot(scaled_row, point) + shift)
     return tuple(cells)
 
 
 def _lamp(
-    scene: Scene, surface: Surface, lifted: Vector, light: Light, view: Vector
+    scene: Scene, surface: Surface, origins: Vector, light: Light, view: Vector
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light of one lamp that arrives (Lambert's law), and its mirrored part."""
+    """Light of one lamp that reaches the points (Lambert's law), and its reflection."""
     ray = geometry.minus(light.position, surface.point)
     square = geometry.dot(ray, ray)
     distance = np.sqrt(square)
     cosine = geometry.dot(surface.normal, ray) / distance
-    lit = cosine > 0
-    _cast_shadows(scene.things, lifted, light, ray, distance, lit)
-    strength = np.where(lit, cosine, 0.0) / (1 + square / _HALVING)
+    is_lit = cosine > 0
+    _cast_shadows(scene.things, origins, light, ray, distance, is_lit)
+    strength = np.where(is_lit, cosine, 0.0) / (1 + square / _HALVING)
     # Blinn: the normal against the direction half-way between lamp and viewer.
     half = tuple(a / distance + b for a, b in zip(ray, view, strict=True))
-    bright = geometry.dot(surface.normal, half)
-    bright = bright * bright / np.maximum(geometry.dot(half, half), 1e-12)
+    highlight = geometry.dot(surface.normal, half)
+    highlight = highlight * highlight / np.maximum(geometry.dot(half, half), 1e-12)
     for _ in range(4):
-        bright = bright * bright
-    return strength, bright
+        highlight = highlight * highlight
+    return strength, highlight
 
 
 def _cast_shadows(
     things: tuple[Thing, ...],
-    lifted: Vector,
+    origins: Vector,
     light: Light,
     ray: Vector,
     distance: np.ndarray,
-    lit: np.ndarray,
+    is_lit: np.ndarray,
 ) -> None:
-    """Clears `lit` where a thing is between a point and the lamp.
+    """Clears `is_lit` where a thing is between a point and the lamp.
 
-    Only points that see a thing's bounding ball in front of the lamp are followed.
+    Rays are traced only from points in the shadow cone of a thing's bounding ball.
     """
     for thing in things:
         gap = geometry.minus(thing.center, light.position)
-        away = math.sqrt(geometry.dot(gap, gap))
-        share = thing.shape.radius / away
-        toward = tuple(axis / away for axis in gap)
-        along = -geometry.dot(toward, ray)
-        behind = along > distance * math.sqrt(max(1 - share * share, 0.0))
-        rows = np.flatnonzero(behind & lit & (along > away - thing.shape.radius))
+        center_distance = math.sqrt(geometry.dot(gap, gap))
+        share = thing.shape.radius / center_distance
+        direction = tuple(axis / center_distance for axis in gap)
+        depth = -geometry.dot(direction, ray)
+        in_cone = depth > distance * math.sqrt(max(1 - share * share, 0.0))
+        rows = np.flatnonzero(
+            in_cone & is_lit & (depth > center_distance - thing.shape.radius)
+        )
         if not len(rows):
             continue
-        start = geometry.minus(tuple(axis[rows] for axis in lifted), thing.center)
+        start = geometry.minus(tuple(axis[rows] for axis in origins), thing.center)
         t, _ = thing.shape.hit(
             geometry.into(thing.frame, start),
             geometry.into(thing.frame, tuple(axis[rows] for axis in ray)),
         )
-        lit[rows[t < 1]] = False
+        is_lit[rows[t < 1]] = False

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-NOISE_CELLS = 16  # The noise repeats after so many cells; the table has its cube.
+NOISE_CELLS = 16  # Period of the noise in cells; the table has this number cubed.
 
 
-def _between(x: np.ndarray) -> np.ndarray:
+def _fraction(x: np.ndarray) -> np.ndarray:
     """Distance to the nearest integer below."""
     return x - np.floor(x)
 
@@ -46,26 +46,26 @@ def _plain(x, y, z, table):
 
 def _checker(x, y, z, table):
     cells = np.floor(x) + np.floor(y) + np.floor(z)
-    return 2 * _between(0.5 * cells)
+    return 2 * _fraction(0.5 * cells)
 
 
 def _stripes(x, y, z, table):
-    return (_between(x) < 0.4).astype(np.float64)
+    return (_fraction(x) < 0.4).astype(np.float64)
 
 
 def _bricks(x, y, z, table):
     row = np.floor(z)
     along = 0.5 * (x + y + row)
-    return ((z - row < 0.16) | (_between(along) < 0.08)).astype(np.float64)
+    return ((z - row < 0.16) | (_fraction(along) < 0.08)).astype(np.float64)
 
 
 def _dots(x, y, z, table):
-    a, b, c = _between(x) - 0.5, _between(y) - 0.5, _between(z) - 0.5
+    a, b, c = _fraction(x) - 0.5, _fraction(y) - 0.5, _fraction(z) - 0.5
     return (a * a + b * b + c * c < 0.2).astype(np.float64)
 
 
 def _rings(x, y, z, table):
-    return (_between(np.sqrt(x * x + y * y)) < 0.5).astype(np.float64)
+    return (_fraction(np.sqrt(x * x + y * y)) < 0.5).astype(np.float64)
 
 
 def _clouds(x, y, z, table):
@@ -73,7 +73,7 @@ def _clouds(x, y, z, table):
 
 
 def _marble(x, y, z, table):
-    wave = _between(0.5 * x + 2 * noise(x, y, z, table))
+    wave = _fraction(0.5 * x + 2 * noise(x, y, z, table))
     return np.abs(2 * wave - 1)
 
 

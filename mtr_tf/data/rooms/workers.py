@@ -2,7 +2,7 @@
 """Renders examples in processes of their own, which never import TensorFlow.
 
 A worker runs `main` and writes the arrays of the examples FIRST, FIRST + STEP, ... to
-its standard output, in the order of `layout.arrays`. How it is run: `data.parts`.
+its standard output, in the order of `layout.arrays`. `data.parts` says how it is run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
 from mtr_tf.errors import present
 
-_FEW = 64  # Fewer examples than this are not worth a process.
+_MIN_EXAMPLES = 64  # Fewer examples than this are not worth a process.
 
 
 def example(seed: int, split: int, index: int, size: int) -> dict[str, np.ndarray]:
     """One example: a pure function of its arguments (see `render`)."""
-    drawn = sampling.sample(seed, split, index)
-    return render.render(drawn, size, size, key=(seed, split, index))
+    scene = sampling.sample(seed, split, index)
+    return render.render(scene, size, size, key=(seed, split, index))
 
 
 def examples(
@@ -39,13 +39,14 @@ def examples(
       split: position of the split's name in `scene.SPLITS`.
       count: how many.
       size: height and width in pixels.
-      processes: how many render; None for one per core, at most `parts.MAX_PROCESSES`.
+      processes: how many to render with; None for one per core, at most
+        `parts.MAX_PROCESSES`.
 
     Raises:
       WorkerError: a worker has died.
     """
     if processes is None:
-        processes = parts.processes_for(count, _FEW)
+        processes = parts.processes_for(count, _MIN_EXAMPLES)
     if processes < 2:
         yield from (example(seed, split, index, size) for index in range(count))
         return
@@ -60,7 +61,7 @@ def examples(
 
 
 def _read(pipe: IO[bytes], size: int) -> dict[str, np.ndarray]:
-    found = {}
+    arrays = {}
     for name, (shape, kind) in layout.arrays(size).items():
         array = np.empty(shape, kind)
         data = pipe.read(array.nbytes)
@@ -70,8 +71,8 @@ def _read(pipe: IO[bytes], size: int) -> dict[str, np.ndarray]:
                 "it was killed (perhaps for lack of memory)"
             )
         array.ravel()[:] = np.frombuffer(data, kind)
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     seed, split, count, size, first, step = map(int, sys.argv[1:])
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for index in range(first, count, step):
-            made = example(seed, split, index, size)
+            arrays = example(seed, split, index, size)
             for name in layout.arrays(size):
-                sys.stdout.buffer.write(made[name].tobytes())
+                sys.stdout.buffer.write(arrays[name].tobytes())
         sys.stdout.buffer.flush()

@@ -3,8 +3,8 @@
 
 Zamir et al., "Taskonomy: Disentangling Task Transfer Learning", CVPR 2018. The data are
 the user's own download. `finding` says which folders are understood, `splitting` which
-view is in which split, `layout` what the targets are, `transforms` how they come from
-the files, and `released` how they do in the paper's released code. Importing this
+view is in which split, `layout` what the targets are, `transforms` how they are made
+from the files, and `released` how the paper's released code makes them. Importing this
 package registers the TFDS builder; it does not import TensorFlow.
 """
 

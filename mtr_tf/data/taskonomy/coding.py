@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How targets are stored: one array for a target and where it is known.
+"""How targets are stored: one array holds a target and where it is known.
 
-Labels are bytes, class + 1. What has bounds is stored in 65534 steps of them as 16
-bits, from 1: finer than the files, of 8 bits or 16 bits before they are averaged, say.
-Code 0 stands for "not known". What has no bounds is float32, with NaN for "not known".
+Labels are bytes, class + 1. Bounded targets are 16-bit codes from 1, in 65534 steps
+between the bounds: finer than the files, which have 8 bits, or 16 bits before they are
+averaged. In both, code 0 stands for "not known". Unbounded targets are float32, with
+NaN for "not known".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def spec(task: str, size: tuple[int, int]) -> tuple[tuple[int, ...], type[np.gen
 
 
 def unknown(task: str, size: tuple[int, int]) -> np.ndarray:
-    """The codes of a target of which nothing is known."""
+    """The codes of a target that is not known anywhere."""
     shape, kind = spec(task, size)
     return np.full(shape, np.nan if kind == np.float32 else 0, kind)
 
@@ -36,9 +37,9 @@ def _span(task: str) -> tuple[float, float]:
     return span
 
 
-def encode(task: str, target: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Codes of a target, [h, w] labels or [h, w, C], and of where it is known."""
-    shape, kind = spec(task, known.shape)
+def encode(task: str, target: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Codes of a target ([h, w] labels or [h, w, C]) that is known where `valid`."""
+    shape, kind = spec(task, valid.shape)
     if kind == np.uint8:
         codes = target + 1
     elif kind == np.uint16:
@@ -46,8 +47,8 @@ def encode(task: str, target: np.ndarray, known: np.ndarray) -> np.ndarray:
         codes = 1 + np.rint((target - low) / (high - low) * _STEPS)
     else:
         codes = target
-    everywhere = known.reshape(known.shape + (1,) * (len(shape) - 2))
-    return np.where(everywhere, codes, unknown(task, known.shape)).astype(kind)
+    valid_values = valid.reshape(valid.shape + (1,) * (len(shape) - 2))
+    return np.where(valid_values, codes, unknown(task, valid.shape)).astype(kind)
 
 
 def target(task: str, codes: np.ndarray) -> np.ndarray:
@@ -56,20 +57,20 @@ def target(task: str, codes: np.ndarray) -> np.ndarray:
     Returns:
       uint8 labels, or float32.
     """
-    known = _known(codes)
+    valid = _valid_mask(codes)
     if codes.dtype == np.uint8:
-        return np.where(known, codes - 1, 0).astype(np.uint8)
+        return np.where(valid, codes - 1, 0).astype(np.uint8)
     if codes.dtype == np.uint16:
         low, high = map(np.float32, _span(task))
         step = (high - low) / np.float32(_STEPS)
         codes = low + (codes.astype(np.float32) - np.float32(1)) * step
-    return np.where(known, codes, np.float32(0))
+    return np.where(valid, codes, np.float32(0))
 
 
 def metres(task: str, codes: np.ndarray) -> np.ndarray:
     """Depths in metres of the codes of logarithms: float32 [..., 1], 0 where not known.
 
-    A mean of logarithms gives the geometric mean of the depths that it is of.
+    From a mean of logarithms, this is the geometric mean of the depths.
     """
     steps = np.expm1(target(task, codes) * np.float32(layout.LOG_SCALE))
     return steps / np.float32(layout.STEPS_OF_A_METRE)
@@ -77,9 +78,9 @@ def metres(task: str, codes: np.ndarray) -> np.ndarray:
 
 def mask(codes: np.ndarray) -> np.ndarray:
     """Where a target is known: bool [N, h, w] of codes [N, h, w] or [N, h, w, C]."""
-    known = _known(codes)
-    return known if codes.dtype == np.uint8 else known[..., 0]
+    valid = _valid_mask(codes)
+    return valid if codes.dtype == np.uint8 else valid[..., 0]
 
 
-def _known(codes: np.ndarray) -> np.ndarray:
+def _valid_mask(codes: np.ndarray) -> np.ndarray:
     return ~np.isnan(codes) if codes.dtype == np.float32 else codes != 0

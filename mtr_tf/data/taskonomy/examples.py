@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a view's files to the arrays that are stored of it."""
+"""From a view's files to the arrays that are stored for it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mtr_tf.errors import InputError
 
 
 class Files:
-    """A view's files, each read at most once; what is wrong with them is kept.
+    """A view's files, each read at most once, and what is wrong with them.
 
     Attributes:
-      wrong: by task, and `layout.RGB`, what is wrong with a file that was read.
+      wrong: by task (or `layout.RGB`), what is wrong with its file, if it was read.
     """
 
     def __init__(self, paths: Mapping[str, str]):
@@ -32,7 +32,7 @@ class Files:
         self.wrong: dict[str, str] = {}
 
     def read(self, task: str) -> np.ndarray | None:
-        """The numbers of a file; None where there is none, or a broken one."""
+        """The numbers of a task's file; None if it is missing or broken."""
         if task not in self._read:
             self._read[task] = None
             if task in self._paths:
@@ -44,48 +44,49 @@ class Files:
 
 
 def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Reads and resizes what there is of a view.
+    """Reads and resizes the files of a view.
+
+    Only files that the tasks need are opened.
 
     Args:
-      job: "files", the view's paths by task, and that of its picture, by `layout.RGB`;
-        "tasks", those to make: where the view has no file of one, or a broken one,
-        nothing of it is known; "size", (height, width); "as_released", whether it is
-        done as in the paper's released code.
+      job: "files", the view's paths by task, with that of its picture under
+        `layout.RGB`; "tasks", the tasks to make (a target whose file is missing or
+        broken is not known anywhere); "size", (height, width); "as_released", whether
+        to do as the paper's released code does.
 
     Returns:
-      "image", uint8 [h, w, 3], black where it is broken; by task codes as `coding` has
-      them; "wrong" and "why", two lists of texts: the tasks of broken files (or of
-      files of another kind than their domain's), and what is wrong with them. No file
-      is opened that is not needed for the tasks.
+      "image", uint8 [h, w, 3], black if it is broken; by task, codes as defined in
+      `coding`; "wrong" and "why", two lists of texts: the tasks of broken files (or of
+      files of another kind than their domain's), and what is wrong with them.
     """
     files, size = Files(job["files"]), tuple(job["size"])
-    way = released if job["as_released"] else transforms
+    module = released if job["as_released"] else transforms
     picture = files.read(layout.RGB)
     arrays = {"image": np.zeros((*size, 3), np.uint8)}
     if picture is not None:
-        arrays["image"] = way.image(picture, size)
+        arrays["image"] = module.image(picture, size)
     for task in job["tasks"]:
         file = files.read(task)
         if file is None:
             arrays[task] = coding.unknown(task, size)
             continue
-        known = np.ones(file.shape[:2], bool)
+        valid = np.ones(file.shape[:2], bool)
         if task in layout.DEPTHS:
-            known = way.depth_known(file)
+            valid = module.depth_known(file)
         elif layout.DOMAINS[task].masked_by_depth:
-            surfaces = surfaces_known(files, way, job["as_released"])
+            surfaces = surfaces_known(files, module, job["as_released"])
             if surfaces is not None:
-                known = resizing.nearest(surfaces, file.shape[:2])
-        arrays[task] = coding.encode(task, *way.TRANSFORMS[task](file, known, size))
+                valid = resizing.nearest(surfaces, file.shape[:2])
+        arrays[task] = coding.encode(task, *module.TRANSFORMS[task](file, valid, size))
     arrays["wrong"] = np.array(list(files.wrong), np.str_)
     arrays["why"] = np.array(list(files.wrong.values()), np.str_)
     return arrays
 
 
 def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
-    """What `make` gives, compressed as the data set stores it.
+    """The result of `make`, compressed as the data set stores it.
 
-    Whoever puts the data set together does so alone, and should only copy.
+    Compressed here because a single process puts the data set together.
     """
     return {
         name: value if name in ("wrong", "why") else zlib.compress(value.tobytes())
@@ -94,17 +95,18 @@ def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
 
 
 def surfaces_known(
-    files: Files, way: types.ModuleType, as_released: bool
+    files: Files, module: types.ModuleType, as_released: bool
 ) -> np.ndarray | None:
-    """Where a view shows a surface and no hole, bool [H, W]; None if nothing says it.
+    """Where a view shows a surface, not a hole: bool [H, W]; None if no file tells.
 
-    By the first of: the distances, the depths, Omnidata's masks; else wherever neither
-    normals nor curvatures have the colour of a hole. The released code knows depths.
+    The first of these files that exists decides: distances, depths, Omnidata's masks.
+    Otherwise a surface is where neither normals nor curvatures have the colour of a
+    hole. The released code uses only the first two.
     """
     for task in ("depth_euclidean", "depth"):
         file = files.read(task)
         if file is not None:
-            return way.depth_known(file)
+            return module.depth_known(file)
     if as_released:
         return None
     file = files.read(layout.MASK)
@@ -115,10 +117,10 @@ def surfaces_known(
         file = files.read(task)
         if file is None:
             continue
-        known = (file != np.array(colour, file.dtype)).any(axis=-1)
+        valid = (file != np.array(colour, file.dtype)).any(axis=-1)
         if surfaces is not None:
-            known &= resizing.nearest(surfaces, known.shape)
-        surfaces = known
+            valid &= resizing.nearest(surfaces, valid.shape)
+        surfaces = valid
     return surfaces
 
 
@@ -129,7 +131,7 @@ def read_file(task: str, path: str) -> np.ndarray:
       [H, W] or colours [H, W, 3].
 
     Raises:
-      InputError: it is broken, or not of its domain's kind.
+      InputError: the file is broken, or not of its domain's kind.
     """
     if task == layout.RGB:
         return _read(path, colour=True)
@@ -145,10 +147,10 @@ def read_file(task: str, path: str) -> np.ndarray:
         )
     labels = domain.stored == np.uint8
     if labels and (file.ndim != 2 or file.max() > len(layout.CLASSES)):
-        found = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
+        content = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
         raise InputError(
             "Taskonomy's labels must be one channel with values from 1 to "
-            f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {found}; "
+            f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {content}; "
             "download the original again."
         )
     return file

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the files of a Taskonomy folder.
 
-A file is known by its name, point_P_view_V_domain_DOMAIN.png, and its building by what
-the path says besides the domain. So all published arrangements are understood:
+A file is recognised by its name, point_P_view_V_domain_DOMAIN.png, and its building by
+the folders other than the domain. So all published arrangements are understood:
 DOMAIN/FILE (one building, as the sample), BUILDING/DOMAIN/FILE, DOMAIN/BUILDING/FILE,
 DOMAIN/taskonomy/BUILDING/FILE (the Omnidata downloads) and BUILDING_DOMAIN/DOMAIN/FILE
 (the unpacked archives).
 
-Where folders are called mask_valid (Omnidata's masks of holes), files are masks,
-whatever domain their names have.
+Files below a folder called mask_valid (Omnidata's masks of holes) are masks, whatever
+domain their names have.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from mtr_tf.data.source import given_folder
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
-# A file so small holds no picture; the released loader takes such labels as missing.
+# Smaller files hold no picture; the released loader takes such labels as missing.
 EMPTY_BYTES = 100
 _LARGEST_LIST = 2**24  # Bytes.
 
-# Longer numbers are none of Taskonomy's, and do not fit into 64 bits.
+# Taskonomy has no longer numbers, and they would not fit into 64 bits.
 _FILE = re.compile(r"(point_(\d{1,18})_view_(\d{1,18}))_domain_(\w+)\.png")
 _LIST = re.compile(r"train_val_test_\w+\.csv")
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _NOT_BUILDINGS = {*layout.TASK_OF_NAME, "taskonomy"}
 _TASKS = (*layout.DOMAINS, layout.RGB, layout.MASK)
 _PICTURE = _TASKS.index(layout.RGB)
-# The same pictures once more, under the same names; and at the root of a file system
-# what nobody else may read.
+# Folders to skip: the same pictures again, under the same names; and a folder at the
+# root of file systems that only its owner may read.
 _OTHER_FOLDERS = ("rgb_large", "lost+found")
 _WHAT = (
     "a folder of Taskonomy with files such as rgb/point_0_view_0_domain_rgb.png in it, "
@@ -58,7 +58,7 @@ _WHAT = (
 
 
 class Place(NamedTuple):
-    """Where a view's file of a domain is, and how large.
+    """Where a view's file of a domain is, and how large it is.
 
     Attributes:
       folder: the file's.
@@ -103,10 +103,10 @@ class View:
 
 
 class Views(Sequence[View]):
-    """Views of a folder, made when they are asked for, from few numbers for each."""
+    """Views of a folder, created on access from a few numbers each."""
 
     def __init__(self, table: _Table, rows: np.ndarray):
-        """`rows` says which views of the table, and in which order."""
+        """`rows` are the numbers of the views in the table, in their order here."""
         self._table, self._rows = table, rows
 
     def __len__(self) -> int:
@@ -118,12 +118,12 @@ class Views(Sequence[View]):
         return self._table.view(int(self._rows[place]))
 
     def select(self, places: Sequence[int]) -> Views:
-        """Some of the views, by their numbers here."""
+        """The views at some places of this sequence."""
         return Views(self._table, self._rows[np.asarray(places, np.int64)])
 
 
 class Names(Sequence[str]):
-    """The names of views, made when they are asked for."""
+    """The names of views, created on access."""
 
     def __init__(self, views: Sequence[View]):
         self._views = views
@@ -138,9 +138,9 @@ class Names(Sequence[str]):
 
 
 class _Table:
-    """The files of all views: numbers of folders, and sizes. 0.3 KB for each view.
+    """The files of all views, as numbers of folders and sizes: 0.3 KB for each view.
 
-    As records of Python's, views take 2 KB each: 9 GB for all of Taskonomy.
+    As Python objects, views would take 2 KB each: 9 GB for all of Taskonomy.
     """
 
     def __init__(self):
@@ -149,7 +149,7 @@ class _Table:
         self._building, self._place = array.array("i"), array.array("i")
         self._point, self._view = array.array("q"), array.array("q")
         self._size = array.array("q")
-        self._stems: dict[int, str] = {}  # Those with zeros in front.
+        self._stems: dict[int, str] = {}  # Only those with leading zeros.
 
     def __len__(self) -> int:
         return len(self._building)
@@ -157,7 +157,7 @@ class _Table:
     def add(
         self, building: str, match: re.Match, task: str, folder: str, size: int
     ) -> None:
-        """Adds a file; raises `InputError` if its view has one of the task."""
+        """Adds a file; raises `InputError` if its view already has one of the task."""
         stem, point, view = match[1], int(match[2]), int(match[3])
         number = self._buildings.of(building)
         key = (number << 120) | (point << 60) | view
@@ -182,7 +182,7 @@ class _Table:
         self._size[cell] = size
 
     def views(self) -> Views:
-        """Those with a picture, by building, point and view."""
+        """The views with a picture, by building, point and view."""
         self._rows.clear()
         names = self._buildings.things
         rank = np.zeros(len(names), np.int64)
@@ -204,7 +204,7 @@ class _Table:
         )
 
     def place(self, row: int, task: str) -> Place | None:
-        """Where the file of a task of a view is, if there is one."""
+        """Where a view's file of a task is; None if there is none."""
         cell = row * len(_TASKS) + _TASKS.index(task) if task in _TASKS else -1
         if cell < 0 or self._place[cell] < 0:
             return None
@@ -224,7 +224,7 @@ class _Numbers:
         self.things: list[Any] = []
 
     def of(self, thing: Any) -> int:
-        """The number of a thing, a new one if it has none."""
+        """The number of a thing; a new thing gets the next number."""
         if thing not in self._number:
             self._number[thing] = len(self.things)
             self.things.append(thing)
@@ -261,8 +261,8 @@ class Listing:
 
     Attributes:
       views: those with a picture, by building, point and view.
-      without_picture: how many have other files, but no picture.
-      lists: split by building, from the lists; None where there are no lists.
+      without_picture: number of views that have other files, but no picture.
+      lists: split by building, from the split lists; None if there are no lists.
       fingerprint: 16 hexadecimal digits that change with the files' names and sizes.
     """
 
@@ -274,26 +274,26 @@ class Listing:
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of which at least one view has a file, in the order of `DOMAINS`."""
-        found = {task for view in self.views for task in view.places}
-        return tuple(task for task in layout.DOMAINS if task in found)
+        view_tasks = {task for view in self.views for task in view.places}
+        return tuple(task for task in layout.DOMAINS if task in view_tasks)
 
 
 def scan(data_dir: str | None) -> Listing:
     """Lists a Taskonomy folder; opens no picture.
 
     Raises:
-      InputError: there is no such folder or no view in it; a file is there twice; a
-        split list is broken.
+      InputError: there is no such folder, or no view in it; a view has two files of one
+        domain; a split list is broken.
     """
     root = given_folder("Taskonomy", data_dir, _WHAT)
     digest = hashlib.sha256()
     table, lists = _Table(), []
 
     @functools.cache
-    def about(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
-        inside = folder.relative_to(root)
-        is_masks = any(layout.MASK in part for part in inside.parts)
-        return inside, _building(inside.parts), is_masks
+    def folder_facts(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
+        relative_path = folder.relative_to(root)
+        is_masks = any(layout.MASK in part for part in relative_path.parts)
+        return relative_path, _building(relative_path.parts), is_masks
 
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
@@ -306,10 +306,10 @@ def scan(data_dir: str | None) -> Listing:
             continue
         size = entry.stat().st_size
         if size >= EMPTY_BYTES:
-            inside, building, is_masks = about(folder)
+            relative_path, building, is_masks = folder_facts(folder)
             task = layout.MASK if is_masks else task
             table.add(building, match, task, str(folder), size)
-            digest.update(os.fsencode(f"{inside / entry.name} {size}\n"))
+            digest.update(os.fsencode(f"{relative_path / entry.name} {size}\n"))
     views = table.views()
     if not views:
         raise InputError(f"'{data_dir}' must be {_WHAT}; none was found there.")
@@ -320,54 +320,58 @@ def scan(data_dir: str | None) -> Listing:
 
 def summary(
     listing: Listing,
-    chosen: Mapping[str, Sequence[View]],
+    views_by_split: Mapping[str, Sequence[View]],
     tasks: Sequence[str] | None = None,
 ) -> str:
     """One line: views by split, and what is missing of some tasks, by domain."""
     tasks = [task for task in listing.tasks if tasks is None or task in tasks]
-    have: Counter[str] = Counter()
-    found, blind, buildings = 0, 0, set()
-    for view in itertools.chain.from_iterable(chosen.values()):
-        found += 1
+    file_counts: Counter[str] = Counter()
+    view_count, blind_count, buildings = 0, 0, set()
+    for view in itertools.chain.from_iterable(views_by_split.values()):
+        view_count += 1
         buildings.add(view.building)
-        have.update(iter(view.places))
-        blind += _is_blind(view, tasks)
-    counts = " and ".join(f"{len(views)} {split}" for split, views in chosen.items())
+        file_counts.update(iter(view.places))
+        blind_count += _is_blind(view, tasks)
+    counts = " and ".join(
+        f"{len(views)} {split}" for split, views in views_by_split.items()
+    )
     plural = "s" if len(buildings) > 1 else ""
     line = f"Taskonomy: {counts} views of {len(buildings)} building{plural}"
-    absent = [
-        f"{layout.name(task)} {found - have[task]}"
+    missing = [
+        f"{layout.name(task)} {view_count - file_counts[task]}"
         for task in tasks
-        if have[task] < found
+        if file_counts[task] < view_count
     ]
-    if absent:
-        line += f"; masked where a file is missing: {', '.join(absent)} views"
-    if blind:
+    if missing:
+        line += f"; masked where a file is missing: {', '.join(missing)} views"
+    if blind_count:
         line += (
-            f"; holes count as surfaces in {blind} views without depth_euclidean, "
-            "depth_zbuffer, mask_valid, normal or principal_curvature"
+            f"; holes count as surfaces in {blind_count} views without "
+            "depth_euclidean, depth_zbuffer, mask_valid, normal or principal_curvature"
         )
-    unused = len(listing.views) - found
-    if unused:
-        line += f"; {unused} views of buildings outside the split lists are not used"
+    unused_count = len(listing.views) - view_count
+    if unused_count:
+        line += (
+            f"; {unused_count} views of buildings outside the split lists are not used"
+        )
     if listing.without_picture:
         line += f"; {listing.without_picture} views without rgb are not used"
     return line + "."
 
 
 def _is_blind(view: View, tasks: Sequence[str]) -> bool:
-    """Whether a target of the view is known but for holes, and no file shows these."""
-    shown = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
-    return not any(task in view.places for task in shown) and any(
+    """Whether the view has a target with holes, but no file that shows the holes."""
+    hole_tasks = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
+    return not any(task in view.places for task in hole_tasks) and any(
         task in view.places and layout.DOMAINS[task].masked_by_depth for task in tasks
     )
 
 
 def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.DirEntry]]:
-    """Yields (folder, file) of all files below, in the order of their names."""
+    """Yields (folder, file) for all files below `root`, in the order of their names."""
     with os.scandir(root) as entries:
-        here = sorted(entries, key=lambda entry: entry.name)
-    for entry in here:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
@@ -378,7 +382,7 @@ def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.DirEntry]]:
 
 
 def _building(parts: Sequence[str]) -> str:
-    """The building that the folders name: what is left of them besides domains."""
+    """The building that the folders name: their names without those of domains."""
     names = []
     for part in parts:
         for domain in layout.TASK_OF_NAME:
@@ -389,7 +393,7 @@ def _building(parts: Sequence[str]) -> str:
 
 
 def list_name(building: str) -> str:
-    """A building as lists have it: its own folder's name, in small letters."""
+    """A building's name as in the lists: its folder's name in lower case."""
     return building.rsplit("/", 1)[-1].lower()
 
 
@@ -398,29 +402,29 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
     split_of = {}
     for path in paths:
         for row in _rows(path):
-            chosen = [SPLITS[name] for name in SPLITS if row[name] == "1"]
+            row_splits = [SPLITS[name] for name in SPLITS if row[name] == "1"]
             name = list_name(row["id"])
             if name in split_of:
-                chosen.append(split_of[name])
-            if len(set(chosen)) > 1:
+                row_splits.append(split_of[name])
+            if len(set(row_splits)) > 1:
                 raise InputError(
                     "A building must be in one split only, but the lists have "
-                    f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} (the last "
-                    f"list is '{path}'); correct or remove one."
+                    f"{row['id']!r} in {' and '.join(sorted(set(row_splits)))} (the "
+                    f"last list is '{path}'); correct or remove one."
                 )
-            if chosen:
-                split_of[name] = chosen[0]
+            if row_splits:
+                split_of[name] = row_splits[0]
     return split_of if paths else None
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a split list, which has the columns that it must have."""
+    """The rows of a split list, whose columns are checked."""
     try:
         text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
-        rows = csv.DictReader(
+        reader = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )
-        columns, found = rows.fieldnames or (), list(rows)
+        columns, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"A split list must be a text table in UTF-8, but '{path}' is not "
@@ -431,7 +435,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
             "A split list must have the columns id, train, val and test, but "
             f"'{path}' has {', '.join(columns) or 'none'}; download it again."
         )
-    return found
+    return rows
 
 
 def _read_list(path: pathlib.Path) -> bytes:

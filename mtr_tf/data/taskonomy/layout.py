@@ -59,12 +59,12 @@ CLASS_WEIGHTS = (
 RELEASED_SPARE_CLASS = ("unused", (0, 0, 0), 1.0)
 
 LOG_SCALE = math.log(2.0**16)
-# Depths from here on are missing: the file says 65535, and resized files blend that
-# with their neighbours.
+# Depths from here on are missing: files mark them by 65535, which resizing blends with
+# their neighbours.
 NO_DEPTH = 64500
 CURVATURE_MEAN = (123.572, 120.1)
 CURVATURE_STD = (31.922, 21.658)
-# What [-1, 1] stands for in files scaled to [0, 1].
+# The range that becomes [-1, 1], of files scaled to [0, 1].
 SCALED_FROM = {
     "normal": (0.0, 1.0),
     "edge_texture": (0.0, 0.08),
@@ -79,7 +79,7 @@ BLUR_SIGMA = 4.0
 
 RGB = "rgb"
 MASK = "mask_valid"  # Omnidata's: 0 where a view shows a hole in the building's mesh.
-# What a pixel is in a hole, which no surface can be: what tells holes without depths.
+# The colour of a pixel in a hole, which no surface has: it shows holes without depths.
 HOLES = {"normal": (128, 128, 128), "curvature": (0, 0, 0)}
 
 
@@ -88,7 +88,7 @@ class Domain:
     """A domain whose files hold a task's targets.
 
     Attributes:
-      names: what its folder and the end of its files' names may be.
+      names: possible names of its folder, which also end its files' names.
       channels: of the target.
       stored: type that targets are stored as: uint8 for labels, uint16 for steps of
         `span`, or float32.
@@ -121,11 +121,12 @@ TASK_OF_NAME |= {RGB: RGB, MASK: MASK}
 
 
 def name(task: str) -> str:
-    """What the folder of a task's domain is called, or of `RGB` or `MASK`."""
+    """The name of the folder of a task's domain, or of `RGB` or `MASK`."""
     return DOMAINS[task].names[0] if task in DOMAINS else task
 
 
-# What maps are painted between; edge_occlusion's upper end is found in the data.
+# The ranges that maps are painted in; the upper end of edge_occlusion's is found in the
+# data.
 RANGES = {
     "depth": (0.4, 0.8),  # About 0.2 m to 14 m.
     "depth_euclidean": (0.4, 0.8),
@@ -142,8 +143,8 @@ RANGES = {
 # Units that differ from those of the table of tasks.
 UNITS = {"depth": "log", "depth_euclidean": "log", "curvature": ""}
 
-# What the two depths may be: as the files' logarithms, which is what --depth_target's
-# defaults come to here, or in metres.
+# The two depths are either the files' logarithms, which --depth_target's defaults mean
+# here, or metres.
 DEPTHS = ("depth", "depth_euclidean")
 LOG_DEPTH = ("disparity", "released")
 METRES = "metres"

@@ -30,7 +30,7 @@ from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
 
-_PAINTED = 32  # Views whose values say what is painted.
+_RANGE_VIEWS = 32  # Number of views whose values set the range of edges.
 
 
 def open_source(
@@ -42,11 +42,11 @@ def open_source(
     depth_target: str = layout.LOG_DEPTH[0],
     validation_share: float = 0.0,
 ) -> Source:
-    """Opens Taskonomy, which is read and resized first where that has not been done.
+    """Opens Taskonomy, and reads and resizes it first if that has not been done.
 
-    The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for every
-    size, set of tasks, choice of `as_released`, split and state of the folder; what has
-    more tasks than are asked for is used again. Broken files are listed and masked;
+    The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for each
+    size, set of tasks, choice of `as_released`, split and state of the folder; a result
+    with more tasks than are asked for is reused. Broken files are listed and masked;
     broken pictures are listed and refused.
 
     Args:
@@ -61,7 +61,7 @@ def open_source(
 
     Raises:
       InputError: there is no such folder, or no picture in it; a picture is broken;
-        what is prepared cannot be written; there is no such depth target.
+        the result cannot be written; there is no such depth target.
     """
     size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in (*layout.LOG_DEPTH, layout.METRES):
@@ -73,43 +73,43 @@ def open_source(
     splits = splitting.splits(
         listing, as_released=as_released, validation_share=validation_share
     )
-    wanted = [task for task in listing.tasks if tasks is None or task in tasks]
-    logging.info("%s", finding.summary(listing, splits, wanted))
-    way = "-as_released" if as_released else ""
+    file_tasks = [task for task in listing.tasks if tasks is None or task in tasks]
+    logging.info("%s", finding.summary(listing, splits, file_tasks))
+    suffix = "-as_released" if as_released else ""
     if validation_share:
-        way += f"-share{validation_share:g}"
+        suffix += f"-share{validation_share:g}"
     config = TaskonomyConfig(
         # pyrefly: ignore  (TFDS has the name, unseen by type checkers)
-        name=f"{size[0]}x{size[1]}{way}",
+        name=f"{size[0]}x{size[1]}{suffix}",
         size=size,
         tasks=listing.tasks,
         as_released=as_released,
         splits=splits,
         source=str(pathlib.Path(data_dir or "").expanduser().resolve()),
     )
-    builder = _prepared(config, wanted, listing.fingerprint)
+    builder = _prepare(config, file_tasks, listing.fingerprint)
     metres = depth_target == layout.METRES
     info = dataset_info(
         listing.tasks, size, splits, as_released=as_released, metres=metres
     )
-    shown = [task for task in info.tasks if tasks is None or task in tasks]
+    target_tasks = [task for task in info.tasks if tasks is None or task in tasks]
 
     @functools.cache
     def load(split: str) -> Columns:
-        return _columns(builder, split, shown, splits[split], metres)
+        return _columns(builder, split, target_tasks, splits[split], metres)
 
-    if "edge_occlusion" in wanted:
+    if "edge_occlusion" in file_tasks:
         ranges = {
             **info.ranges,
             "edge_occlusion": edges_painted(load(next(iter(splits)))),
         }
         info = dataclasses.replace(info, ranges=ranges)
-    absent = splitting.missing(listing, splits, as_released=as_released)
-    unknown = {
-        split: [t for t in wanted if not any(t in view.places for view in views)]
+    missing_splits = splitting.missing(listing, splits, as_released=as_released)
+    unknown_tasks = {
+        split: [t for t in file_tasks if not any(t in view.places for view in views)]
         for split, views in splits.items()
     }
-    return Source(info, load, absent, unknown=unknown)
+    return Source(info, load, missing_splits, unknown=unknown_tasks)
 
 
 def dataset_info(
@@ -120,7 +120,7 @@ def dataset_info(
     as_released: bool = False,
     metres: bool = False,
 ) -> DatasetInfo:
-    """The facts of Taskonomy: `tasks` are those with files."""
+    """The facts of Taskonomy; `tasks` are those with files."""
     names, colors = tuple(layout.CLASSES), tuple(layout.CLASSES.values())
     weights = layout.CLASS_WEIGHTS
     if as_released:
@@ -146,41 +146,41 @@ def dataset_info(
 
 
 def edges_painted(columns: Columns) -> tuple[float, float]:
-    """What occlusion edges are painted between: nothing, and a strong edge.
+    """The range that occlusion edges are painted in, from no edge to a strong one.
 
-    They are not clipped, so the largest value is that of one pixel: 99 of 100 known
-    pixels of some views are less than what is white.
+    They are not clipped, so the largest value is that of a single pixel; the range ends
+    at the 99th percentile of the known pixels of some views instead.
     """
-    rows = np.arange(min(len(columns), _PAINTED)) * len(columns)
+    rows = np.arange(min(len(columns), _RANGE_VIEWS)) * len(columns)
     rows //= max(len(rows), 1)
     values = columns.targets["edge_occlusion"][rows]
     values = values[columns.masks["edge_occlusion"][rows]]
-    low, usual = layout.RANGES["edge_occlusion"]
-    high = float(np.percentile(values, 99)) if values.size else usual
-    return low, high if high > low else usual
+    low, default = layout.RANGES["edge_occlusion"]
+    high = float(np.percentile(values, 99)) if values.size else default
+    return low, high if high > low else default
 
 
-def _prepared(
-    config: TaskonomyConfig, wanted: Sequence[str], fingerprint: str
+def _prepare(
+    config: TaskonomyConfig, file_tasks: Sequence[str], fingerprint: str
 ) -> Taskonomy:
-    """The builder of a config for the wanted tasks, or for more if that is there.
+    """The builder of a config with `file_tasks`, or with more if that is prepared.
 
-    The name of what is prepared has its tasks as a hexadecimal number, a bit for each.
+    The name of prepared data has its tasks as a hexadecimal number, a bit for each.
     """
-    root, bits = prepared.root_folder(), list(layout.DOMAINS)
-    needed = sum(1 << bits.index(task) for task in wanted)
-    there = [
+    root, domain_tasks = prepared.root_folder(), list(layout.DOMAINS)
+    task_bits = sum(1 << domain_tasks.index(task) for task in file_tasks)
+    prepared_bits = [
         int(path.name.removeprefix(f"{config.name}-").split("-")[0], 16)
         for path in root.glob(f"{Taskonomy.name}/{config.name}-???-{fingerprint}")
     ]
-    fitting = [number for number in there if number & needed == needed]
-    for number in (*sorted(fitting, key=int.bit_count), needed):
+    candidates = [number for number in prepared_bits if number & task_bits == task_bits]
+    for number in (*sorted(candidates, key=int.bit_count), task_bits):
         name = f"{config.name}-{number:03x}-{fingerprint}"
-        tasks = [task for i, task in enumerate(bits) if number >> i & 1]
+        tasks = [task for i, task in enumerate(domain_tasks) if number >> i & 1]
         # pyrefly: ignore  (as above)
-        one = dataclasses.replace(config, name=name, tasks=tasks)
-        make = functools.partial(_builder, one)
-        if number == needed or prepared.opened(make, root)[1]:
+        candidate_config = dataclasses.replace(config, name=name, tasks=tasks)
+        make = functools.partial(_builder, candidate_config)
+        if number == task_bits or prepared.opened(make, root)[1]:
             break
     builder = prepared.prepare(make, root, "taskonomy", "TFDS_DATA_DIR")
     broken = dict(builder.info.metadata.items()).get(BROKEN, {})
@@ -229,7 +229,7 @@ def _columns(
 
 
 def _groups(views: Sequence[View]) -> Groups:
-    """Which views depend on each other: those of a building, or of one's points."""
+    """Groups of dependent views: by building, or by point if there is one building."""
     if len({view.building for view in views}) > 1:
         return Groups([view.building for view in views], "buildings")
     return Groups([view.point for view in views], "points of one building")

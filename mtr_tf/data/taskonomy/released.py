@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a domain's file to a task's target as the paper's released code has it.
 
-The functions are called as those of `transforms`. What differs, on purpose:
+The functions are called like those of `transforms`. They differ on purpose:
 
 *   Pictures shrink by a blur and linear interpolation (scikit-image's resize at order
     1), whether pixels are known or not: missing depth bleeds into its neighbours. A
@@ -11,9 +11,9 @@ The functions are called as those of `transforms`. What differs, on purpose:
     it had levels of 0-255, so that both channels are nearly constant.
 *   edge_occlusion is blurred over 4 pixels at any size, also where it is not known.
 
-The released labels were resized by whatever was Pillow's default: nearest neighbour
-before version 7, and here. Pixels without a label have class 0 and no loss, as here;
-its metrics counted them as background all the same, which one mask cannot say.
+The released labels were resized by Pillow's default, which was nearest neighbour before
+version 7, as here. Pixels without a label have class 0 and no loss, as here; the
+released metrics still counted them as background, which a single mask cannot express.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtr_tf.data.taskonomy import layout
 from mtr_tf.data.taskonomy import resizing
 from mtr_tf.data.taskonomy import transforms
 
-_KNOWN = 0.99
+_MIN_VALID = 0.99
 
 
 def depth_known(file: np.ndarray) -> np.ndarray:
@@ -40,42 +40,42 @@ def image(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def log_depth(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln(1 + v) / ln(2**16)."""
-    return _resized(transforms.logarithm(file), known, size)
+    return _resize(transforms.logarithm(file), valid, size)
 
 
 def scaled(
-    task: str, file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
-    target, known = _resized(transforms.in_channels(task, file), known, size)
-    return transforms.rescaled(task, target), known
+    """The task's range in `layout.SCALED_FROM`, as [-1, 1]."""
+    target, valid = _resize(transforms.in_channels(task, file), valid, size)
+    return transforms.rescaled(task, target), valid
 
 
 def edge_occlusion(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Occlusion edges from -1, blurred over 4 pixels."""
-    target, known = scaled("edge_occlusion", file, known, size)
-    everywhere = np.ones(size, bool)
-    return resizing.blur_valid(target, everywhere, layout.BLUR_SIGMA), known
+    target, valid = scaled("edge_occlusion", file, valid, size)
+    all_valid = np.ones(size, bool)
+    return resizing.blur_valid(target, all_valid, layout.BLUR_SIGMA), valid
 
 
 def curvature(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The grey picture, twice, standardised as if it were curvatures."""
-    target, known = _resized(transforms.grey(file), known, size)
-    return transforms.standardised(target), known
+    target, valid = _resize(transforms.grey(file), valid, size)
+    return transforms.standardised(target), valid
 
 
-def _resized(
-    values: np.ndarray, known: np.ndarray, size: tuple[int, int]
+def _resize(
+    values: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    mask = resizing.linear_anti_aliased(known[..., np.newaxis], size)[..., 0]
-    return resizing.linear_anti_aliased(values, size), mask >= _KNOWN
+    mask = resizing.linear_anti_aliased(valid[..., np.newaxis], size)[..., 0]
+    return resizing.linear_anti_aliased(values, size), mask >= _MIN_VALID
 
 
 TRANSFORMS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing and blurring of arrays, with pixels that are not there left out.
+"""Resizing and blurring of arrays, without the pixels that are not valid.
 
 Every operation here but `nearest` is linear and separable: a matrix for the rows and
 one for the columns. Pixel i of n covers [i / n, (i + 1) / n] of the side, whatever n.
@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-# A gauss is cut at so many standard deviations, as SciPy does.
+# A Gaussian is cut off at this many standard deviations, as in SciPy.
 _TRUNCATE = 4.0
 
 
@@ -49,7 +49,8 @@ def mean_of_valid_area(
 def blur_valid(values: np.ndarray, valid: np.ndarray, sigma: float) -> np.ndarray:
     """Takes the Gaussian mean of the valid pixels around each one.
 
-    Beyond the border the values go on as their mirror image, border pixels repeated.
+    Beyond the border the values continue as their mirror image, with border pixels
+    repeated.
 
     Args:
       values: [H, W, C], anything (finite) where not valid.
@@ -60,16 +61,16 @@ def blur_valid(values: np.ndarray, valid: np.ndarray, sigma: float) -> np.ndarra
       Float32 [H, W, C]; 0 where nothing valid is in reach.
     """
     rows, columns = (gauss_matrix(n, sigma, "symmetric") for n in valid.shape)
-    known = valid[..., np.newaxis]
-    total = separable(np.where(known, values, 0), rows, columns)
-    weight = separable(known, rows, columns)
+    mask = valid[..., np.newaxis]
+    total = separable(np.where(mask, values, 0), rows, columns)
+    weight = separable(mask, rows, columns)
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
 def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Picks the pixel that each new pixel's centre lies in.
 
-    Of two that it lies between, the one further on.
+    A centre between two pixels picks the further one.
 
     Args:
       values: [H, W, ...].
@@ -84,9 +85,9 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def linear_anti_aliased(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Interpolates linearly, after a blur where the picture shrinks; float32 [h, w, C].
 
-    What `skimage.transform.resize` does to floats at order 1 with its defaults: a gauss
-    of (H / h - 1) / 2 pixels, then linear interpolation between the pixels' centres,
-    the picture being mirrored around its border pixels' centres.
+    Does what `skimage.transform.resize` does to floats at order 1 with its defaults: a
+    Gaussian of (H / h - 1) / 2 pixels, then linear interpolation between the pixels'
+    centres, with the picture mirrored around the centres of its border pixels.
 
     Args:
       values: [H, W, C].
@@ -109,8 +110,8 @@ def area_matrix(old: int, new: int) -> np.ndarray:
     """The share of each old pixel in the mean over each new one, float32 [new, old]."""
     ends = np.arange(old + 1) * new  # In units of 1 / (old * new) of the side.
     starts = np.arange(new)[:, np.newaxis] * old
-    inside = np.clip(ends, starts, starts + old)
-    return (np.diff(inside, axis=1) / old).astype(np.float32)
+    clipped_ends = np.clip(ends, starts, starts + old)
+    return (np.diff(clipped_ends, axis=1) / old).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=32)
@@ -120,7 +121,7 @@ def gauss_matrix(size: int, sigma: float, border: str) -> np.ndarray:
     Args:
       size: number of pixels.
       sigma: standard deviation in pixels; 0 for the unit matrix.
-      border: how the pixels go on beyond the border, one of `numpy.pad`'s modes.
+      border: how the pixels continue beyond the border, one of `numpy.pad`'s modes.
     """
     radius = int(_TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
@@ -136,7 +137,7 @@ def gauss_matrix(size: int, sigma: float, border: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _anti_aliased_matrix(old: int, new: int) -> np.ndarray:
-    """A gauss against aliasing, then linear interpolation, float32 [new, old]."""
+    """A Gaussian against aliasing, then linear interpolation: float32 [new, old]."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     centres = np.abs(centres)  # Mirrored around the first pixel's centre
     centres = (old - 1) - np.abs((old - 1) - centres)  # and the last one's.

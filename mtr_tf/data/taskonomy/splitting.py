@@ -7,9 +7,9 @@ By the first of these rules that applies:
 2.  By `validation_share`, if one is asked for: the last buildings by name, or of one
     building the last points, are validation.
 3.  The lists train_val_test_NAME.csv, wherever they are in the folder, if buildings
-    have names. Several lists may be there; buildings that none has are not used.
-4.  One building: train where P < 1200, else validation (as released): of the same
-    rooms, then.
+    have names. There may be several lists; buildings in none of them are not used.
+4.  One building: train where P < 1200, else validation (as released). Both then show
+    the same rooms.
 5.  Several buildings: the last fifth of them by name, at least one, is validation.
 """
 
@@ -36,7 +36,7 @@ def splits(
     Splits without a view are left out.
 
     Raises:
-      InputError: none of the buildings is in the lists; a share cannot be had.
+      InputError: none of the buildings is in the lists; the share is not possible.
     """
     buildings = sorted({view.building for view in listing.views})
     if validation_share:
@@ -50,35 +50,37 @@ def splits(
         }
     else:
         split_of = None
-    found = {split: array.array("q") for split in SPLITS.values()}
+    split_places = {split: array.array("q") for split in SPLITS.values()}
     for place, view in enumerate(listing.views):
         if split_of is None:
             split = "train" if view.point < TRAIN_POINTS else "validation"
         else:
             split = split_of[view.building]
         if split:
-            found[split].append(place)
-    if not any(found.values()):
+            split_places[split].append(place)
+    if not any(split_places.values()):
         raise InputError(
             "The split lists train_val_test_*.csv must name a building of the folder, "
             f"but name none of {', '.join(buildings)}; add the building's list."
         )
-    return _sorted(listing, found)
+    return _split_views(listing, split_places)
 
 
-def _sorted(
-    listing: Listing, found: Mapping[str, Sequence[int]]
+def _split_views(
+    listing: Listing, split_places: Mapping[str, Sequence[int]]
 ) -> dict[str, Sequence[View]]:
-    """The views of each split that has some, by their numbers in the listing."""
+    """The views of each split that has any, by their places in the listing."""
     return {
-        split: listing.views.select(places) for split, places in found.items() if places
+        split: listing.views.select(places)
+        for split, places in split_places.items()
+        if places
     }
 
 
 def _by_share(
     listing: Listing, share: float, as_released: bool
 ) -> dict[str, Sequence[View]]:
-    """The last share of buildings, or of the points of one, is validation."""
+    """Splits by share: the last buildings, or points of one, are validation."""
     if as_released:
         raise InputError(
             "--validation_share and --as_released both choose the validation split; "
@@ -88,9 +90,9 @@ def _by_share(
         raise InputError(
             f"--validation_share must be a share, from 0 to 1; got {share!r}."
         )
-    one = len({view.building for view in listing.views}) == 1
-    of = [view.point if one else view.building for view in listing.views]
-    units = sorted(set(of))
+    is_single = len({view.building for view in listing.views}) == 1
+    view_units = [view.point if is_single else view.building for view in listing.views]
+    units = sorted(set(view_units))
     if len(units) < 2:
         raise InputError(
             "--validation_share needs at least two points or buildings to divide, but "
@@ -98,24 +100,31 @@ def _by_share(
         )
     count = min(max(1, round(share * len(units))), len(units) - 1)
     held_out = set(units[-count:])
-    found = {"train": array.array("q"), "validation": array.array("q")}
-    for place, unit in enumerate(of):
-        found["validation" if unit in held_out else "train"].append(place)
-    return _sorted(listing, found)
+    split_places = {"train": array.array("q"), "validation": array.array("q")}
+    for place, unit in enumerate(view_units):
+        split_places["validation" if unit in held_out else "train"].append(place)
+    return _split_views(listing, split_places)
 
 
 def missing(
-    listing: Listing, chosen: Mapping[str, Sequence[View]], *, as_released: bool = False
+    listing: Listing,
+    views_by_split: Mapping[str, Sequence[View]],
+    *,
+    as_released: bool = False,
 ) -> dict[str, str]:
-    """Of train and validation, those that no view is in: why, and what to do."""
-    absent = [name for name in ("train", "validation") if name not in chosen]
+    """For train and validation, if no view is in it: why, and what to do."""
+    missing_splits = [
+        name for name in ("train", "validation") if name not in views_by_split
+    ]
     buildings = {view.building for view in listing.views}
-    share = "divide the views with, for example, --validation_share=0.2"
+    advice = "divide the views with, for example, --validation_share=0.2"
     if as_released:
-        share += " (without --as_released)"
+        advice += " (without --as_released)"
     if listing.lists is not None and buildings != {""} and not as_released:
-        why = "the lists train_val_test_*.csv name no building of the folder for it"
-        return {name: f"{why}; add one, or {share}." for name in absent}
-    why = f"points from {TRAIN_POINTS} on are validation, and all points there are "
-    why += "lie " + ("below" if "train" in chosen else "from there on")
-    return {name: f"{why}; add other points, or {share}." for name in absent}
+        reason = "the lists train_val_test_*.csv name no building of the folder for it"
+        return {name: f"{reason}; add one, or {advice}." for name in missing_splits}
+    reason = f"points from {TRAIN_POINTS} on are validation, and all points there are "
+    reason += "lie " + ("below" if "train" in views_by_split else "from there on")
+    return {
+        name: f"{reason}; add other points, or {advice}." for name in missing_splits
+    }

@@ -32,14 +32,14 @@ in mtr_tf.data.taskonomy.coding.
 
 @dataclasses.dataclass(kw_only=True)
 class TaskonomyConfig(tfds.core.BuilderConfig):
-    """A size of Taskonomy's pictures, made of the files of a folder.
+    """Taskonomy at one size, made from the files of a folder.
 
     Attributes:
       size: (height, width).
-      tasks: those to make, of which there are files.
+      tasks: the tasks to make, which have files.
       as_released: whether the released code's errors are repeated.
       splits: views by split.
-      source: what the folder that the files are in is called.
+      source: the path of the folder with the files.
     """
 
     size: tuple[int, int]
@@ -68,9 +68,9 @@ class Taskonomy(prepared.Builder):
 
     @property
     def parts(self) -> pathlib.Path:
-        """Where parts are kept while it prepares.
+        """The folder that holds the parts during preparation.
 
-        The same place for all states of a folder: if a file is broken and fetched
+        It is the same for all states of the source: if a broken file is downloaded
         again, the other views need not be read again.
         """
         config = self.builder_config
@@ -99,10 +99,14 @@ class Taskonomy(prepared.Builder):
         self, split: str, views: Sequence[View]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         work = self.work[split]
-        made = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
-        for index, ((part, _), arrays) in enumerate(zip(work.jobs, made, strict=True)):
-            wrong, why = (np.asarray(arrays.pop(n)).tolist() for n in ("wrong", "why"))
-            for task, reason in zip(wrong, why, strict=True):
+        outputs = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
+        for index, ((part, _), arrays) in enumerate(
+            zip(work.jobs, outputs, strict=True)
+        ):
+            tasks, reasons = (
+                np.asarray(arrays.pop(n)).tolist() for n in ("wrong", "why")
+            )
+            for task, reason in zip(tasks, reasons, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
                 if task == layout.RGB:  # Or it would not be read again.
                     (self.parts / f"{part}.npz").unlink(missing_ok=True)
@@ -113,7 +117,9 @@ class Taskonomy(prepared.Builder):
     def _list_broken(self) -> None:
         """Warns of all broken files; raises `InputError` if pictures are among them."""
         broken = self.info.metadata[BROKEN]
-        reasons = [reason for of_task in broken.values() for reason in of_task]
+        reasons = [
+            reason for task_reasons in broken.values() for reason in task_reasons
+        ]
         listing = "; ".join(reason.rstrip(".") for reason in reasons)
         if layout.RGB in broken:
             raise InputError(
@@ -129,9 +135,9 @@ class Taskonomy(prepared.Builder):
 
 
 class _Jobs(Sequence):
-    """What the parts of some views are called, and what `examples` is given for each.
+    """(name of the part, job for `examples.packed`) of each of some views.
 
-    Made when it is asked for: of a million views it would fill the memory.
+    Created on access: those of a million views would fill the memory.
     """
 
     def __init__(self, config: TaskonomyConfig, views: Sequence[View]):
@@ -155,7 +161,7 @@ class _Jobs(Sequence):
 def _tensor(
     shape: tuple[int, ...], kind: type[np.generic]
 ) -> tfds.features.FeatureConnector:
-    """A feature that takes what workers have compressed, beside arrays."""
+    """A feature that takes arrays, or bytes that workers have compressed."""
     feature = tfds.features.Tensor(
         shape=shape, dtype=kind, encoding=tfds.features.Encoding.ZLIB
     )

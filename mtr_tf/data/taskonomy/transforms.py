@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a domain's file to a task's target, right where the released code is not.
+"""From a domain's file to a task's target, without the released code's errors.
 
-Each function takes (file, known, size): the file's numbers, [H, W] or [H, W, 3]; bool
-[H, W], false where they mean nothing; and the (height, width) to make. It returns the
-target, [h, w] labels or float32 [h, w, C], and bool [h, w], where it is known. Targets
-are 0 where it is not. `layout` says what scale they have.
+Each function takes (file, valid, size): the file's numbers, [H, W] or [H, W, 3]; bool
+[H, W], False where they mean nothing; and the (height, width) of the result. It returns
+the target, [h, w] labels or float32 [h, w, C], and bool [h, w], where it is known.
+Targets are 0 where they are not known. `layout` says what scale they have.
 
-Numbers are averaged over the known part of the area that a new pixel covers, labels
+Numbers are averaged over the valid part of the area that a new pixel covers; labels are
 picked by nearest neighbour. The depth files' numbers are averaged after the logarithm,
-as in the released code. See `released` for that code's own way.
+as in the released code. See `released` for what that code does.
 """
 
 from __future__ import annotations
@@ -35,50 +35,52 @@ def image(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def labels(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes from 0, the background; label 0 of the file is not known."""
-    del known
-    picked = resizing.nearest(file, size)
-    return np.where(picked > 0, picked - 1, 0).astype(np.uint8), picked > 0
+    del valid
+    file_labels = resizing.nearest(file, size)
+    return np.where(file_labels > 0, file_labels - 1, 0).astype(
+        np.uint8
+    ), file_labels > 0
 
 
 def log_depth(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln(1 + v) / ln(2**16)."""
-    return resizing.mean_of_valid_area(logarithm(file), known, size)
+    return resizing.mean_of_valid_area(logarithm(file), valid, size)
 
 
 def scaled(
-    task: str, file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
-    mean, known = resizing.mean_of_valid_area(in_channels(task, file), known, size)
-    return np.where(known[..., np.newaxis], rescaled(task, mean), np.float32(0)), known
+    """The task's range in `layout.SCALED_FROM`, as [-1, 1]."""
+    mean, valid = resizing.mean_of_valid_area(in_channels(task, file), valid, size)
+    return np.where(valid[..., np.newaxis], rescaled(task, mean), np.float32(0)), valid
 
 
 def edge_occlusion(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Occlusion edges from -1, blurred over what is known.
+    """Occlusion edges from -1, blurred over the known pixels.
 
     The blur grows with the picture: `layout.BLUR_SIGMA` pixels at a width of 256.
     """
-    target, known = scaled("edge_occlusion", file, known, size)
+    target, valid = scaled("edge_occlusion", file, valid, size)
     sigma = layout.BLUR_SIGMA * size[1] / layout.IMAGE_SIZE[1]
-    blurred = resizing.blur_valid(target, known, sigma)
-    return np.where(known[..., np.newaxis], blurred, np.float32(0)), known
+    blurred = resizing.blur_valid(target, valid, sigma)
+    return np.where(valid[..., np.newaxis], blurred, np.float32(0)), valid
 
 
 def curvature(
-    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+    file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two principal curvatures, red and green, standardised."""
-    return resizing.mean_of_valid_area(standardised(file[..., :2]), known, size)
+    return resizing.mean_of_valid_area(standardised(file[..., :2]), valid, size)
 
 
-# Steps that the released way shares.
+# Steps that `released` shares.
 
 
 def unit(file: np.ndarray) -> np.ndarray:
@@ -92,7 +94,7 @@ def grey(file: np.ndarray) -> np.ndarray:
 
 
 def in_channels(task: str, file: np.ndarray) -> np.ndarray:
-    """`unit` or, of colours where the task has one channel, `grey`: [H, W, C]."""
+    """`grey` of colours if the task has one channel, else `unit`: [H, W, C]."""
     if file.ndim == 2:
         return unit(file)[..., np.newaxis]
     return grey(file) if layout.DOMAINS[task].channels == 1 else unit(file)
@@ -104,7 +106,7 @@ def logarithm(file: np.ndarray) -> np.ndarray:
 
 
 def standardised(values: np.ndarray) -> np.ndarray:
-    """Curvatures of [..., 2], or of one channel that stands for both."""
+    """Standardised curvatures, from [..., 2] or from one channel for both."""
     mean = np.array(layout.CURVATURE_MEAN, np.float32)
     return (values.astype(np.float32) - mean) / np.array(
         layout.CURVATURE_STD, np.float32
@@ -112,7 +114,7 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 
 def rescaled(task: str, values: np.ndarray) -> np.ndarray:
-    """Maps `layout.SCALED_FROM` to [-1, 1]; what lies outside is clipped for some."""
+    """Maps `layout.SCALED_FROM` to [-1, 1], and clips the tasks in `layout.CLIPPED`."""
     low, high = map(np.float32, layout.SCALED_FROM[task])
     if task in layout.CLIPPED:
         values = np.clip(values, low, high)
