@@ -15,11 +15,7 @@ from typing import Any
 
 from mtr_tf.errors import InputError
 
-_FIRST_PORT, _JOBS, _PORTS_OF_A_JOB = (
-    15_000,
-    1_000,
-    16,
-)  # Below Linux's ephemeral ports.
+_FIRST_PORT, _JOBS, _PORTS_OF_A_JOB = 15_000, 1_000, 16  # Below the ephemeral ports.
 _EXAMPLE = (
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
     '"index": 0}}'

@@ -636,7 +636,7 @@ def test_copies_of_killed_processes_go(memory, copies_folder):
     with remote.copies():
         used = remote.local(memory, "--workdir").parents[1]
         assert {*copies_folder.iterdir()} == {used, kept, elsewhere}
-        remote._clear_killed()
+        remote._clear_leftovers()
         assert used.exists()
     assert {*copies_folder.iterdir()} == {kept, elsewhere}
 
