@@ -167,8 +167,8 @@ def convert(config: ConvertConfig) -> pathlib.Path:
         for sentence in notes:
             logging.info("%s", sentence)
         store.write_file(workdir / "conversion.json", about | {"said": notes})
-        with files.whole_file(workdir / "model.keras") as beside:
-            model.save(beside)
+        with files.whole_file(workdir / "model.keras") as temp_path:
+            model.save(temp_path)
         directory.write_config(workdir, run_config)
     logging.info("%d weights are in %s", len(model.variables), workdir)
     return workdir

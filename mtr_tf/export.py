@@ -121,8 +121,8 @@ def write(run: Run, model: keras.Model, out: pathlib.Path) -> None:
 
     files.write_json(out / _ABOUT, _UNFINISHED)
     remote.push(out, needed=True)
-    with files.whole_file(out / "model.keras") as beside:
-        model.save(beside)
+    with files.whole_file(out / "model.keras") as temp_path:
+        model.save(temp_path)
     with files.write_errors_explained(out):
         shutil.rmtree(out / "saved_model", ignore_errors=True)
         module = _serving_module(model)

@@ -122,17 +122,17 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       InputError: The file cannot be written. What was at `path` before is untouched.
     """
-    beside = path.with_name(name_beside(path.name))
+    temp_path = path.with_name(name_beside(path.name))
     try:
         with write_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            with open(beside, "rb") as file:
+            yield temp_path
+            with open(temp_path, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temp_path, path)
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temp_path.unlink()
 
 
 @contextlib.contextmanager
@@ -320,8 +320,8 @@ def digest(facts: Any) -> str:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with whole_file(path) as temp_path:
+        temp_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -341,8 +341,8 @@ def write_csv(
 ) -> None:
     """Writes a CSV file whole or not at all; see `csv_text`."""
     with (
-        whole_file(path) as beside,
-        open(beside, "w", newline="", encoding="utf-8") as file,
+        whole_file(path) as temp_path,
+        open(temp_path, "w", newline="", encoding="utf-8") as file,
     ):
         file.write(csv_text(records, columns))
 

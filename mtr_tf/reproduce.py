@@ -131,10 +131,8 @@ def main(config: ReproduceConfig) -> None:
                 runner.write(computes=False)
         except files.InUse:
             logging.info("the study is running; the report covers what is done so far")
-            running_study = files.read_object(workdir / "study.json")
-            if running_study | {"provenance": None} != study.to_dict() | {
-                "provenance": None
-            }:
+            record = files.read_object(workdir / "study.json")
+            if record | {"provenance": None} != study.to_dict() | {"provenance": None}:
                 logging.warning(
                     "the report is of the study that is running, whose seeds, claims "
                     "or other settings differ from those that are asked for"

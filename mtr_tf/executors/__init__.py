@@ -105,34 +105,34 @@ def results(
     Raises:
       Refused: The engine refuses a command while none runs.
     """
-    running: dict[Future[Ended], T] = {}
-    refused: tuple[T, Command] | None = None
+    running_keys: dict[Future[Ended], T] = {}
+    refused_entry: tuple[T, Command] | None = None
     retry_time = 0.0  # The earliest time to submit again while others run.
     try:
         while not stopping.asked():
             while (
-                len(running) < engine.at_once
-                and (not running or time.monotonic() >= retry_time)
-                and (entry := refused or take())
+                len(running_keys) < engine.at_once
+                and (not running_keys or time.monotonic() >= retry_time)
+                and (entry := refused_entry or take())
             ):
                 try:
                     future = engine.executor.submit(command.run, entry[1])
                 except command.Refused as error:
-                    if not running:
+                    if not running_keys:
                         raise
-                    if not refused:
+                    if not refused_entry:
                         logging.warning("%s It is given again while others run.", error)
-                    refused, retry_time = entry, time.monotonic() + _RETRY_SECONDS
+                    refused_entry, retry_time = entry, time.monotonic() + _RETRY_SECONDS
                 else:
-                    refused, running[future] = None, entry[0]
-            if not running:
+                    refused_entry, running_keys[future] = None, entry[0]
+            if not running_keys:
                 return
             ended_futures, _ = futures.wait(
-                running, _POLL_SECONDS, futures.FIRST_COMPLETED
+                running_keys, _POLL_SECONDS, futures.FIRST_COMPLETED
             )
             for future in ended_futures:
                 retry_time = 0.0  # There may be room now.
-                yield running.pop(future), future
+                yield running_keys.pop(future), future
     finally:
         engine.executor.shutdown(cancel_futures=True)
 

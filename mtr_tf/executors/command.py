@@ -114,8 +114,8 @@ class Processes:
         """Ends all processes: by a message, to save checkpoints, or else by force."""
         with self._lock:
             self._stopped = True
-            running = list(self._running)
-        _end_processes(running)
+            processes = list(self._running)
+        _end_processes(processes)
 
 
 class Lease:
@@ -185,12 +185,12 @@ class Stopping(Exception):
 
 
 def _end_processes(processes: Sequence[subprocess.Popen]) -> None:
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
+    live_processes = [process for process in processes if process.poll() is None]
+    for process in live_processes:
         with contextlib.suppress(OSError):
             present(process.stdin, "a pipe").write(b"stop")
     deadline = time.monotonic() + _GRACE_SECONDS
-    for process in running:
+    for process in live_processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):

@@ -183,9 +183,9 @@ class _TensorFlowPlace:
             self._gfile.copy(os.fspath(file), path, overwrite=True)
             return
         self._gfile.makedirs(path.rpartition("/")[0])
-        temporary = self._path(_temporary_name(name))
-        self._gfile.copy(os.fspath(file), temporary, overwrite=True)
-        self._gfile.rename(temporary, path, overwrite=True)
+        temp_path = self._path(_temporary_name(name))
+        self._gfile.copy(os.fspath(file), temp_path, overwrite=True)
+        self._gfile.rename(temp_path, path, overwrite=True)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(self._missing):
@@ -235,13 +235,13 @@ class _FsspecPlace:
             self._system.put_file(os.fspath(file), path)
             return
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary = self._path(_temporary_name(name))
-        self._system.put_file(os.fspath(file), temporary)
+        temp_path = self._path(_temporary_name(name))
+        self._system.put_file(os.fspath(file), temp_path)
         if self._renames:
-            self._system.mv(temporary, path)
+            self._system.mv(temp_path, path)
         else:  # Copy by name: `mv` would take names as patterns.
-            self._system.cp_file(temporary, path)
-            self._system.rm_file(temporary)
+            self._system.cp_file(temp_path, path)
+            self._system.rm_file(temp_path)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

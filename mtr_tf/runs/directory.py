@@ -344,22 +344,22 @@ def kept_work(workdir: pathlib.Path) -> pathlib.Path | None:
     return model if model.exists() else None
 
 
-def _extend_run(old: TrainConfig, new: TrainConfig) -> TrainConfig:
+def _extend_run(old_config: TrainConfig, new_config: TrainConfig) -> TrainConfig:
     """The settings of the old run, with the new number of epochs if that is larger.
 
     Raises:
       InputError: With its schedule, every step's rate depends on the number of epochs.
     """
-    longer = dataclasses.replace(old, epochs=new.epochs)
-    if old.epochs >= new.epochs:
-        return old
-    if old.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
-        new.that_change(RESULTS, EXTRAS)
+    longer = dataclasses.replace(old_config, epochs=new_config.epochs)
+    if old_config.epochs >= new_config.epochs:
+        return old_config
+    if old_config.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
+        new_config.that_change(RESULTS, EXTRAS)
     ):
         raise InputError(
-            f"--epochs was {old.epochs} and is now {new.epochs}, but with "
-            "--schedule=cosine the rate of every step depends on it, so a longer run "
-            "differs from the first step; give another --workdir, or train with "
+            f"--epochs was {old_config.epochs} and is now {new_config.epochs}, but "
+            "with --schedule=cosine the rate of every step depends on it, so a longer "
+            "run differs from the first step; give another --workdir, or train with "
             "--schedule=constant or step, which allow longer runs."
         )
     return longer

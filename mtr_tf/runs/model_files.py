@@ -133,11 +133,11 @@ def _loading_error(path: pathlib.Path, error: Exception) -> InputError:
             "it is loaded, so it is refused. Save the model without that code, or "
             f"give {_FUNCTION_HINT}."
         )
-    unknown = re.search(r"Could not (?:locate|deserialize) \w+ '([^']+)'", text)
-    unknown = unknown or re.search(r"Unknown layer: '?([\w>]+)'?", text)
-    if unknown:
+    match = re.search(r"Could not (?:locate|deserialize) \w+ '([^']+)'", text)
+    match = match or re.search(r"Unknown layer: '?([\w>]+)'?", text)
+    if match:
         return InputError(
-            f"{path} has a layer or function {unknown[1]} that is not Keras's own. "
+            f"{path} has a layer or function {match[1]} that is not Keras's own. "
             "Decorate it with @keras.saving.register_keras_serializable() in the "
             "module of --dataset=module:function, which is imported before the model "
             f"is loaded, or give {_FUNCTION_HINT}."
@@ -318,15 +318,17 @@ def _model_shape(model: Any) -> tuple[int | None, ...]:
     inputs = adapters.inputs_of(model)
     if len(inputs) == 1:
         return tuple(inputs[0].shape[1:])
-    built = (model.get_build_config() or {}).get("input_shape")
-    if not isinstance(built, tuple | list) or len(built) != 4:
+    build_shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(build_shape, tuple | list) or len(build_shape) != 4:
         return ()
-    other_sides = [s if s in adapters.CHANNELS else 2 * (s or 32) for s in built[1:]]
+    other_sides = [
+        s if s in adapters.CHANNELS else 2 * (s or 32) for s in build_shape[1:]
+    ]
     try:
         with stateless.unchanged(model):
             stateless.outputs(model, tf.zeros((1, *other_sides)))
     except Exception:  # It may raise anything, or lack the memory.
-        return tuple(built[1:])
+        return tuple(build_shape[1:])
     return ()
 
 

@@ -142,7 +142,7 @@ def file_digest(path: str | pathlib.Path) -> str:
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes an .npz file whole or not at all."""
-    with files.whole_file(path) as beside, open(beside, "wb") as file:
+    with files.whole_file(path) as temp_path, open(temp_path, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
