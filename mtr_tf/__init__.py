@@ -43,8 +43,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# Each public name and the module that has it, imported when it is first asked for;
-# what is named "" is a module itself. The types are in __init__.pyi.
+# Each public name and the module that defines it, imported on first use; "" means that
+# the name is itself a module. The types are in __init__.pyi.
 _PUBLIC = {
     "AdversarialModel": "api.adversarial",
     "InputError": "errors",
@@ -67,7 +67,7 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """What is asked for, from its module."""
+    """Imports a public name from its module."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_PUBLIC[name] or name}")

@@ -27,13 +27,14 @@ def listing() -> str:
         lines.append(f"  {name:10} {about.splitlines()[0]}")
     lines += [
         "",
-        f"The pages are in {_shared('docs')}, the flagfiles in {_shared('flags')}.",
+        f"The pages are in {_shared_folder('docs')}, the flagfiles in "
+        f"{_shared_folder('flags')}.",
     ]
     return "\n".join(lines)
 
 
-def _shared(folder: str) -> pathlib.Path:
-    """Where what messages call by that name is: in the repository, or installed."""
+def _shared_folder(folder: str) -> pathlib.Path:
+    """The path of `docs` or `flags`: in the repository, or where it is installed."""
     repository = pathlib.Path(__file__).parents[1]
     if (repository / "setup.py").exists():
         return repository / folder
@@ -42,18 +43,18 @@ def _shared(folder: str) -> pathlib.Path:
 
 def run() -> None:
     """The console entry point `mtr_tf`."""
-    given = sys.argv[1:]
-    if given == ["--version"]:
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
         print(mtr_tf.__version__)
-    elif not given or given[0].lstrip("-") in ("h", "help", "?"):
+    elif not arguments or arguments[0].lstrip("-") in ("h", "help", "?"):
         print(listing())
-    elif given[0] in COMMANDS:
-        sys.exit(f"error: write python -m mtr_tf.{given[0]}, with a dot.")
+    elif arguments[0] in COMMANDS:
+        sys.exit(f"error: write python -m mtr_tf.{arguments[0]}, with a dot.")
     else:
-        hint = errors.did_you_mean(given[0], COMMANDS)
+        hint = errors.did_you_mean(arguments[0], COMMANDS)
         sys.exit(
-            f"error: mtr_tf takes only --version, or nothing; got {given[0]!r}.{hint} "
-            "`python -m mtr_tf` lists the commands."
+            "error: mtr_tf takes only --version, or nothing; got "
+            f"{arguments[0]!r}.{hint} `python -m mtr_tf` lists the commands."
         )
 
 

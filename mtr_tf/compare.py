@@ -80,7 +80,7 @@ def main(config: CompareConfig) -> None:
     from mtr_tf.runs import remote
 
     if config.leaderboard:
-        _check_alone(config)
+        _check_flags(config)
         with remote.copies():
             print(_leaderboard(config))
         return
@@ -89,35 +89,37 @@ def main(config: CompareConfig) -> None:
 
     with remote.copies():
         models = side_by_side.read(config.runs, config.name)
-    compared = side_by_side.compare(models, config.attack, config.task, config.metric)
-    records = [record for one in compared for record in one.records()]
+    tables = side_by_side.compare(models, config.attack, config.task, config.metric)
+    records = [record for table in tables for record in table.records()]
     if config.format == "json":
         print(json.dumps(records, indent=1))
     elif config.format == "csv":
         print(files.csv_text(records), end="")
     else:
-        print(getattr(side_by_side, config.format)(compared, models))
+        print(getattr(side_by_side, config.format)(tables, models))
     if config.plot:
-        for one, path in zip(compared, _paths(plot, compared), strict=True):
-            style.save(one.figure, path)
+        for table, path in zip(tables, _paths(plot, tables), strict=True):
+            style.save(table.figure, path)
             if config.format in ("text", "markdown"):
                 print(f"\nplot: {path}")
 
 
-def _check_alone(config: CompareConfig) -> None:
-    """Refuses what a leaderboard makes no use of."""
-    taken = {"runs", "name", "leaderboard"}
-    others = [f"--{name}" for name in config.not_default() if name not in taken]
-    if others:
+def _check_flags(config: CompareConfig) -> None:
+    """Raises `InputError` for flags that a leaderboard does not use."""
+    allowed_names = {"runs", "name", "leaderboard"}
+    other_flags = [
+        f"--{name}" for name in config.not_default() if name not in allowed_names
+    ]
+    if other_flags:
         raise InputError(
             "--leaderboard takes all tasks and attacks, with each task's headline "
-            f"metric, but {', '.join(others)} is given too; leave it out, or print "
-            "tables without --leaderboard."
+            f"metric, but {', '.join(other_flags)} is given too; leave it out, or "
+            "print tables without --leaderboard."
         )
 
 
 def _leaderboard(config: CompareConfig) -> str:
-    """Writes the page and its records; returns where they are."""
+    """Writes the page and its records; returns a text with their paths."""
     page = pathlib.Path(config.leaderboard)
     if page.suffix != ".html":
         raise InputError(
@@ -128,27 +130,29 @@ def _leaderboard(config: CompareConfig) -> str:
     from mtr_tf.show import side_by_side
 
     runs = [path for path in config.runs if not path.endswith(".json")]
-    kept = [pathlib.Path(path) for path in config.runs if path.endswith(".json")]
-    found = [record for path in kept for record in leaderboard.read(path)]
-    side_by_side.read(runs, config.name)  # Complains of what is damaged.
+    record_files = [
+        pathlib.Path(path) for path in config.runs if path.endswith(".json")
+    ]
+    all_records = [record for path in record_files for record in leaderboard.read(path)]
+    side_by_side.read(runs, config.name)  # Raises for damaged results.
     for label, path in zip(side_by_side.labels_of(runs), runs, strict=True):
         for file in side_by_side.result_files(path, config.name):
-            found += leaderboard.of_folder(label, file.parent)
-    records = leaderboard.together(found)
+            all_records += leaderboard.of_folder(label, file.parent)
+    records = leaderboard.together(all_records)
     leaderboard.write(records, page.with_suffix(".json"))
     files.write_text(page, leaderboard.html(records))
     return f"leaderboard: {page}\nits records: {page.with_suffix('.json')}"
 
 
-def _paths(plot: pathlib.Path, compared: list) -> list[pathlib.Path]:
-    """A file for each table: the named one, or with attack and task in its name."""
-    if len(compared) == 1:
+def _paths(plot: pathlib.Path, tables: list) -> list[pathlib.Path]:
+    """A path for each table: `plot`, or with several, with attack and task added."""
+    if len(tables) == 1:
         return [plot]
-    stems = [f"{plot.stem}-{one.facts['attack']}-{one.task}" for one in compared]
+    stems = [f"{plot.stem}-{table.facts['attack']}-{table.task}" for table in tables]
     paths = []
-    for place, stem in enumerate(stems):
-        before = stems[:place].count(stem)
-        name = f"{stem}-{before + 1}" if before else stem
+    for i, stem in enumerate(stems):
+        repeats = stems[:i].count(stem)
+        name = f"{stem}-{repeats + 1}" if repeats else stem
         paths.append(plot.with_name(name + plot.suffix))
     return paths
 

@@ -108,7 +108,7 @@ class ConvertConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.parsed_image_size  # Complains now.
+        _ = self.parsed_image_size  # Raises now if it is wrong.
 
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:
@@ -129,11 +129,11 @@ def main(config: ConvertConfig) -> None:
 
 
 def convert(config: ConvertConfig) -> pathlib.Path:
-    """Reads the file and writes the run directory; returns where.
+    """Reads the file and writes the run directory; returns its path.
 
-    The directory gets conversion.json (what was converted and what left out),
-    model.keras and, last of all, the file that makes it a run. If the command is
-    repeated, it finds that everything is done.
+    The directory gets conversion.json (what was converted and what was left out),
+    model.keras and, last, the settings that make it a run. Repeating the command does
+    nothing once it has finished.
 
     Raises:
       InputError: The file cannot be read, does not fit the model, or the directory
@@ -144,17 +144,17 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     from mtr_tf.models.torch_weights import transfer as torch_weights
     from mtr_tf.runs import store
 
-    known = [name for name, model in models.MODELS.items() if model.family]
-    if config.model not in known:
+    model_names = [name for name, model in models.MODELS.items() if model.family]
+    if config.model not in model_names:
         raise InputError(
-            f"--model must be one of {', '.join(known)}, got {config.model!r}."
+            f"--model must be one of {', '.join(model_names)}, got {config.model!r}."
         )
     if config.parsed_image_size:
         models.check_image_size(config.model, config.parsed_image_size)
-    found = torch_weights.contents(torch_files.read(config.torch), config.model)
-    run_config = _run_config(config, found)
+    contents = torch_weights.contents(torch_files.read(config.torch), config.model)
+    run_config = _run_config(config, contents)
     settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
-    del settings["workdir"]  # It may be moved.
+    del settings["workdir"]  # The directory may be moved.
     about = {"convert": settings, "sha256": store.file_digest(config.torch)}
     stem = pathlib.Path(config.torch).name.split(".")[0]
     workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
@@ -163,44 +163,44 @@ def convert(config: ConvertConfig) -> pathlib.Path:
         if _is_done(workdir, about, run_config):
             logging.info("%s has been converted already", workdir)
             return workdir
-        model, said = _model(config, run_config, found)
-        for sentence in said:
+        model, notes = _build_model(config, run_config, contents)
+        for sentence in notes:
             logging.info("%s", sentence)
-        store.write_file(workdir / "conversion.json", about | {"said": said})
-        with files.whole_file(workdir / "model.keras") as beside:
-            model.save(beside)
+        store.write_file(workdir / "conversion.json", about | {"said": notes})
+        with files.whole_file(workdir / "model.keras") as temp_path:
+            model.save(temp_path)
         directory.write_config(workdir, run_config)
     logging.info("%d weights are in %s", len(model.variables), workdir)
     return workdir
 
 
-def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
+def _run_config(config: ConvertConfig, contents: Contents) -> TrainConfig:
     """The settings under which the weights count as a run of mtr_tf.train."""
     from mtr_tf import models
 
-    width, published = found.width(), models.MODELS[config.model].width
+    width, default_width = contents.width(), models.MODELS[config.model].width
     drn = models.MODELS[config.model].family != "resnet"
     decoders = config.decoders
     if decoders == "auto":
-        decoders = "shared" if drn and found.one_decoder else "separate"
+        decoders = "shared" if drn and contents.one_decoder else "separate"
     dataset = config.dataset or ("cityscapes" if drn else "taskonomy")
     if dataset not in data.DATASETS and ":" not in dataset:
         raise InputError(
             f"--dataset must be one of {', '.join(data.DATASETS)}, or "
             f"package.module:function; got {dataset!r}."
         )
-    if not config.tasks and not found.tasks:
+    if not config.tasks and not contents.tasks:
         raise InputError(
             "--tasks must say which heads the model gets, because the file has none, "
             "but it is empty."
         )
     return TrainConfig(
-        tasks=resolve(config.tasks or found.tasks),
+        tasks=resolve(config.tasks or contents.tasks),
         dataset=dataset,
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
         image_size=config.image_size,
         model=config.model,
-        width=width if width and width != published else 0,
+        width=width if width and width != default_width else 0,
         decoders=decoders,
         seed=config.seed,
         **{
@@ -210,26 +210,26 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
     )
 
 
-def _model(
-    config: ConvertConfig, run_config: TrainConfig, found: Contents
+def _build_model(
+    config: ConvertConfig, run_config: TrainConfig, contents: Contents
 ) -> tuple[keras.Model, list[str]]:
-    """The model with the file's weights, and what there is to say of it."""
+    """Builds the model with the file's weights; returns it and notes about it."""
     from mtr_tf import models
     from mtr_tf.models.torch_weights import transfer as torch_weights
 
-    stored = found.num_classes()
-    classes = config.num_classes or stored
+    stored_classes = contents.num_classes()
+    classes = config.num_classes or stored_classes
     if classes is None and "seg" in run_config.tasks:
         raise InputError(
             "--num_classes must say how many classes seg has, because the file has no "
             "head for it, but it is 0."
         )
     drn = models.MODELS[config.model].family != "resnet"
-    unused_class = not drn and stored == (classes or 0) + 1
+    unused_class = not drn and stored_classes == (classes or 0) + 1
     normalization = config.normalize
     if normalization == "auto":
-        released = "cityscapes" if drn else "minus_one_to_one"
-        normalization = released if found.tasks else "imagenet"
+        default = "cityscapes" if drn else "minus_one_to_one"
+        normalization = default if contents.tasks else "imagenet"
     mean, std = NORMALIZATIONS[normalization]
     model = models.build(
         config.model,
@@ -242,20 +242,20 @@ def _model(
         std=std,
         seed=config.seed,
     )
-    said = torch_weights.assign(model, found, unused_class)
+    notes = torch_weights.assign(model, contents, unused_class)
     if unused_class:
-        said.append(f"the last of the {stored} outputs of seg is dropped.")
+        notes.append(f"the last of the {stored_classes} outputs of seg is dropped.")
     if "seg" in run_config.tasks and drn:
-        said.append(
+        notes.append(
             "seg gives logits: the log-softmax that follows them is part of the loss."
         )
-    if "autoencoder" in found.tasks and "autoencoder" in run_config.tasks and drn:
-        said.append(
+    if "autoencoder" in contents.tasks and "autoencoder" in run_config.tasks and drn:
+        notes.append(
             "autoencoder gives standardised pictures, which are its targets on "
             "cityscapes with --depth_target=released alone."
         )
-    said.append(f"images are standardised as for {normalization}.")
-    return model, said
+    notes.append(f"images are standardised as for {normalization}.")
+    return model, notes
 
 
 def _is_done(workdir: pathlib.Path, about: dict, run_config: TrainConfig) -> bool:
@@ -263,16 +263,16 @@ def _is_done(workdir: pathlib.Path, about: dict, run_config: TrainConfig) -> boo
     from mtr_tf.runs import store
 
     path = workdir / "conversion.json"
-    kept = store.read_kept(path)
-    if not kept and path.exists() and run_config == directory.read_config(workdir):
-        return False  # This conversion, as far as can be known.
-    if {key: kept.get(key) for key in about} == about:
+    record = store.read_kept(path)
+    if not record and path.exists() and run_config == directory.read_config(workdir):
+        return False  # This conversion, as far as is known.
+    if {key: record.get(key) for key in about} == about:
         return all((workdir / n).exists() for n in ("config.json", "train.flags"))
     names = ("config.json", "model.keras", "checkpoints")
-    holds = [name for name in names if (workdir / name).exists()]
-    if holds:
+    other_names = [name for name in names if (workdir / name).exists()]
+    if other_names:
         raise InputError(
-            f"{workdir} already holds something else ({', '.join(holds)}); give "
+            f"{workdir} already holds something else ({', '.join(other_names)}); give "
             "another --workdir."
         )
     return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception for mistakes that a user can fix, hints at what was meant, checks."""
+"""The exception for mistakes that users can fix, hints at what they meant, checks."""
 
 from __future__ import annotations
 
@@ -11,115 +11,120 @@ from typing import TypeGuard
 from typing import TypeVar
 
 T = TypeVar("T")
-_NEAR = 0.65  # Words that are less alike are no hint.
-MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
-# What TensorFlow, XLA, cuDNN and cuBLAS say where a device has too little memory,
+_MIN_LIKENESS = 0.65  # Words that are less similar are not suggested.
+MARK = "mtr_tf.errors.InputError: "  # Before our message in a TensorFlow error.
+# What TensorFlow, XLA, cuDNN and cuBLAS say if a device has too little memory.
 _NO_MEMORY = re.compile(
     r"\bOOM\b|out of memory|Resource_?Exhausted|Dst tensor is not initialized"
     r"|ALLOC_FAILED|No BLAS for stream|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
-# and what of that is about files.
-_OF_FILES = re.compile("No space left|Disk quota|Too many open files", re.IGNORECASE)
+# Similar messages that are about files.
+_FILE_ERRORS = re.compile("No space left|Disk quota|Too many open files", re.IGNORECASE)
 
 
-NOTE = "note: "  # Begins a warning that is no doubt about numbers, only about them.
+NOTE = "note: "  # Prefix of a warning that informs, but does not question the numbers.
 
 
 class InputError(ValueError):
     """A setting, file or argument cannot be used as given.
 
-    The message says what must hold, what was given and what to do. The binaries print
-    it as one line, without a stack trace, and exit with code 1.
+    The message says what must hold, what was given and what to do. Commands print it as
+    one line, without a stack trace, and exit with code 1.
     """
 
 
-def present(value: T | None, what: str) -> T:
-    """A value whose type allows None, if the caller knows that it is not None.
+def present(value: T | None, description: str) -> T:
+    """Returns a value whose type allows None, but which the caller knows is not None.
 
     Args:
-      value: What is there.
-      what: A few words for it.
+      value: The value.
+      description: A few words for it, for the error.
 
     Raises:
       TypeError: It is None after all, which is a bug.
     """
     if value is None:
-        raise TypeError(f"{what} must be there, got None.")
+        raise TypeError(f"{description} must be there, got None.")
     return value
 
 
-def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> str:
-    """Returns ` Did you mean 'x'?` for the nearest known word; empty if none is near.
+def did_you_mean(word: object, words: Iterable[str], before: str = " Did") -> str:
+    """Returns ` Did you mean 'x'?` for the nearest word; empty if none is near.
 
     Args:
-      given: What the user has written.
-      known: The words that could be meant.
-      before: "; did", where the hint goes on with a sentence.
+      word: What the user has written.
+      words: The words that could be meant.
+      before: The beginning of the hint, such as "; did" in the middle of a sentence.
     """
-    near = nearest(str(given), known)
-    return f"{before} you mean {near!r}?" if near else ""
+    suggestion = nearest(str(word), words)
+    return f"{before} you mean {suggestion!r}?" if suggestion else ""
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, of Python or NumPy."""
+    """Whether a value is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_keys(
-    given: Iterable[object], known: Iterable[str], may: str, but: str
+    keys: Iterable[object], allowed: Iterable[str], may: str, but: str
 ) -> None:
-    """Raises `InputError` for a key that is not known.
+    """Raises `InputError` for a key that is not allowed.
 
     Args:
-      given: The keys that are there.
-      known: Those that may be there.
-      may: How the sentence begins that lists them: "An example has the keys".
-      but: How it goes on before the key that is wrong: "but example 3 has".
+      keys: The keys to check.
+      allowed: The allowed keys.
+      may: The words before the list of allowed keys: "An example has the keys".
+      but: The words before the wrong key: "but example 3 has".
     """
-    known = tuple(known)
-    for key in given:
-        if key not in known:
+    allowed = tuple(allowed)
+    for key in keys:
+        if key not in allowed:
             raise InputError(
-                f"{may} {', '.join(known)}, {but} {key!r}.{did_you_mean(key, known)}"
+                f"{may} {', '.join(allowed)}, {but} {key!r}."
+                f"{did_you_mean(key, allowed)}"
             )
 
 
-def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant; None if none is near.
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that was probably meant; None if none is near.
 
     A word is near if it has most of the letters in the same order, begins in the same
-    way, or its parts do (`lr` for `learning_rate`), or if it is short for the other
-    (`checkpoint` for `ckpt`).
+    way, has these letters as initials (`lr` for `learning_rate`), or abbreviates the
+    given word (`ckpt` for `checkpoint`).
     """
-    likeness = {word: _likeness(given.lower(), word.lower()) for word in known}
-    best = max(likeness.values(), default=0.0)
-    nearest = [word for word in likeness if likeness[word] == best]
-    return min(nearest, key=len) if best >= _NEAR else None
+    likenesses = {
+        candidate: _likeness(word.lower(), candidate.lower()) for candidate in words
+    }
+    best = max(likenesses.values(), default=0.0)
+    best_words = [
+        candidate for candidate in likenesses if likenesses[candidate] == best
+    ]
+    return min(best_words, key=len) if best >= _MIN_LIKENESS else None
 
 
-def _likeness(given: str, word: str) -> float:
-    """How near two words are, from 0 to 1."""
-    initials = "".join(part[:1] for part in re.split(r"[\W_]+", word))
-    begins = len(given) > 2 and word.startswith(given)
-    if begins or (len(given) > 1 and given == initials):
+def _likeness(word: str, candidate: str) -> float:
+    """The similarity of two words, from 0 to 1."""
+    initials = "".join(part[:1] for part in re.split(r"[\W_]+", candidate))
+    is_prefix = len(word) > 2 and candidate.startswith(word)
+    if is_prefix or (len(word) > 1 and word == initials):
         return 0.9
-    least = 0.0
-    ends = given.startswith(word) or given[-1:] == word[-1:]
-    letters = iter(given)
-    found = all(letter in letters for letter in word)  # In this order.
-    if found and ends and len(word) > 2 and given[0] == word[0]:
-        least = 0.8
-    return max(least, difflib.SequenceMatcher(None, given, word).ratio())
+    score = 0.0
+    ends_match = word.startswith(candidate) or word[-1:] == candidate[-1:]
+    letters = iter(word)
+    in_order = all(letter in letters for letter in candidate)  # In this order.
+    if in_order and ends_match and len(candidate) > 2 and word[0] == candidate[0]:
+        score = 0.8
+    return max(score, difflib.SequenceMatcher(None, word, candidate).ratio())
 
 
 def doubts_first(warnings: Iterable[str]) -> list[str]:
-    """Doubts about numbers, and then what is only to be known (`NOTE`)."""
+    """Sorts warnings: doubts about numbers first, then mere notes (`NOTE`)."""
     return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says, for a message."""
+    """The type of an error and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
         f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
@@ -127,52 +132,53 @@ def first_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of TensorFlow's says that a device has too little memory.
+    """Whether a TensorFlow error says that a device has too little memory.
 
-    It does so in many ways. A full disk, an exhausted resource too, is none of them.
+    TensorFlow says so in many ways. A full disk does not count, though it is an
+    exhausted resource, too.
     """
-    text = f"{type(error).__name__}: {_plain(error)}"
-    return bool(_NO_MEMORY.search(text)) and not _OF_FILES.search(text)
+    text = f"{type(error).__name__}: {_plain_text(error)}"
+    return bool(_NO_MEMORY.search(text)) and not _FILE_ERRORS.search(text)
 
 
 def raise_out_of_memory(error: Exception) -> None:
-    """Raises the error if it says that, for it says nothing about what was tried."""
+    """Raises an error of too little memory again: it says nothing about the input."""
     if is_out_of_memory(error):
         raise error
 
 
-def _plain(error: Exception) -> str:
-    """What an error says, without the colours that Keras puts into it."""
+def _plain_text(error: Exception) -> str:
+    """The message of an error, without the colour codes that Keras adds."""
     return re.sub(r"\x1b\[\d*m", "", str(error))
 
 
 def input_error_within(error: Exception) -> str | None:
-    """The message of an `InputError` that an error of TensorFlow's stands for.
+    """The message of the `InputError` that a TensorFlow error stands for, or None.
 
-    It was raised while a batch was read, or is the sentence of a failed assertion
-    (`attacks.base.require`), whose parts TensorFlow puts in brackets; or deterministic
-    kernels are asked for, and an operation has none. None for any other error.
+    The `InputError` was raised while a batch was read, or its message is that of a
+    failed assertion (`attacks.base.require`), whose parts TensorFlow puts in brackets,
+    or deterministic kernels are asked for and an operation has none.
     """
     mark = re.escape(MARK)
-    found = re.search(rf"(^|assertion failed: \[){mark}(.+)$", str(error), re.MULTILINE)
-    if not found:
-        return _no_deterministic_kernel(error)
-    asserted, told = found.groups()
-    if asserted:
-        told = told.rstrip("]").replace("] [", " ").replace("\\'", "'")
-        told = re.sub(r" ([;,])", r"\1", told)
-    return told
+    match = re.search(rf"(^|assertion failed: \[){mark}(.+)$", str(error), re.MULTILINE)
+    if not match:
+        return _determinism_message(error)
+    assertion, message = match.groups()
+    if assertion:
+        message = message.rstrip("]").replace("] [", " ").replace("\\'", "'")
+        message = re.sub(r" ([;,])", r"\1", message)
+    return message
 
 
-def _no_deterministic_kernel(error: Exception) -> str | None:
-    """Our sentence for an operation that has none; None for any other error."""
+def _determinism_message(error: Exception) -> str | None:
+    """The message for an operation without deterministic kernel, or None."""
     if type(error).__name__ not in ("UnimplementedError", "InvalidArgumentError"):
         return None
-    found = re.search(r"^.*\bdetermini(sm|stic)\b.*$", _plain(error), re.M | re.I)
-    if not found:
+    match = re.search(r"^.*\bdetermini(sm|stic)\b.*$", _plain_text(error), re.M | re.I)
+    if not match:
         return None
-    told = re.sub(r"\{\{.*?\}\}|\s\[.*$", "", found[0]).strip(" .\t")  # Without nodes.
+    text = re.sub(r"\{\{.*?\}\}|\s\[.*$", "", match[0]).strip(" .\t")  # Without nodes.
     return (
-        f"the model uses an operation that has no deterministic kernel ({told[:200]}); "
+        f"the model uses an operation that has no deterministic kernel ({text[:200]}); "
         "give --nodeterministic, or in Python leave out enable_op_determinism()."
     )

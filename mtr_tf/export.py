@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from mtr_tf.runs.loading import Run
 
 _ABOUT = "model.json"
-_BEGUN = {"state": "being written"}
-_NOT_SAID = ("name", "metrics", "places")  # Of tasks.
+_UNFINISHED = {"state": "being written"}
+_OMITTED_KEYS = ("name", "metrics", "places")  # Of tasks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +103,12 @@ def _export(config: ExportConfig, out: pathlib.Path) -> None:
 
 
 def _check_out(out: pathlib.Path) -> None:
-    """Raises `InputError` for a place that holds something else."""
+    """Raises `InputError` if `--out` is a file or holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a directory, but {out} is a file.")
-    known = files.read_object(out / _ABOUT)  # Others call their files so as well.
-    ours = known == _BEGUN or known.keys() >= {"format", "run", "outputs"}
-    if out.is_dir() and any(out.iterdir()) and not ours:
+    content = files.read_object(out / _ABOUT)  # Other programs use this name, too.
+    is_export = content == _UNFINISHED or content.keys() >= {"format", "run", "outputs"}
+    if out.is_dir() and any(out.iterdir()) and not is_export:
         raise InputError(
             f"--out must be a new folder, or one that mtr_tf.export wrote, but {out} "
             "holds something else; give another."
@@ -116,28 +116,28 @@ def _check_out(out: pathlib.Path) -> None:
 
 
 def write(run: Run, model: keras.Model, out: pathlib.Path) -> None:
-    """Writes what an export consists of; `model` is the run's, of Keras's layers."""
+    """Writes an export; `model` is the run's model with only Keras's own layers."""
     import tensorflow as tf
 
-    files.write_json(out / _ABOUT, _BEGUN)
+    files.write_json(out / _ABOUT, _UNFINISHED)
     remote.push(out, needed=True)
-    with files.whole_file(out / "model.keras") as beside:
-        model.save(beside)
+    with files.whole_file(out / "model.keras") as temp_path:
+        model.save(temp_path)
     with files.write_errors_explained(out):
         shutil.rmtree(out / "saved_model", ignore_errors=True)
-        served = _serving(model)
+        module = _serving_module(model)
         signatures = {
-            name: served.__call__.get_concrete_function(
+            name: module.__call__.get_concrete_function(
                 tf.TensorSpec(model.input_shape, dtype, "image")
             )
             for name, dtype in (("serving_default", tf.float32), ("uint8", tf.uint8))
         }
-        tf.saved_model.save(served, str(out / "saved_model"), signatures)
+        tf.saved_model.save(module, str(out / "saved_model"), signatures)
     files.write_json(out / _ABOUT, about(run, model))
 
 
-def _serving(model: keras.Model) -> Any:
-    """A TensorFlow module of the model, for pictures of floats or bytes."""
+def _serving_module(model: keras.Model) -> Any:
+    """A TensorFlow module of the model, for images of floats or bytes."""
     import tensorflow as tf
 
     class Serving(tf.Module):
@@ -154,17 +154,17 @@ def _serving(model: keras.Model) -> Any:
 
 
 def about(run: Run, model: keras.Model) -> dict[str, Any]:
-    """What model.json says."""
+    """The content of model.json."""
     from mtr_tf.runs import directory
     from mtr_tf.tasks import TASKS
 
-    known = directory.read_tasks(run.directory)
+    run_tasks = directory.read_tasks(run.directory)
     outputs = {}
     for name, output in model.output.items():
-        usual = TASKS[name].to_dict() | {"unit": None} if name in TASKS else {}
-        task = known.get(name) or usual  # Of the data that it is on nobody knows.
+        default_task = TASKS[name].to_dict() | {"unit": None} if name in TASKS else {}
+        task = run_tasks.get(name) or default_task  # Whose unit is not known.
         task = {"kind": None, "unit": "", "classes": [], "range": None, **task}
-        task = {key: task[key] for key in task if key not in _NOT_SAID}
+        task = {key: task[key] for key in task if key not in _OMITTED_KEYS}
         outputs[name] = {
             **task,
             "channels": output.shape[-1],

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, JSON, CSV, and locks on directories.
 
-Each file is written under another name, flushed and renamed. Files to read are opened
-here too, so that anything but a plain file is refused, and all system errors are
+Each file is written under another name, flushed and renamed. Files are also opened for
+reading here, so that anything but a regular file is refused and all system errors are
 reported in the same way.
 """
 
@@ -35,16 +35,16 @@ from absl import logging
 
 from mtr_tf.errors import InputError
 
-# What reading a damaged file of JSON or arrays (.npz), and what is in it, may raise.
+# What may be raised by a damaged file of JSON or arrays (.npz), or by its content.
 DAMAGED = (
     OSError,
-    ValueError,  # Of JSON, of text that is no UTF-8, and our own.
+    ValueError,  # Of JSON, of text that is not UTF-8, and our own.
     LookupError,
     TypeError,
     AttributeError,
     ArithmeticError,
     EOFError,
-    MemoryError,  # Of an array whose shape was changed.
+    MemoryError,  # Of an array with a damaged shape.
     RuntimeError,  # Deep nesting; zip files that are encrypted or of unknown methods.
     struct.error,
     zipfile.BadZipFile,
@@ -53,29 +53,29 @@ DAMAGED = (
 )
 
 
-LONGEST_NAME = 255  # Bytes that file systems take.
-_MOST_UNPACKED = 20  # Times the size of a zip file of weights.
+LONGEST_NAME = 255  # Bytes; the limit of file systems.
+_MAX_EXPANSION = 20  # As a multiple of the size of a zip file of weights.
 _PICTURES = (".png", ".pdf", ".svg")
-_FEW_WORDS = 200  # Characters.
-_SMALL = 2**26  # Bytes that any zip file may have inside.
+_MAX_REASON = 200  # Characters.
+_SMALL = 2**26  # Bytes that any zip file may unpack to.
 _FORMULA = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
-ANOTHER_PLACE = "Give another directory"  # What to do where one cannot be written.
-_BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
+ANOTHER_PLACE = "Give another directory"  # What to do if one cannot be written.
+_TEMPORARY_NAME = re.compile(r"\.\d+\..+")  # The name of a file while it is written.
 # What file servers and desktops put into any folder: .DS_Store, .snapshot, @eaDir,
 # #recycle, ~snapshot, $RECYCLE.BIN, Thumbs.db.
-_SYSTEMS = re.compile(
+_SYSTEM_NAMES = re.compile(
     r"[.@#~$].*|(eh)?thumbs\.db|desktop\.ini|lost\+found|system volume information",
     re.IGNORECASE,
 )
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # pathlib leaves one / of two.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # pathlib makes // one /.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is an address such as gs://bucket/run, and no file of here."""
+    """Whether a path is an address such as gs://bucket/run, not a local file."""
     return bool(_REMOTE.match(os.fspath(path)))
 
 
@@ -83,8 +83,8 @@ def check_local(name: str, path: str | os.PathLike) -> None:
     """Raises `InputError` for an address, which would become a local folder `gs:`.
 
     Args:
-      name: Of the flag or argument, for the message.
-      path: What it was given.
+      name: The name of the flag or argument, for the message.
+      path: The path that it was given.
     """
     if is_remote(path):
         raise InputError(
@@ -95,7 +95,7 @@ def check_local(name: str, path: str | os.PathLike) -> None:
 
 
 def check_picture(name: str, path: str | os.PathLike) -> None:
-    """Raises `InputError` unless plots can be written into a file of that ending."""
+    """Raises `InputError` unless plots can be written to a file with this suffix."""
     if pathlib.Path(path).suffix.lower() not in _PICTURES:
         raise InputError(
             f"{name} must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
@@ -107,7 +107,7 @@ def reason(error: BaseException) -> str:
     """Why a file cannot be read, in a few words on one line."""
     words = getattr(error, "strerror", None) or " ".join(str(error).split())
     words = words or type(error).__name__
-    return words if len(words) <= _FEW_WORDS else f"{words[:_FEW_WORDS]}..."
+    return words if len(words) <= _MAX_REASON else f"{words[:_MAX_REASON]}..."
 
 
 def say_damaged(path: pathlib.Path, error: BaseException) -> None:
@@ -117,22 +117,22 @@ def say_damaged(path: pathlib.Path, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path to write to; it becomes `path` if all went well, else it is gone.
+    """Yields a path to write to, which then becomes `path`, or is deleted on an error.
 
     Raises:
-      InputError: the disk is full. What stood at `path` before is untouched.
+      InputError: The file cannot be written. What was at `path` before is untouched.
     """
-    beside = path.with_name(name_beside(path.name))
+    temp_path = path.with_name(name_beside(path.name))
     try:
         with write_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            with open(beside, "rb") as file:
+            yield temp_path
+            with open(temp_path, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temp_path, path)
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temp_path.unlink()
 
 
 @contextlib.contextmanager
@@ -144,18 +144,18 @@ def write_errors_explained(
     A full disk may raise TensorFlow's errors as well as Python's.
 
     Args:
-      path: What is written.
-      instead: What else the user can do where it cannot be, as a sentence begins.
+      path: The path that is written.
+      instead: What the user can do instead, as the beginning of a sentence.
     """
     try:
         yield
     except Exception as error:
         codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         text = str(error)
-        full = getattr(error, "errno", None) in codes or any(
+        is_full = getattr(error, "errno", None) in codes or any(
             os.strerror(code) in text for code in codes
         )
-        if full:
+        if is_full:
             raise InputError(
                 f"no space is left on the disk to write {path}; what was there before "
                 "is kept. Free some space, then repeat the command to continue."
@@ -169,7 +169,7 @@ def write_errors_explained(
 
 
 def what_failed(error: OSError) -> str | None:
-    """The system's word about a file, as a sentence; None if it is not about one."""
+    """The system's error about a file, as a sentence; None if it names no file."""
     if error.filename is None:
         return None
     path = os.fsdecode(error.filename)
@@ -186,7 +186,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     """Opens a file to read bytes; never waits for a pipe or a device.
 
     Raises:
-      OSError: It cannot be opened, or is not a plain file.
+      OSError: It cannot be opened, or is not a regular file.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(number).st_mode
@@ -199,7 +199,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
-    """What is in a file; raises as `opened` does, and as `check_size`."""
+    """The bytes of a file; raises as `opened` and `check_size` do."""
     with opened(path) as file:
         if largest is not None:
             check_size(os.fstat(file.fileno()).st_size, largest, str(path))
@@ -207,12 +207,12 @@ def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
 
 
 def check_size(size: int, largest: int, name: str) -> None:
-    """Raises `InputError` for somebody else's file if it would fill the memory.
+    """Raises `InputError` for a foreign file that would fill the memory.
 
     Args:
-      size: In bytes, once it is unpacked.
-      largest: The most that a valid file of its kind may have.
-      name: The file's, for the message.
+      size: Its size in bytes, once unpacked.
+      largest: The largest size of a valid file of its kind.
+      name: Its name, for the message.
     """
     if size > largest:
         raise InputError(
@@ -223,13 +223,13 @@ def check_size(size: int, largest: int, name: str) -> None:
 
 
 def check_unpacked(path: str | os.PathLike) -> None:
-    """Raises `InputError` for a zip file that holds far more than its size.
+    """Raises `InputError` for a zip file that unpacks to many times its size.
 
-    Weights hardly shrink when they are packed, so a file that becomes many times larger
-    is made to fill the memory. Files that are not zips are not checked.
+    Weights hardly shrink when they are packed, so such a file is made to fill the
+    memory. Files that are not zips are not checked.
 
     Raises:
-      Exception: One of DAMAGED: the zip's list of files cannot be read.
+      Exception: One of DAMAGED; the zip's list of files cannot be read.
     """
     with opened(path) as file:
         if not zipfile.is_zipfile(file):
@@ -241,8 +241,8 @@ def check_unpacked(path: str | os.PathLike) -> None:
 
 
 def check_unpacked_size(size: int, packed: int, name: str) -> None:
-    """Raises `InputError` for weights of `size` bytes that are packed into so few."""
-    check_size(size, max(_SMALL, _MOST_UNPACKED * packed), name)
+    """Raises `InputError` if `size` bytes of weights are packed into too few bytes."""
+    check_size(size, max(_SMALL, _MAX_EXPANSION * packed), name)
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -256,7 +256,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none, or a damaged one."""
+    """The object in a JSON file; empty if the file is missing or damaged."""
     try:
         return dict(read_json(path))
     except DAMAGED:
@@ -264,7 +264,7 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What is in a folder, by names; nothing where there is none."""
+    """The files in a folder, sorted by name; empty if there is no such folder."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -277,35 +277,35 @@ def settle(path: pathlib.Path) -> None:
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # Of file systems that know no such thing.
+        if error.errno != errno.EINVAL:  # Some file systems do not support it.
             raise
     finally:
         os.close(number)
 
 
 def name_beside(name: str) -> str:
-    """What a file is called while it is written; it keeps the suffix."""
-    # Processes of two machines may have one number.
+    """The name of a file while it is written; it keeps the suffix."""
+    # Processes on two machines may have the same pid.
     return f".{os.getpid()}{secrets.randbelow(10**6):06d}.{name}"
 
 
-def cut(name: str, most: int) -> str:
-    """Returns what of a name fits into so many bytes, in whole characters."""
-    return name.encode()[:most].decode(errors="ignore")
+def cut(name: str, limit: int) -> str:
+    """Cuts a name to at most `limit` bytes of UTF-8, in whole characters."""
+    return name.encode()[:limit].decode(errors="ignore")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file is called as one is while it is written."""
-    return bool(_BESIDE.fullmatch(name))
+    """Whether a name is that of a file while it is written (`name_beside`)."""
+    return bool(_TEMPORARY_NAME.fullmatch(name))
 
 
 def is_systems(name: str) -> bool:
-    """Whether a file or folder is called as those that a system adds to any folder."""
-    return bool(_SYSTEMS.fullmatch(name))
+    """Whether a name is one of those that systems add to any folder."""
+    return bool(_SYSTEM_NAMES.fullmatch(name))
 
 
 def clear_leftovers(*folders: pathlib.Path) -> None:
-    """Deletes what killed processes were writing in folders, which we have locked."""
+    """Deletes what killed processes were writing in folders that we have locked."""
     for folder in folders:
         for file in listed(folder):
             if is_leftover(file.name) and file.is_file():
@@ -313,15 +313,15 @@ def clear_leftovers(*folders: pathlib.Path) -> None:
 
 
 def digest(facts: Any) -> str:
-    """A hash of what JSON can say, by which finished work is known (SHA-256)."""
+    """The SHA-256 of a JSON value, by which finished work is found."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with whole_file(path) as temp_path:
+        temp_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -341,8 +341,8 @@ def write_csv(
 ) -> None:
     """Writes a CSV file whole or not at all; see `csv_text`."""
     with (
-        whole_file(path) as beside,
-        open(beside, "w", newline="", encoding="utf-8") as file,
+        whole_file(path) as temp_path,
+        open(temp_path, "w", newline="", encoding="utf-8") as file,
     ):
         file.write(csv_text(records, columns))
 
@@ -357,33 +357,35 @@ def csv_text(records: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) 
       records: Its rows.
       columns: The names of its columns; by default all that records have.
     """
-    rows = [_flat(record) for record in records]
+    rows = [_flatten(record) for record in records]
     columns = columns or list(dict.fromkeys(name for row in rows for name in row))
-    written = io.StringIO()
-    writer = csv.DictWriter(written, columns)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     writer.writerows(rows)
-    return written.getvalue()
+    return buffer.getvalue()
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without lists and tables."""
-    flat = {}
+def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without lists and tables, as `csv_text` writes it."""
+    row = {}
     for name, value in record.items():
         if name.endswith("interval"):
-            flat[f"{name}_low"], flat[f"{name}_high"] = value or (None, None)
+            row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
         elif isinstance(value, Mapping):
-            flat[name] = _text("+".join(f"{key}:{item}" for key, item in value.items()))
+            row[name] = _escape_formula(
+                "+".join(f"{key}:{item}" for key, item in value.items())
+            )
         elif isinstance(value, list | tuple):
-            flat[name] = _text("+".join(map(str, value)))
+            row[name] = _escape_formula("+".join(map(str, value)))
         else:
-            flat[name] = _text(value) if isinstance(value, str) else value
-    return flat
+            row[name] = _escape_formula(value) if isinstance(value, str) else value
+    return row
 
 
-def _text(words: str) -> str:
-    """Words that no spreadsheet takes for a formula."""
-    return f"'{words}" if words.startswith(_FORMULA) else words
+def _escape_formula(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 class InUse(InputError):
@@ -396,23 +398,23 @@ def locked(
     shared: bool = False,
     instead: str = ANOTHER_PLACE,
 ) -> Iterator[None]:
-    """Holds a run directory for this process; the lock ends with it, even if killed.
+    """Locks a run directory for this process; the lock ends with it, even if killed.
 
-    What killed processes have left in it (but not in folders of it) goes.
+    Deletes what killed processes have left in it, but not in its subfolders.
 
     Args:
-      workdir: the directory, which need not exist.
-      shared: hold it together with others that share it, and delete nothing.
-      instead: see `write_errors_explained`.
+      workdir: The directory, which need not exist.
+      shared: Share the lock with others that share it, and delete nothing.
+      instead: See `write_errors_explained`.
 
     Raises:
-      InUse: another process holds it.
-      InputError: it cannot be written.
+      InUse: Another process holds the lock.
+      InputError: The directory cannot be written.
     """
     with write_errors_explained(workdir, instead):
         workdir.mkdir(parents=True, exist_ok=True)
-        held = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
-    with held as file:
+        lock_file = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
+    with lock_file as file:
         try:
             lock(file, shared=shared)
         except BlockingIOError as error:
@@ -432,10 +434,10 @@ def locked(
 
 
 def lock(file: IO[Any], wait: bool = False, shared: bool = False) -> None:
-    """Locks an open file for this process; says so where the file system has no locks.
+    """Locks an open file for this process; warns if the file system has no locks.
 
     Raises:
-      BlockingIOError: another process holds it, and we do not wait.
+      BlockingIOError: Another process holds the lock, and `wait` is false.
     """
     if error := flock(file, wait, shared):
         logging.warning(
@@ -446,10 +448,10 @@ def lock(file: IO[Any], wait: bool = False, shared: bool = False) -> None:
 
 
 def flock(file: IO[Any], wait: bool = False, shared: bool = False) -> OSError | None:
-    """Locks an open file for this process; what the system says if it has no locks.
+    """Locks an open file; returns the system's error if there are no locks, or None.
 
     Raises:
-      BlockingIOError: another process holds it, and we do not wait.
+      BlockingIOError: Another process holds the lock, and `wait` is false.
     """
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -101,19 +101,19 @@ def main(config: ReproduceConfig) -> None:
     from mtr_tf.study import study_file
     from mtr_tf.study.report import export
 
-    overrides = ("dataset", "data_dir", "image_size")
-    given = {name: getattr(config, name) for name in overrides}
+    names = ("dataset", "data_dir", "image_size")
+    overrides = {name: getattr(config, name) for name in names}
     study = study_file.load(
         config.study,
         seeds=config.seeds or None,
-        train={name: value for name, value in given.items() if value},
+        train={name: value for name, value in overrides.items() if value},
     )
-    claims.check(study)  # Mistakes in them show now, not after hours.
+    claims.check(study)  # Shows mistakes now, not after hours.
     if config.dataset:
-        study = _fitted(study)
+        study = _fit_study(study)
         claims.check(study)
     for name in config.only:
-        study.variant(name)  # Complains of an unknown one.
+        study.variant(name)  # Raises for an unknown one.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
     directory.check_path(workdir)
     if config.export:
@@ -125,14 +125,14 @@ def main(config: ReproduceConfig) -> None:
         return
     if config.report:
         runner = runner_lib.Runner(study, workdir, config.only)
-        _check_reported(runner, workdir, config.export)
+        _check_report(runner, workdir, config.export)
         try:
             with files.locked(workdir):
                 runner.write(computes=False)
         except files.InUse:
             logging.info("the study is running; the report covers what is done so far")
-            running = files.read_object(workdir / "study.json")
-            if running | {"provenance": None} != study.to_dict() | {"provenance": None}:
+            record = files.read_object(workdir / "study.json")
+            if record | {"provenance": None} != study.to_dict() | {"provenance": None}:
                 logging.warning(
                     "the report is of the study that is running, whose seeds, claims "
                     "or other settings differ from those that are asked for"
@@ -140,12 +140,12 @@ def main(config: ReproduceConfig) -> None:
     else:
         with files.locked(workdir):
             runner = runner_lib.Runner(study, workdir, config.only)
-            _run(runner, study, config, workdir)
+            _run_cells(runner, study, config, workdir)
     _write_report(workdir, config.export)
     if any(cell.begins_with for cell in runner.queue.cells):
         from mtr_tf.study import unchanged
 
-        unchanged.check_starts(runner.queue, workdir)  # Some may be trained again now.
+        unchanged.check_starts(runner.queue, workdir)  # Some may be trained again.
     failures = runner.failures()
     if failures:
         raise InputError(
@@ -155,8 +155,8 @@ def main(config: ReproduceConfig) -> None:
         )
 
 
-def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
-    """Raises `InputError` where a report would take the place of a better one."""
+def _check_report(runner: Runner, workdir: pathlib.Path, export: str) -> None:
+    """Raises `InputError` if a report would replace one of finished work."""
     from mtr_tf.study import queue
 
     if not (workdir / "study.json").exists():
@@ -165,14 +165,14 @@ def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
             f"but {workdir} is not one; leave out --report to begin it there."
         )
     cells = runner.queue.cells
-    done = {cell.kind for cell in cells if runner.queue.state(cell) == queue.DONE}
-    before = [left for left in runner.before.values() if left["state"] == queue.DONE]
-    if any(left["kind"] not in done for left in before):
+    done_kinds = {cell.kind for cell in cells if runner.queue.state(cell) == queue.DONE}
+    old_cells = [cell for cell in runner.before.values() if cell["state"] == queue.DONE]
+    if any(cell["kind"] not in done_kinds for cell in old_cells):
         raise InputError(
             f"What is done in {workdir} is of another study, or of other settings or "
             "another version of mtr_tf than this one, of which "
-            f"{'no attack' if done else 'nothing'} is done; report it with those that "
-            "it was run with."
+            f"{'no attack' if done_kinds else 'nothing'} is done; report it with those "
+            "that it was run with."
         )
     if export and not runner.queue.count(queue.DONE):
         raise InputError(
@@ -181,31 +181,33 @@ def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
         )
 
 
-def _fitted(study: Study) -> Study:
-    """The study without what its data have no tasks for."""
+def _fit_study(study: Study) -> Study:
+    """The study without the parts for which its data set lacks the tasks."""
     from absl import logging
 
     from mtr_tf.runs import building
     from mtr_tf.study import fitting
 
     dataset = study.train["dataset"]
-    on_it = [variant.name for variant in study.variants if variant.is_on(dataset)]
-    if not on_it:
+    variant_names = [
+        variant.name for variant in study.variants if variant.is_on(dataset)
+    ]
+    if not variant_names:
         return study
-    config = study.train_config(on_it[0], study.seeds[0])
-    # A task that all data have, so that no more is prepared than is needed.
+    config = study.train_config(variant_names[0], study.seeds[0])
+    # A task that all data sets have, so that only little is prepared.
     config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
     tasks = building.open_source(config).info.tasks
-    fitted = fitting.to_tasks(study, dataset, tasks)
-    if fitted is not study:
-        logging.warning("%s", fitted.about.removeprefix(study.about).strip())
-    return fitted
+    fitted_study = fitting.to_tasks(study, dataset, tasks)
+    if fitted_study is not study:
+        logging.warning("%s", fitted_study.about.removeprefix(study.about).strip())
+    return fitted_study
 
 
-def _run(
+def _run_cells(
     runner: Runner, study: Study, config: ReproduceConfig, workdir: pathlib.Path
 ) -> None:
-    """Does what is missing."""
+    """Runs the cells that are not done."""
     import tensorflow as tf
     from absl import logging
 
@@ -217,14 +219,14 @@ def _run(
     from mtr_tf.study import unchanged
 
     gpus = local.gpus(len(tf.config.list_physical_devices("GPU")))
-    tf.config.set_visible_devices([], "GPU")  # They are the workers'.
+    tf.config.set_visible_devices([], "GPU")  # The workers use them.
     runner.queue.retry()
     unchanged.check(runner.queue, workdir)
-    missing = runner.queue.waiting()
-    runner.write(computes=bool(missing))
-    if not missing:
-        done = runner.queue.count(queue.DONE)
-        logging.info("%s is already finished: %d cells", study.name, done)
+    waiting_cells = runner.queue.waiting()
+    runner.write(computes=bool(waiting_cells))
+    if not waiting_cells:
+        done_count = runner.queue.count(queue.DONE)
+        logging.info("%s is already finished: %d cells", study.name, done_count)
         return
     engine = executors.create(
         config.executor,
@@ -235,13 +237,13 @@ def _run(
         parts.cores(),
     )
     with engine.executor:
-        # Prepared once; and wrong data show now.
-        for variant in dict.fromkeys(cell.variant for cell in missing):
+        # Prepares data once, and shows mistakes in them now.
+        for variant in dict.fromkeys(cell.variant for cell in waiting_cells):
             building.open_source(study.train_config(variant, study.seeds[0]))
         logging.info(
             "%s: %d of %d cells to do, at most %d at a time (%s); their logs are in %s",
             study.name,
-            len(missing),
+            len(waiting_cells),
             len(runner.queue.cells),
             engine.at_once,
             config.executor,
@@ -255,7 +257,7 @@ def _write_report(workdir: pathlib.Path, export: str) -> None:
     from mtr_tf.study import report
 
     with open(workdir / ".report.lock", "a") as file:
-        files.lock(file, wait=True)  # Whoever watches a study may write it too.
+        files.lock(file, wait=True)  # A watcher of the study may write it, too.
         text = report.write(workdir, pathlib.Path(export) if export else None)
     print(text)
     print(f"\nthe report is {workdir / 'report' / 'index.html'}")
@@ -274,20 +276,20 @@ def _listing() -> str:
 
 
 def _plan(runner: Runner) -> str:
-    """What would be done: each cell with its share of the work, and its command."""
+    """The cells that would be run, each with its share of the work and its command."""
     from mtr_tf.study import costs
     from mtr_tf.study import queue
 
-    waiting, of = runner.queue.waiting(), runner.clock.costs
-    total = sum(of[cell.folder] for cell in waiting) or 1
+    waiting_cells, cell_costs = runner.queue.waiting(), runner.clock.costs
+    total = sum(cell_costs[cell.folder] for cell in waiting_cells) or 1
     lines = []
-    for cell in waiting:
-        share = of[cell.folder] / total
+    for cell in waiting_cells:
+        share = cell_costs[cell.folder] / total
         seconds = runner.clock.seconds(cell)
         about = f", about {costs.in_words(seconds)}" if seconds else ""
         lines += [f"# {cell.title}: {share:.1%} of the work{about}", cell.shown]
-    done = runner.queue.count(queue.DONE)
-    lines.append(f"# {len(waiting)} cells to do, {done} done")
+    done_count = runner.queue.count(queue.DONE)
+    lines.append(f"# {len(waiting_cells)} cells to do, {done_count} done")
     return "\n".join(lines)
 
 

@@ -30,18 +30,20 @@ def main(config: TrainConfig, place: RunPlace) -> None:
     startup.import_tensorflow(config.deterministic)
     from mtr_tf.training import loop as training
 
-    if config.data_dir:  # Valid in any working directory.
+    if config.data_dir:  # Make it valid in any working directory.
         config = dataclasses.replace(config, data_dir=os.path.abspath(config.data_dir))
     if config.init and not files.is_remote(config.init):
         config = dataclasses.replace(config, init=os.path.abspath(config.init))
     workdir = place.workdir or str(directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", f"{workdir}/model.keras")
-    given = shlex.quote(workdir)
-    # Code that a run's file names is not run unasked: the user names it again.
-    own = f" --dataset={config.dataset}" if ":" in config.dataset else ""
-    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s%s", given, own)
-    logging.info("watch it:   tensorboard --logdir=%s", given)
+    quoted_workdir = shlex.quote(workdir)
+    # Code that only a run's file names is never run, so the user must name it again.
+    dataset_flag = f" --dataset={config.dataset}" if ":" in config.dataset else ""
+    logging.info(
+        "attack it:  python -m mtr_tf.attack --ckpt=%s%s", quoted_workdir, dataset_flag
+    )
+    logging.info("watch it:   tensorboard --logdir=%s", quoted_workdir)
 
 
 def run() -> None:

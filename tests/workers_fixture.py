@@ -33,7 +33,7 @@ class _Threaded(Workers):
     def replicas(self) -> int:
         return len(self._said)
 
-    def _each_bytes(self, data: bytes) -> list[bytes]:
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
         self._said[self._index] = data
         self._barrier.wait(PATIENCE)
         found = list(self._said)

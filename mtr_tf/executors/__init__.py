@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where commands run: processes of this machine, a Ray cluster, or jobs of SLURM.
+"""Where commands run: in processes of this machine, on a Ray cluster, or by SLURM.
 
-Each is a `concurrent.futures.Executor` that is given `command.run`. All machines must
+Each way is a `concurrent.futures.Executor` that runs `command.run`. All machines must
 see the same files under the same paths, and have the same installation of mtr_tf.
 """
 
@@ -35,14 +35,14 @@ from mtr_tf.executors.command import Command
 from mtr_tf.executors.command import Ended
 
 T = TypeVar("T")
-_POLL_SECONDS = 0.05  # After which a signal is seen.
-_REFUSED_SECONDS = 60.0  # After which a command that was refused is given again.
-_IN_FLIGHT = 100  # Commands that are given at a time to an engine with a queue.
+_POLL_SECONDS = 0.05  # Until a signal is noticed.
+_RETRY_SECONDS = 60.0  # Until a refused command is submitted again.
+_IN_FLIGHT = 100  # The most commands submitted at a time to a queue.
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """An executor, how many commands it is given, and how many run at a time."""
+    """An executor, how many commands it holds, and how many run, at a time."""
 
     executor: Executor
     at_once: int
@@ -57,23 +57,23 @@ def create(
     gpus: Sequence[str] = (),
     cores: int = 1,
 ) -> Engine:
-    """The executor of a name.
+    """Creates the engine of a name.
 
     Args:
-      name: one of `config.settings.EXECUTORS`.
-      folder: where it may keep files of its own.
-      workers: how many commands run at a time; 0: as many as fit.
+      name: One of `config.settings.EXECUTORS`.
+      folder: A folder in which it may keep its own files.
+      workers: How many commands run at a time; 0: as many as fit.
       options: NAME=VALUE for Ray or submitit.
-      gpus: this machine's, as CUDA_VISIBLE_DEVICES names them; for `local`.
-      cores: how many processor cores there are; for `local`.
+      gpus: This machine's GPUs, as CUDA_VISIBLE_DEVICES names them; for `local`.
+      cores: The number of processor cores; for `local`.
 
     Raises:
-      InputError: the library is not installed, an option is not known, or there is no
-        such cluster.
+      InputError: The library is not installed, an option is unknown, or the cluster
+        does not exist.
     """
-    given = _options(options)
+    parsed_options = _parse_options(options)
     if name == LOCAL:
-        if given:
+        if parsed_options:
             raise InputError(
                 "--executor_options are for --executor=ray and slurm, but the "
                 "executor is local; leave them out."
@@ -81,11 +81,11 @@ def create(
         slots = local.slots(workers, gpus, cores)
         return Engine(local.LocalExecutor(slots), len(slots), len(slots))
     if name == RAY:
-        executor = on_ray.RayExecutor(folder, given)
+        executor = on_ray.RayExecutor(folder, parsed_options)
         at_once = workers or max(_IN_FLIGHT, 2 * executor.room)
         return Engine(executor, at_once, min(at_once, executor.room))
     at_once = workers or _IN_FLIGHT
-    return Engine(on_slurm.SlurmExecutor(folder, given), at_once, at_once)
+    return Engine(on_slurm.SlurmExecutor(folder, parsed_options), at_once, at_once)
 
 
 def results(
@@ -93,58 +93,61 @@ def results(
 ) -> Iterator[tuple[T, Future[Ended]]]:
     """Runs commands, and yields how each ended, until none is left or a signal comes.
 
-    The engine is shut down at the end; commands that still run are stopped then. One
-    that it refuses is given again as long as others run: a queue may be full.
+    At the end the engine is shut down, and commands that still run are stopped. A
+    command that the engine refuses is submitted again while others run, because a queue
+    may be full.
 
     Args:
-      engine: what runs them.
-      take: the next command, and what it is known by to the caller; None: there is
-        none now, or none that can be run before another one has ended.
+      engine: The engine that runs them.
+      take: Returns the caller's key for the next command, and the command; None: there
+        is none now, or none that can run before another one has ended.
 
     Raises:
-      Refused: the engine does not take a command, and none runs.
+      Refused: The engine refuses a command while none runs.
     """
-    running: dict[Future[Ended], T] = {}
-    refused: tuple[T, Command] | None = None
-    again = 0.0  # When the next one is given, at the latest.
+    running_keys: dict[Future[Ended], T] = {}
+    refused_entry: tuple[T, Command] | None = None
+    retry_time = 0.0  # The earliest time to submit again while others run.
     try:
         while not stopping.asked():
             while (
-                len(running) < engine.at_once
-                and (not running or time.monotonic() >= again)
-                and (given := refused or take())
+                len(running_keys) < engine.at_once
+                and (not running_keys or time.monotonic() >= retry_time)
+                and (entry := refused_entry or take())
             ):
                 try:
-                    future = engine.executor.submit(command.run, given[1])
+                    future = engine.executor.submit(command.run, entry[1])
                 except command.Refused as error:
-                    if not running:
+                    if not running_keys:
                         raise
-                    if not refused:
+                    if not refused_entry:
                         logging.warning("%s It is given again while others run.", error)
-                    refused, again = given, time.monotonic() + _REFUSED_SECONDS
+                    refused_entry, retry_time = entry, time.monotonic() + _RETRY_SECONDS
                 else:
-                    refused, running[future] = None, given[0]
-            if not running:
+                    refused_entry, running_keys[future] = None, entry[0]
+            if not running_keys:
                 return
-            ended, _ = futures.wait(running, _POLL_SECONDS, futures.FIRST_COMPLETED)
-            for future in ended:
-                again = 0.0  # There may be room now.
-                yield running.pop(future), future
+            ended_futures, _ = futures.wait(
+                running_keys, _POLL_SECONDS, futures.FIRST_COMPLETED
+            )
+            for future in ended_futures:
+                retry_time = 0.0  # There may be room now.
+                yield running_keys.pop(future), future
     finally:
         engine.executor.shutdown(cancel_futures=True)
 
 
 def failure(future: Future[Ended]) -> str:
-    """Why a command failed; empty if it ended well."""
+    """Why a command failed; empty if it succeeded."""
     if error := future.exception():
         return _last_line(str(error)) or type(error).__name__
-    ended = future.result()
-    return ended.said if ended.code else ""
+    result = future.result()
+    return result.said if result.code else ""
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE as {name: value}; numbers as such."""
-    found: dict[str, Any] = {}
+def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parses NAME=VALUE pairs to {name: value}, with numbers as numbers."""
+    options: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not (name and separator):
@@ -152,19 +155,19 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
                 "--executor_options must be NAME=VALUE, separated by commas, such as "
                 f"num_gpus=1,num_cpus=4; got {pair!r}."
             )
-        if name in found:
+        if name in options:
             raise InputError(
                 f"--executor_options must name each option once, but {name} has "
                 f"several values in {','.join(pairs)}; leave one."
             )
-        found[name] = _number(value)
-    return found
+        options[name] = _parse_number(value)
+    return options
 
 
-def _number(text: str) -> int | float | str:
-    """What a text says, if that is a number; else the text.
+def _parse_number(text: str) -> int | float | str:
+    """The number in a text, or else the text.
 
-    A name such as 01234, of an account, is none.
+    A text such as 01234, the name of an account, is not a number.
     """
     if not re.fullmatch(r"-?(?!0[0-9])[0-9]*\.?[0-9]*(e[+-]?[0-9]+)?", text, re.I):
         return text
@@ -175,7 +178,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _last_line(text: str) -> str:
-    """What a trace from another machine ends with; submitit adds advice to it."""
+    """The last line of a trace from another machine, without submitit's advice."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     rules = [i for i, line in enumerate(lines) if line.startswith("----")]
     return ([""] + lines[: rules[-1] if len(rules) > 1 else None])[-1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command, and how it is run to its end in a process of its own.
+"""A command, and how it is run in its own process.
 
-`run` is what executors are given: it works on whichever machine it comes to, and what
-it takes and returns can be pickled.
+Executors are given `run`: it works on any machine, and its argument and result can be
+pickled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ ONE_THREAD = dict.fromkeys(
 _POLL_SECONDS = 0.5
 _REFRESH_SECONDS = 20.0
 _STALE_SECONDS = 300.0
-# By these a process would think that it is one of several that train together.
-_OF_WORKERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
-_GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
-# Log lines of TensorFlow's and our own; what an error begins with.
+# With these a process would take itself for one of several that train together.
+_WORKER_VARIABLES = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
+_GRACE_SECONDS = 20.0  # To save a checkpoint; clusters often give a job 30.
+# Log lines of TensorFlow and mtr_tf; the beginning of an error.
 _NOISE = re.compile(r"[IWEF]\d{4} |WARNING: All log messages|\d\d:\d\d:\d\d |\$ ")
 _ERROR = re.compile(r"error: |[\w.]+(Error|Exception|Interrupt)\b")
 
@@ -49,8 +49,8 @@ class Command:
     """`python -m MODULE --flags`.
 
     Attributes:
-      arguments: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
-      log: The file that what it says is added to; may be relative to `folder`.
+      arguments: Module and flags, such as `("mtr_tf.train", "--tasks=seg")`.
+      log: The file that its output is appended to; may be relative to `folder`.
       folder: Its working directory.
       environment: Variables that are set for it.
     """
@@ -81,10 +81,10 @@ class Ended:
 
 
 class Processes:
-    """Processes that can all be stopped, also while others are about to start."""
+    """Processes that can be stopped together, even while others are starting."""
 
     def __init__(self):
-        """None runs yet."""
+        """Starts with no processes."""
         self._running: list[subprocess.Popen] = []
         self._lock = threading.Lock()
         self._stopped = False
@@ -93,10 +93,10 @@ class Processes:
     def running(
         self, arguments: Sequence[str], **options: Any
     ) -> Iterator[subprocess.Popen]:
-        """A process that runs inside; it does not outlive the end.
+        """Runs a process inside; it is ended at the end.
 
         Raises:
-          Stopping: all are being stopped.
+          Stopping: All processes are being stopped.
         """
         with self._lock:
             if self._stopped:
@@ -106,27 +106,27 @@ class Processes:
         try:
             yield process
         finally:
-            _end([process])  # Something came from outside if it runs.
+            _end_processes([process])  # It still runs only after an exception.
             with self._lock:
                 self._running.remove(process)
 
     def stop(self) -> None:
-        """Ends all: by a word, so that checkpoints are kept, or else by force."""
+        """Ends all processes: by a message, to save checkpoints, or else by force."""
         with self._lock:
             self._stopped = True
-            running = list(self._running)
-        _end(running)
+            processes = list(self._running)
+        _end_processes(processes)
 
 
 class Lease:
-    """A file that says that a runner is there, for commands on other machines.
+    """A file that tells commands on other machines that their runner still lives.
 
     The runner refreshes it, and deletes it at its end. If it is gone, or has not been
-    refreshed for five minutes, nobody waits for what a command does.
+    refreshed for five minutes, nobody waits for the commands any more.
     """
 
     def __init__(self, path: str):
-        """Takes the path, by which both sides know it."""
+        """Takes the path, which both sides know."""
         self.path = path
         self._over = threading.Event()
         self._seen = 0
@@ -134,16 +134,16 @@ class Lease:
 
     @classmethod
     def begin(cls, folder: pathlib.Path) -> Lease:
-        """The lease of a runner, refreshed until its end; older ones there end.
+        """Begins the lease of a runner, refreshed until its end; ends older ones.
 
         Args:
-          folder: that of the file; only one runner at a time uses it.
+          folder: The folder of the file; only one runner at a time uses it.
 
         Raises:
-          InputError: it cannot be written.
+          InputError: The file cannot be written.
         """
-        for left in folder.glob("*.lease"):  # Of runners that were killed.
-            cls(str(left)).end()
+        for leftover in folder.glob("*.lease"):  # From runners that were killed.
+            cls(str(leftover)).end()
         lease = cls(str(folder.absolute() / f"{uuid.uuid4().hex[:12]}.lease"))
         path = pathlib.Path(lease.path)
         with files.write_errors_explained(path):
@@ -154,25 +154,25 @@ class Lease:
 
     def _refresh(self) -> None:
         while not self._over.wait(_REFRESH_SECONDS):
-            with contextlib.suppress(OSError):  # It is tried again soon.
+            with contextlib.suppress(OSError):  # The next refresh comes soon.
                 os.utime(self.path)
 
     def end(self) -> None:
-        """Says that the runner is gone, and stops what its commands still do."""
+        """Ends the lease, which stops the runner's remaining commands."""
         self._over.set()
         with contextlib.suppress(OSError):
             pathlib.Path(self.path).unlink()
 
     def ended(self) -> bool:
-        """Whether it has ended; clocks of machines are not compared."""
+        """Whether the lease has ended; clocks of machines are not compared."""
         try:
-            seen = os.stat(self.path).st_mtime_ns
+            modified = os.stat(self.path).st_mtime_ns
         except FileNotFoundError:
             return True
-        except OSError:  # The file system is away for a moment.
-            seen = self._seen
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
+        except OSError:  # The file system may be unavailable for a moment.
+            modified = self._seen
+        if modified != self._seen:
+            self._seen, self._since = modified, time.monotonic()
         return time.monotonic() - self._since > _STALE_SECONDS
 
 
@@ -181,24 +181,24 @@ class Refused(InputError):
 
 
 class Stopping(Exception):
-    """A process was stopped, or not started, as nobody waits for it any more."""
+    """A process was stopped or not started, because nobody waits for it any more."""
 
 
-def _end(processes: Sequence[subprocess.Popen]) -> None:
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
+def _end_processes(processes: Sequence[subprocess.Popen]) -> None:
+    live_processes = [process for process in processes if process.poll() is None]
+    for process in live_processes:
         with contextlib.suppress(OSError):
             present(process.stdin, "a pipe").write(b"stop")
-    end = time.monotonic() + _GRACE_SECONDS
-    for process in running:
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in live_processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, end - time.monotonic()))
+            process.wait(max(0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # And what it has started.
+            os.killpg(process.pid, signal.SIGKILL)  # With its children.
         process.wait()
 
 
-# What executors say to `run` about the place that it was called in.
+# What executors tell `run` about where it is called: its thread or node.
 place = threading.local()
 
 
@@ -212,11 +212,11 @@ def within(
     """Calls a function on a node.
 
     Args:
-      environment: variables that commands which it runs have.
-      lease: the file of a `Lease`: commands are stopped when that ends.
-      fn: the function.
-      *args: of the function.
-      **kwargs: of the function.
+      environment: Variables for the commands that the function runs.
+      lease: The file of a `Lease`; commands are stopped when it ends.
+      fn: The function.
+      *args: Its positional arguments.
+      **kwargs: Its keyword arguments.
     """
     place.environment, place.lease = environment, Lease(lease)
     try:
@@ -226,12 +226,12 @@ def within(
 
 
 def run(command: Command) -> Ended:
-    """Runs a command to its end; if interrupted, stops it, and it keeps its work.
+    """Runs a command to its end; if interrupted, stops it so that its work is kept.
 
     Raises:
-      Stopping: see `Processes`; or the runner has ended, or its files are not here.
-      InputError: the log cannot be written.
-      OSError: the process cannot be started.
+      Stopping: See `Processes`; or the runner has ended, or its files are not visible.
+      InputError: The log cannot be written.
+      OSError: The process cannot be started.
     """
     lease: Lease | None = getattr(place, "lease", None)
     if lease and lease.ended():
@@ -240,10 +240,10 @@ def run(command: Command) -> Ended:
             "ended, or not all machines see the same files under the same paths."
         )
     processes = getattr(place, "processes", None) or Processes()
-    own = {**command.environment, **getattr(place, "environment", {})}
-    whole = {**os.environ, **own}
-    for name in _OF_WORKERS:
-        whole.pop(name, None)
+    variables = {**command.environment, **getattr(place, "environment", {})}
+    environment = {**os.environ, **variables}
+    for name in _WORKER_VARIABLES:
+        environment.pop(name, None)
     log = pathlib.Path(command.folder, command.log)
     start = time.monotonic()
     with files.write_errors_explained(log):
@@ -251,7 +251,7 @@ def run(command: Command) -> Ended:
         file = open(log, "ab")  # noqa: SIM115  (closed below)
         file.write(f"$ {shown(command.arguments)}\n".encode())
         file.flush()
-    begin = file.tell()
+    offset = file.tell()
     with (
         file,
         processes.running(
@@ -260,23 +260,23 @@ def run(command: Command) -> Ended:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=command.folder,
-            env=whole,
-            process_group=0,  # Ctrl-C comes to this process alone.
+            env=environment,
+            process_group=0,  # Ctrl-C goes to the parent alone.
         ) as process,
     ):
-        code = _wait(process, lease)
+        code = _wait_for_exit(process, lease)
         present(process.stdin, "a pipe").close()
     return Ended(
         code=code,
         seconds=time.monotonic() - start,
-        said=last_words(files.read_bytes(log)[begin:], code),
-        environment=own,
+        said=last_words(files.read_bytes(log)[offset:], code),
+        environment=variables,
         host=socket.gethostname(),
     )
 
 
-def _wait(process: subprocess.Popen, lease: Lease | None) -> int:
-    """The exit code, awaited in short turns; raises `Stopping` when the lease ends."""
+def _wait_for_exit(process: subprocess.Popen, lease: Lease | None) -> int:
+    """Waits for the exit code; raises `Stopping` when the lease ends."""
     while True:
         if lease and lease.ended():
             raise Stopping
@@ -293,8 +293,8 @@ def last_words(log: bytes, code: int) -> str:
     """The line of a log that says why its command failed.
 
     Args:
-      log: what the command said.
-      code: its exit code.
+      log: The output of the command.
+      code: Its exit code.
     """
     lines = [line.strip() for line in log.decode(errors="replace").splitlines()]
     lines = [line for line in lines if line and not _NOISE.match(line)]
@@ -303,5 +303,5 @@ def last_words(log: bytes, code: int) -> str:
         name = signal.Signals(-code).name
         hint = ", which often means too little memory" if code == -9 else ""
         return f"it was ended by {name}{hint}"
-    said = (errors or lines or [f"it ended with code {code}"])[-1]
-    return said.removeprefix("error: ")
+    reason = (errors or lines or [f"it ended with code {code}"])[-1]
+    return reason.removeprefix("error: ")

@@ -10,7 +10,7 @@ from mtr_tf.errors import InputError
 
 
 def library(name: str, executor: str) -> Any:
-    """A library by its name, for the executor that needs it."""
+    """Imports a library by name, for the executor that needs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

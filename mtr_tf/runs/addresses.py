@@ -2,8 +2,8 @@
 """Folders at addresses such as gs://bucket/run: list, read, write and delete files.
 
 TensorFlow reaches the schemes that it has registered (gs://, ram://); fsspec reaches
-the others, by a package for each (s3fs for s3://). A file that is written appears
-whole or not at all: object stores see to that, and elsewhere it is renamed.
+the others, with one package per scheme (s3fs for s3://). A written file appears whole
+or not at all: object stores guarantee it, and elsewhere it is renamed once complete.
 """
 
 from __future__ import annotations
@@ -23,43 +23,55 @@ from mtr_tf import files
 from mtr_tf.cli import startup
 from mtr_tf.errors import InputError
 
-# Of object stores, where a file is there once all of it has been uploaded.
-_WHOLE = ("gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "oci", "r2")
-_TALKATIVE = ("aiobotocore", "botocore")  # Say how they found their credentials.
+# Schemes of object stores: a file appears there only once it is fully uploaded.
+_OBJECT_STORES = (
+    "gs",
+    "gcs",
+    "s3",
+    "s3a",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "oss",
+    "oci",
+    "r2",
+)
+_LOGGERS = ("aiobotocore", "botocore")  # They log where they found credentials.
 
 
 class Place(Protocol):
-    """A folder at an address; names of files are relative to it, with slashes."""
+    """A folder at an address; file names are relative to it, with slashes."""
 
     def names(self) -> list[str]:
-        """The files in it and below; none where there is no such folder."""
+        """The files in the folder and its subfolders; empty if there is no folder."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
 
     def read(self, name: str) -> bytes | None:
-        """What is in a small file; None where there is none."""
+        """The content of a small file; None if it does not exist."""
 
     def get(self, name: str, file: pathlib.Path) -> None:
-        """Copies a file here; raises `FileNotFoundError` where there is none."""
+        """Downloads a file; raises `FileNotFoundError` if it does not exist."""
 
     def put(self, file: pathlib.Path, name: str) -> None:
-        """Copies a file there."""
+        """Uploads a file."""
 
     def remove(self, name: str) -> None:
-        """Deletes a file, if it is there."""
+        """Deletes a file, if it exists."""
 
     def modified(self, name: str) -> float:
-        """When a file was written, in seconds since 1970; 0 where nobody knows."""
+        """When a file was written, in seconds since 1970; 0 if that is not known."""
 
 
 def normal(address: str | os.PathLike) -> str:
-    """An address with both slashes, which pathlib makes one, and none at its end."""
+    """The address with `://`, which pathlib cuts to `:/`, and no slash at its end."""
     return re.sub(r":/(?!/)", "://", os.fspath(address), count=1).rstrip("/")
 
 
 def scheme(address: str) -> str:
-    """What comes before ://."""
+    """The part of an address before `://`, in lower case."""
     return address.partition("://")[0].lower()
 
 
@@ -67,18 +79,18 @@ def place(address: str, flag: str) -> Place:
     """The folder at an address; nothing is read or written yet.
 
     Args:
-      address: As `normal` makes it.
-      flag: What was given it, for messages.
+      address: As returned by `normal`.
+      flag: The flag or argument that it was given to, for messages.
 
     Raises:
-      InputError: Nothing here reaches such addresses.
+      InputError: Neither TensorFlow nor an installed package reaches such addresses.
     """
     name = scheme(address)
     if "tensorflow" not in sys.modules:
         startup.import_tensorflow()
     tf = importlib.import_module("tensorflow")
     if name in tf.io.gfile.get_registered_schemes():
-        return _OfTensorFlow(address, tf)
+        return _TensorFlowPlace(address, tf)
     fsspec = importlib.import_module("fsspec")
     try:
         fsspec.get_filesystem_class(name)
@@ -89,28 +101,28 @@ def place(address: str, flag: str) -> Place:
             "folder, and give its path."
         ) from error
     except ImportError as error:
-        registry = importlib.import_module("fsspec.registry")  # Not its attribute.
+        registry = importlib.import_module("fsspec.registry")  # Not the attribute.
         package = registry.known_implementations[name]["class"].partition(".")[0]
-        if package == "fsspec":  # Its own needs another's, which its words name.
-            named = re.search(r'"(\w+)"', str(error))
-            package = named[1] if named else str(error)
+        if package == "fsspec":  # It needs another package, named in the error.
+            match = re.search(r'"(\w+)"', str(error))
+            package = match[1] if match else str(error)
         raise InputError(
             f"{flag}={address} needs the package {package}, which is not installed; "
             f"run pip install {package}."
         ) from error
-    for logger in _TALKATIVE:
+    for logger in _LOGGERS:
         standard_logging.getLogger(logger).setLevel(standard_logging.WARNING)
     with explained(address, "reached"):
-        return _OfFsspec(address, *fsspec.core.url_to_fs(address))
+        return _FsspecPlace(address, *fsspec.core.url_to_fs(address))
 
 
 @contextlib.contextmanager
 def explained(address: str, verb: str) -> Iterator[None]:
-    """Turns what file systems raise, of any kind, into an `InputError`.
+    """Turns any exception of a file system into an `InputError`.
 
     Args:
-      address: What was worked on.
-      verb: What it cannot be: "read".
+      address: The address that is accessed.
+      verb: Completes "ADDRESS cannot be ...", such as "read".
     """
     try:
         yield
@@ -124,29 +136,29 @@ def explained(address: str, verb: str) -> Iterator[None]:
         ) from error
 
 
-def _beside(name: str) -> str:
-    """What a file is called while it is written."""
-    folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}{files.name_beside(last)}"
+def _temporary_name(name: str) -> str:
+    """The name of a file while it is written."""
+    folder, slash, file_name = name.rpartition("/")
+    return f"{folder}{slash}{files.name_beside(file_name)}"
 
 
-class _OfTensorFlow:
-    """A `Place` by tf.io.gfile."""
+class _TensorFlowPlace:
+    """A `Place` that uses `tf.io.gfile`."""
 
     def __init__(self, address: str, tf: Any):
         self._root, self._gfile = address, tf.io.gfile
         self._missing = tf.errors.NotFoundError
-        self._whole = scheme(address) in _WHOLE
+        self._whole = scheme(address) in _OBJECT_STORES
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     def names(self) -> list[str]:
-        found = []
-        for folder, _, files_there in self._gfile.walk(self._root):
-            inner = folder[len(self._root) :].strip("/")
-            found += [f"{inner}/{name}".lstrip("/") for name in files_there]
-        return found
+        names = []
+        for folder, _, file_names in self._gfile.walk(self._root):
+            subfolder = folder[len(self._root) :].strip("/")
+            names += [f"{subfolder}/{name}".lstrip("/") for name in file_names]
+        return names
 
     def exists(self, name: str) -> bool:
         path = self._path(name)
@@ -171,9 +183,9 @@ class _OfTensorFlow:
             self._gfile.copy(os.fspath(file), path, overwrite=True)
             return
         self._gfile.makedirs(path.rpartition("/")[0])
-        beside = self._path(_beside(name))
-        self._gfile.copy(os.fspath(file), beside, overwrite=True)
-        self._gfile.rename(beside, path, overwrite=True)
+        temp_path = self._path(_temporary_name(name))
+        self._gfile.copy(os.fspath(file), temp_path, overwrite=True)
+        self._gfile.rename(temp_path, path, overwrite=True)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(self._missing):
@@ -183,14 +195,14 @@ class _OfTensorFlow:
         return self._gfile.stat(self._path(name)).mtime_nsec / 1e9
 
 
-class _OfFsspec:
-    """A `Place` by a file system of fsspec's."""
+class _FsspecPlace:
+    """A `Place` that uses a file system of fsspec."""
 
     def __init__(self, address: str, system: Any, root: str):
         self._system, self._root = system, root.rstrip("/")
-        plain = importlib.import_module("fsspec").AbstractFileSystem
-        self._renames = type(system).mv is not plain.mv
-        self._whole = scheme(address) in _WHOLE
+        base_class = importlib.import_module("fsspec").AbstractFileSystem
+        self._renames = type(system).mv is not base_class.mv
+        self._whole = scheme(address) in _OBJECT_STORES
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -198,11 +210,11 @@ class _OfFsspec:
     def names(self) -> list[str]:
         self._system.invalidate_cache()
         try:
-            found = self._system.find(self._root)
+            paths = self._system.find(self._root)
         except FileNotFoundError:
             return []
         start = f"{self._root}/"
-        return [path[len(start) :] for path in found if path.startswith(start)]
+        return [path[len(start) :] for path in paths if path.startswith(start)]
 
     def exists(self, name: str) -> bool:
         self._system.invalidate_cache()
@@ -223,13 +235,13 @@ class _OfFsspec:
             self._system.put_file(os.fspath(file), path)
             return
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        beside = self._path(_beside(name))
-        self._system.put_file(os.fspath(file), beside)
+        temp_path = self._path(_temporary_name(name))
+        self._system.put_file(os.fspath(file), temp_path)
         if self._renames:
-            self._system.mv(beside, path)
-        else:  # Copying by name; `mv` would read names as patterns.
-            self._system.cp_file(beside, path)
-            self._system.rm_file(beside)
+            self._system.mv(temp_path, path)
+        else:  # Copy by name: `mv` would take names as patterns.
+            self._system.cp_file(temp_path, path)
+            self._system.rm_file(temp_path)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

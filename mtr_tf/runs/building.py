@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's settings describe: its data set and its untrained model."""
+"""Builds what a run's settings describe: its data set and its untrained model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mtr_tf.runs import own_models
 
 
 def open_source(config: TrainConfig) -> Source:
-    """The data set of a run, for its tasks; prepared first where that is needed.
+    """The data set of a run, with its tasks; it is prepared first if necessary.
 
-    Without inputs beside the images, which no model that is trained here takes.
+    Inputs besides the images are left out: no model that is trained here takes any.
     """
     source = data.open_source(
         config.dataset,
@@ -53,16 +53,16 @@ def open_source(config: TrainConfig) -> Source:
 def standardised(
     info: DatasetInfo, normalization: Sequence[Sequence[float]] | None
 ) -> DatasetInfo:
-    """The facts of a data set, with the mean and std that a run's model was made with.
+    """The facts of a data set, with the mean and std that a run's model was built with.
 
-    They are a part of the model, not a weight: other data, or more, have others.
+    These belong to the model, though they are no weights; other data may differ.
 
     Args:
-      info: Of the data that are open now.
-      normalization: (mean, std) of the run; None where they are not known.
+      info: The facts of the data that are open now.
+      normalization: (mean, std) of the run; None if they are not known.
 
     Raises:
-      InputError: The data have another number of channels.
+      InputError: The data have a different number of channels.
     """
     if normalization is None:
         return info
@@ -77,12 +77,12 @@ def standardised(
 
 
 def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
-    """The model that a training begins with.
+    """The model that training begins with.
 
     Raises:
-      InputError: It cannot be built, or not started or frozen as the settings say.
+      InputError: It cannot be built, or not initialised or frozen as the settings say.
     """
-    if ":" in config.model:  # Named by the user, whose code runs.
+    if ":" in config.model:  # The user names it, so their code may run.
         with _precision(config.precision):
             model = own_models.build(
                 config.model,
@@ -99,15 +99,15 @@ def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
 
 
 def shared_stages(config: TrainConfig) -> int | None:
-    """How many stages of the encoder tasks share; None: all."""
+    """The number of encoder stages that the tasks share; None: all."""
     return None if config.shared_stages < 0 else config.shared_stages
 
 
 def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
-    """The untrained model of a run, one of ours.
+    """The untrained built-in model of a run.
 
     Raises:
-      InputError: It cannot be built, or by code alone that only a file names.
+      InputError: It cannot be built, or only by code that a file alone names.
     """
     if ":" in config.model:
         raise InputError(
@@ -136,16 +136,16 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
 
 
 def _image_shape(config: TrainConfig, info: DatasetInfo) -> tuple[int | None, ...]:
-    """That of a model's images: with crops, training and evaluation differ in size."""
+    """The shape of a model's images; with crops, their size varies."""
     return (None, None, info.image_shape[2]) if config.parsed_crop else info.image_shape
 
 
 @contextlib.contextmanager
 def _precision(policy: str) -> Iterator[None]:
-    """Layers that are made within compute as a policy says."""
-    before = keras.config.dtype_policy()
+    """Layers created inside compute with the given dtype policy."""
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories: what is in one, and how files get there.
+"""Run directories: what they contain, and how files get there.
 
     runs/NAME/config.json      settings, facts of the data, code, versions, command
               train.flags      a flagfile that repeats the run
               model.keras      the model at the end of training
-              checkpoints/     the newest ones, and best/ by the named metric
-              train/           TensorBoard events, of validation too
+              checkpoints/     the newest ones, and best/ by the chosen metric
+              train/           TensorBoard events, including those of validation
               attacks/NAME/    what `mtr_tf.attack` writes
 
-Files appear complete or not at all: each is written under another name, flushed and
+Files appear complete or not at all: each is written under another name, flushed, then
 renamed.
 """
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def environment() -> dict[str, Any]:
-    """What a result is traced by: command, commit, versions, machine, time (UTC)."""
+    """Where a result comes from: command, commit, versions, machine, time (UTC)."""
     name = pathlib.Path(sys.argv[0]).stem.removeprefix("mtr-")
     return {
         "command": shlex.join(["python", "-m", f"mtr_tf.{name}", *sys.argv[1:]]),
@@ -63,12 +63,12 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of mtr_tf, and of what it computes with."""
-    found = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
+    """The versions of Python, mtr_tf and the libraries that it computes with."""
+    result = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
     for package in ("tensorflow", "keras", "numpy", "tensorflow-datasets"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            result[package] = importlib.metadata.version(package)
+    return result
 
 
 def _commit() -> str | None:
@@ -86,43 +86,45 @@ def _commit() -> str | None:
     try:
         if not git("ls-files", "--", "__init__.py"):
             return None  # Installed into someone else's repository.
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def canonical(config: TrainConfig) -> TrainConfig:
-    """The settings as a run keeps them: every task by its one name.
+    """The settings as a run keeps them, with the canonical name of every task.
 
-    Names are resolved only here; code that gets these settings does not resolve them
-    again. Tasks declared by a user's own data set keep their names.
+    Names are resolved only here; code that gets these settings does not do it again.
+    Tasks declared by a user's own data set keep their names.
 
     Raises:
       InputError: A task is unknown, or named twice.
     """
-    own = functools.partial(data.canonical_tasks, config.dataset)
+    resolve = functools.partial(data.canonical_tasks, config.dataset)
     adversarial = config.adversarial_tasks
     if adversarial not in ("", "main", "all"):
-        adversarial = "+".join(own(adversarial.split("+")))
+        adversarial = "+".join(resolve(adversarial.split("+")))
     return dataclasses.replace(
         config,
-        tasks=own(config.tasks),
-        main_tasks=own(config.main_tasks) if config.main_tasks else (),
-        random_targets=own(config.random_targets) if config.random_targets else (),
-        task_losses=tuple(_canonical_loss(pair, own) for pair in config.task_losses),
+        tasks=resolve(config.tasks),
+        main_tasks=resolve(config.main_tasks) if config.main_tasks else (),
+        random_targets=resolve(config.random_targets) if config.random_targets else (),
+        task_losses=tuple(
+            _canonical_loss(pair, resolve) for pair in config.task_losses
+        ),
         adversarial_tasks=adversarial,
     )
 
 
-def _canonical_loss(pair: str, own: Callable[[str], tuple[str, ...]]) -> str:
-    """`A:l1` as `autoencoder:l1`; what is no pair as it is."""
+def _canonical_loss(pair: str, resolve: Callable[[str], tuple[str, ...]]) -> str:
+    """Returns `autoencoder:l1` for `A:l1`; what is no pair stays as it is."""
     task, separator, loss = pair.partition(":")
-    return f"{own(task)[0]}:{loss}" if separator else pair
+    return f"{resolve(task)[0]}:{loss}" if separator else pair
 
 
 def default_workdir(config: TrainConfig) -> pathlib.Path:
-    """A readable name for a run, of what people vary most."""
+    """A readable name for a run, from the settings that people vary most."""
     tasks = "-".join(data.canonical_tasks(config.dataset, config.tasks))
     dataset, model = (
         re.sub(r"[^\w-]+", "-", name)  # As in my_package.data:read.
@@ -143,9 +145,9 @@ def write_config(
     Args:
       workdir: The run directory.
       config: The run's settings.
-      tasks: Those of the run, as its data set has them; None where nobody knows.
-      ranges: By task the (low, high) of a scalar map in that data set, if known.
-      facts: What else is kept of the data and the model, by name (`Begun`).
+      tasks: The tasks of the run, as its data set has them; None if they are not known.
+      ranges: The (low, high) of scalar maps in that data set, by task, if known.
+      facts: Other facts to keep of the data and the model, by name (`_FACTS`).
     """
     for name, text in _settings(workdir, config, tasks, ranges, facts).items():
         files.write_text(workdir / name, text)
@@ -158,16 +160,26 @@ def _settings(
     ranges: Mapping[str, Sequence[float]] | None,
     facts: Mapping[str, Any] | None,
 ) -> dict[str, str]:
-    """What `write_config` writes, by the files' names; arguments are its own."""
-    known: dict[str, Any] = {}
+    """The texts that `write_config` writes, by file name; same arguments."""
+    task_facts: dict[str, Any] = {}
     if tasks:
         ranges = {
-            name: list(of) for name, of in (ranges or {}).items() if name in tasks
+            name: list(limits)
+            for name, limits in (ranges or {}).items()
+            if name in tasks
         }
-        known = {"tasks": [task.to_dict() for task in tasks.values()], "ranges": ranges}
-    content = {"train": config.to_dict(), **known, **(facts or {}), **environment()}
+        task_facts = {
+            "tasks": [task.to_dict() for task in tasks.values()],
+            "ranges": ranges,
+        }
+    content = {
+        "train": config.to_dict(),
+        **task_facts,
+        **(facts or {}),
+        **environment(),
+    }
     flags = f"{workdir}/train.flags"
-    if remote.named(flags) != flags:  # At an address; flagfiles are read from paths.
+    if remote.named(flags) != flags:  # An address, but flagfiles are read from paths.
         flags = "train.flags"
     flagfile = shlex.quote(f"--flagfile={flags}")
     lines = [
@@ -184,7 +196,7 @@ def _settings(
 
 
 def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What config.json says of each task and its range; little for older runs."""
+    """What config.json says of each task and its range; empty for older runs."""
     content = files.read_json(workdir / "config.json")
     ranges = content.get("ranges", {})
     return {
@@ -193,19 +205,19 @@ def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     }
 
 
-# What config.json keeps of the data and the model as they were when the run began.
+# Keys of config.json with facts of the data and the model when the run began.
 _FACTS = ("data", "normalization", "code", "init")
 
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """What a directory has of a run that may have been begun before.
+    """The state of a run in its directory, begun or not.
 
     Attributes:
-      is_run: Whether it is that of a run.
-      steps: How many are done and kept in a checkpoint; damaged ones count too.
-      normalization: (mean, std) per channel that its model standardises images with;
-        None where that is not known: for new runs, older ones, and models of a user's.
+      is_run: Whether the directory holds a run.
+      steps: The steps of its newest checkpoint, damaged or not; 0: there is none.
+      normalization: (mean, std) per channel with which its model standardises images;
+        None if not known: for new runs, older ones, and a user's own models.
     """
 
     is_run: bool = False
@@ -214,38 +226,38 @@ class Begun:
 
 
 def begun(workdir: pathlib.Path) -> Begun:
-    """What there is of a run in a directory, whose config.json can be read.
+    """The state of the run in a directory, whose config.json must be readable.
 
     Raises:
-      InputError: What config.json keeps of the model is damaged.
+      InputError: The facts of the model in config.json are damaged.
     """
-    kept, content = checkpoints.steps(workdir / "checkpoints"), _content(workdir)
+    steps, content = checkpoints.steps(workdir / "checkpoints"), _content(workdir)
     normalization = _normalization(workdir, content.get("normalization"))
-    return Begun(bool(content), max(kept, default=0), normalization)
+    return Begun(bool(content), max(steps, default=0), normalization)
 
 
 def _normalization(
-    workdir: pathlib.Path, kept: Any
+    workdir: pathlib.Path, value: Any
 ) -> tuple[tuple[float, ...], ...] | None:
-    """(mean, std) as config.json keeps them; None where it does not."""
-    if kept is None:
+    """(mean, std) from their value in config.json; None if it has none."""
+    if value is None:
         return None
     try:
-        mean, std = (tuple(map(float, kept[name])) for name in ("mean", "std"))
+        mean, std = (tuple(map(float, value[name])) for name in ("mean", "std"))
     except files.DAMAGED:
         mean, std = (), ()
     numbers = (*mean, *std)
     if not mean or len(mean) != len(std) or not all(map(math.isfinite, numbers)):
         raise InputError(
             f"{workdir / 'config.json'} must have a mean and an std for each channel "
-            f'as its "normalization", got {shortened(kept)}; restore it, or use '
+            f'as its "normalization", got {shortened(value)}; restore it, or use '
             "another run directory."
         )
     return mean, std
 
 
 def _content(workdir: pathlib.Path) -> dict[str, Any]:
-    """All of config.json; empty where there is none."""
+    """The content of config.json; empty if there is no such file."""
     try:
         return dict(files.read_json(workdir / "config.json"))
     except (FileNotFoundError, NotADirectoryError):
@@ -253,7 +265,7 @@ def _content(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_config(workdir: pathlib.Path) -> TrainConfig | None:
-    """The settings of the run in a directory; None where there is no run.
+    """The settings of the run in a directory; None if it holds no run.
 
     Raises:
       InputError: config.json cannot be read, or holds settings of another version.
@@ -279,9 +291,9 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
 
 
 def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
-    """Raises `InputError` for a directory that holds another run, or something else.
+    """Raises `InputError` for a directory that holds another run, or other files.
 
-    Also for one that holds this run, unless it may be resumed.
+    Also if it holds this run and `resume` is false.
     """
     check_path(workdir)
     if (workdir / "conversion.json").exists():
@@ -289,16 +301,16 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
             f"{workdir} holds weights converted by mtr_tf.convert, which training "
             "would overwrite; give another --workdir."
         )
-    old = read_config(workdir)
-    if old is None:
-        if found := kept_work(workdir):
+    old_config = read_config(workdir)
+    if old_config is None:
+        if work := kept_work(workdir):
             raise InputError(
-                f"{workdir} holds {found.relative_to(workdir)}, but no config.json "
+                f"{workdir} holds {work.relative_to(workdir)}, but no config.json "
                 "that says which run it belongs to; restore config.json to continue, "
                 "or give another --workdir."
             )
         return
-    check_same(workdir, _as_long(old, config), config)
+    check_same(workdir, _extend_run(old_config, config), config)
     if not resume:
         raise InputError(
             f"{workdir} already holds a run; leave out --noresume to continue it, or "
@@ -307,8 +319,8 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
 
 
 def check_path(workdir: pathlib.Path) -> None:
-    """Raises `InputError` for a `--workdir` that can be none, or not be written of."""
-    if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
+    """Raises `InputError` for a `--workdir` that cannot be used, or not be printed."""
+    if not str(workdir).isprintable():  # Bytes outside UTF-8 are not, either.
         raise InputError(
             "--workdir must be a path of printable UTF-8 characters; got "
             f"{str(workdir)!r}. Give another."
@@ -323,7 +335,7 @@ def check_path(workdir: pathlib.Path) -> None:
 
 
 def kept_work(workdir: pathlib.Path) -> pathlib.Path | None:
-    """The newest checkpoint of a run, else its model; None where it has neither."""
+    """The newest checkpoint of a run, else its model; None if it has neither."""
     folder = workdir / "checkpoints"
     for place in (folder, folder / "best"):
         if steps := checkpoints.steps(place):
@@ -332,22 +344,22 @@ def kept_work(workdir: pathlib.Path) -> pathlib.Path | None:
     return model if model.exists() else None
 
 
-def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:
-    """The old run with the new one's epochs, if these are more, and only more.
+def _extend_run(old_config: TrainConfig, new_config: TrainConfig) -> TrainConfig:
+    """The settings of the old run, with the new number of epochs if that is larger.
 
     Raises:
-      InputError: Under its schedule the number of epochs decides every step's rate.
+      InputError: With its schedule, every step's rate depends on the number of epochs.
     """
-    longer = dataclasses.replace(old, epochs=new.epochs)
-    if old.epochs >= new.epochs:
-        return old
-    if old.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
-        new.that_change(RESULTS, EXTRAS)
+    longer = dataclasses.replace(old_config, epochs=new_config.epochs)
+    if old_config.epochs >= new_config.epochs:
+        return old_config
+    if old_config.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
+        new_config.that_change(RESULTS, EXTRAS)
     ):
         raise InputError(
-            f"--epochs was {old.epochs} and is now {new.epochs}, but with "
-            "--schedule=cosine the rate of every step depends on it, so a longer run "
-            "differs from the first step; give another --workdir, or train with "
+            f"--epochs was {old_config.epochs} and is now {new_config.epochs}, but "
+            "with --schedule=cosine the rate of every step depends on it, so a longer "
+            "run differs from the first step; give another --workdir, or train with "
             "--schedule=constant or step, which allow longer runs."
         )
     return longer
@@ -361,26 +373,26 @@ def begin(
     ranges: Mapping[str, Sequence[float]] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes a checked directory, which is locked now, that of a run (`write_config`).
+    """Begins a run in a checked directory that is locked now; see `write_config`.
 
-    Or that of a longer one: then its model is not the end any more, and goes. What is
-    kept of its data and model stays.
+    If the directory holds the run with fewer epochs, it becomes the longer run: the
+    finished model is deleted, and the facts of its data and model are kept.
 
     Raises:
-      InputError: Another run came first meanwhile, or this one was on other data, or of
-        other code or initial weights.
+      InputError: Another run has begun there meanwhile, or this one had other data,
+        other code or other initial weights.
     """
     check_workdir(workdir, config, resume)
-    old, content, facts = read_config(workdir), _content(workdir), facts or {}
+    old_config, content, facts = read_config(workdir), _content(workdir), facts or {}
     check_data(workdir, content.get("data"), facts.get("data"))
-    if changed := older_targets(workdir):
-        raise InputError(f"{workdir} cannot be continued: {changed}. Give another.")
+    if reason := older_targets(workdir):
+        raise InputError(f"{workdir} cannot be continued: {reason}. Give another.")
     check_code(workdir, content, facts)
-    if old and old.epochs >= config.epochs:
+    if old_config and old_config.epochs >= config.epochs:
         return
-    kept = {name: content[name] for name in _FACTS if name in content}
-    settings = _settings(workdir, config, tasks, ranges, {**facts, **kept})
-    if old:  # Whose model stays where the settings cannot be written as files.
+    kept_facts = {name: content[name] for name in _FACTS if name in content}
+    settings = _settings(workdir, config, tasks, ranges, {**facts, **kept_facts})
+    if old_config:  # Its model stays if the settings cannot be written.
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     for name, text in settings.items():
@@ -388,41 +400,41 @@ def begin(
     remote.push(workdir, needed=True)
 
 
-def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
+def check_data(workdir: pathlib.Path, old_facts: Any, new_facts: Any) -> None:
     """Raises `InputError`, with each difference, unless a run is on the same data.
 
     Args:
       workdir: The run directory.
-      before: What `data_facts` gives of it.
-      now: The same of the data that are open.
+      old_facts: The result of `data_facts` for it.
+      new_facts: The same facts of the data that are open now.
     """
     refuse_changed(
         f"{workdir} holds a run on other data",
-        data_changes(before, now),
+        data_changes(old_facts, new_facts),
         "Give the data that it was trained on to continue it (--data_dir, if they were "
         "moved), or give another --workdir.",
     )
 
 
-def refuse_changed(held: str, changed: Sequence[str], cure: str) -> None:
-    """Raises `InputError` where something has changed: what is held, each, the cure."""
-    if changed:
-        raise InputError(f"{held}: {'; '.join(changed)}. {cure}")
+def refuse_changed(problem: str, changes: Sequence[str], advice: str) -> None:
+    """Raises `InputError` if there are changes: with problem, changes and advice."""
+    if changes:
+        raise InputError(f"{problem}: {'; '.join(changes)}. {advice}")
 
 
 def data_facts(workdir: pathlib.Path) -> Any:
-    """By split its size and the means of two images, as config.json has them.
+    """The size of each split and the means of two of its images, from config.json.
 
-    Nothing for new and for older runs.
+    None for new runs and older ones.
     """
     return _content(workdir).get("data")
 
 
 def older_targets(workdir: pathlib.Path) -> str:
-    """How targets of a run's settings were others when it began; "" if they were not.
+    """How the targets of a run's settings have changed since it began; "" if not.
 
-    Until version 0.3 `released` meant depth alone; a range was kept since then. (Models
-    that were converted have always made standardised pictures.)
+    Before version 0.3, `released` applied to depth alone; runs since then have a range
+    in config.json. (Converted models have always given standardised pictures.)
     """
     config = read_config(workdir)
     if (
@@ -439,56 +451,64 @@ def older_targets(workdir: pathlib.Path) -> str:
     )
 
 
-def data_changes(before: Any, now: Any) -> list[str]:
-    """How data differ from those of a run, in words; see `check_data`.
+def data_changes(old_facts: Any, new_facts: Any) -> list[str]:
+    """The differences between a run's data and others, in words; see `check_data`.
 
     Raises:
-      InputError: What config.json has as the means of images are none.
+      InputError: The means of images in config.json are not valid.
     """
-    changed = []
-    for split, facts in _dict(now).items():
-        old = _dict(_dict(before).get(split))
-        count, means = old.get("examples"), old.get("means")
+    changes = []
+    for split, new_split in _dict(new_facts).items():
+        old_split = _dict(_dict(old_facts).get(split))
+        count, means = old_split.get("examples"), old_split.get("means")
         if not _are_means(means):
             raise InputError(
                 "config.json of the run must have two numbers, or null, as the means "
                 f"of {split}, but it has {shortened(means)}; restore it, or use "
                 "another run directory."
             )
-        if count not in (None, facts["examples"]):
-            changed.append(f"{split} had {count} examples and has {facts['examples']}")
-        elif not _may_be_equal(means, facts["means"]):
-            changed.append(f"the first or last image of {split} is another one")
-    return changed
+        if count not in (None, new_split["examples"]):
+            changes.append(
+                f"{split} had {count} examples and has {new_split['examples']}"
+            )
+        elif not _may_be_equal(means, new_split["means"]):
+            changes.append(f"the first or last image of {split} is another one")
+    return changes
 
 
 def check_code(
-    workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
+    workdir: pathlib.Path, old_facts: Mapping[str, Any], new_facts: Mapping[str, Any]
 ) -> None:
-    """Raises `InputError` unless a run is of the same code and initial weights.
+    """Raises `InputError` unless a run has the same code and initial weights.
 
     Args:
       workdir: The run directory.
-      before: The facts in config.json. Older runs have none of these, and hashes of
-        other versions cannot be compared.
-      now: Those of the same command now.
+      old_facts: The facts in config.json. Older runs have none of these, and hashes of
+        different versions are not compared.
+      new_facts: The facts of the same command now.
     """
-    changed = []
-    old, new = _dict(before.get("code")), _dict(now.get("code"))
-    if old.get("versions") == new.get("versions"):
-        different = [what for what in {**old, **new} if old.get(what) != new.get(what)]
-        changed += [f"the {what} is another one" for what in different]
-    if before.get("init", now.get("init")) != now.get("init", before.get("init")):
-        changed.append("--init has other weights")
+    changes = []
+    old_code, new_code = _dict(old_facts.get("code")), _dict(new_facts.get("code"))
+    if old_code.get("versions") == new_code.get("versions"):
+        names = [
+            name
+            for name in {**old_code, **new_code}
+            if old_code.get(name) != new_code.get(name)
+        ]
+        changes += [f"the {name} is another one" for name in names]
+    if old_facts.get("init", new_facts.get("init")) != new_facts.get(
+        "init", old_facts.get("init")
+    ):
+        changes.append("--init has other weights")
     refuse_changed(
         f"{workdir} holds a run of other code or weights",
-        changed,
+        changes,
         "Restore what it was trained with to continue it, or give another --workdir.",
     )
 
 
 def _are_means(value: Any) -> bool:
-    """Whether a value of config.json is that of two images' means; null: not known."""
+    """Whether a value of config.json is the means of two images, or null (unknown)."""
     return value is None or (
         isinstance(value, list)
         and len(value) == 2
@@ -496,30 +516,31 @@ def _are_means(value: Any) -> bool:
     )
 
 
-def _may_be_equal(before: list[float] | None, now: list[float] | None) -> bool:
-    """Whether means are the same up to rounding, or one of the two is not known."""
-    if before is None or now is None:
+def _may_be_equal(old_means: list[float] | None, new_means: list[float] | None) -> bool:
+    """Whether means are equal up to rounding, or one of them is not known."""
+    if old_means is None or new_means is None:
         return True
     return all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(before, now, strict=True)
+        math.isclose(a, b, rel_tol=1e-3)
+        for a, b in zip(old_means, new_means, strict=True)
     )
 
 
 def _dict(value: Any) -> dict[str, Any]:
-    """A value of config.json as a dict; empty if it is none."""
+    """A value of config.json if it is a dict; otherwise an empty dict."""
     return value if isinstance(value, dict) else {}
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:
-    """Raises `InputError`, with each difference, unless both describe one run."""
-    before, now = old.to_dict(), new.that_change(RESULTS, EXTRAS)
-    changed = [
-        f"--{name} was {before[name]!r} and is {now[name]!r}"
-        for name in now
-        if before[name] != now[name]
+    """Raises `InputError`, with each difference, unless both describe the same run."""
+    old_values, new_values = old.to_dict(), new.that_change(RESULTS, EXTRAS)
+    changes = [
+        f"--{name} was {old_values[name]!r} and is {new_values[name]!r}"
+        for name in new_values
+        if old_values[name] != new_values[name]
     ]
     refuse_changed(
         f"{workdir} holds a run with other settings",
-        changed,
+        changes,
         "Repeat its settings to continue it, or give another --workdir.",
     )

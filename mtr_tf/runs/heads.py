@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which output of a model is which task: `--heads=OUTPUT:TASK,...`, or equal names.
+"""Which output of a model is which task: by `--heads=OUTPUT:TASK,...`, or by name.
 
 A model may return a dict of outputs (nested or not), a list, a tuple or one tensor. An
 output is identified by its path (`decoder/mask`, `0`), by the last part of the path, by
 the layer that it comes from, or by its number in the model's order. Outputs without a
-task are left alone.
+task are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import names as names_lib
 
-_PICTURE = 4  # Axes of a batch of images.
+_IMAGE_AXES = 4  # Axes of a batch of images.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Output:
     """One of a model's outputs.
 
     Attributes:
-      number: In the order of the model's own structure.
-      path: The keys to it, joined by `/`; "" of a model with one output.
+      number: Its place in the order of the model's own structure.
+      path: The keys that lead to it, joined by `/`; "" if it is the only output.
       layer: The name of the layer that it comes from.
-      tensor: Itself.
+      tensor: Its symbolic tensor.
     """
 
     number: int
@@ -50,15 +50,15 @@ class Output:
 
     @property
     def name(self) -> str:
-        """What it is called where a task is named after it."""
-        last = self.path.rpartition("/")[2]
-        return self.layer if last.isdecimal() or not last else last
+        """The name for a task that is named after it."""
+        last_key = self.path.rpartition("/")[2]
+        return self.layer if last_key.isdecimal() or not last_key else last_key
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it may be called by, the most exact first."""
-        own = (self.path, str(self.number), self.name, self.layer)
-        return tuple(dict.fromkeys(name for name in own if name))
+        """All names by which it may be given, the most exact first."""
+        names = (self.path, str(self.number), self.name, self.layer)
+        return tuple(dict.fromkeys(name for name in names if name))
 
     def __str__(self) -> str:
         shape = ", ".join(str(side) for side in self.tensor.shape[1:])
@@ -67,28 +67,32 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """The tasks that a model's outputs are of.
+    """The tasks of a model's outputs.
 
     Attributes:
-      tasks: Those of the heads, in the order of the outputs, or as asked for.
-      outputs: By task, the output.
+      tasks: The tasks, in the order of the outputs, or as they were asked for.
+      outputs: The output of each task, by name.
     """
 
     tasks: TaskSet
     outputs: Mapping[str, Output]
 
     def model(self, model: keras.Model) -> keras.Model:
-        """The model of images -> {task: output}; itself if it is that already."""
-        given, image = adapters.structure_of(model), model.inputs[0]
-        own = {task: output.tensor for task, output in self.outputs.items()}
-        same = isinstance(given, dict) and list(given) == list(own)
-        if same and model.input is image and all(given[t] is own[t] for t in own):
+        """A model of images -> {task: output}; `model` itself if it is one already."""
+        structure, image = adapters.structure_of(model), model.inputs[0]
+        outputs = {task: output.tensor for task, output in self.outputs.items()}
+        same_tasks = isinstance(structure, dict) and list(structure) == list(outputs)
+        if (
+            same_tasks
+            and model.input is image
+            and all(structure[t] is outputs[t] for t in outputs)
+        ):
             return model
-        return keras.Model(image, own, name=model.name)
+        return keras.Model(image, outputs, name=model.name)
 
     @property
     def spec(self) -> str:
-        """What to tell models apart by whose outputs are taken for other tasks."""
+        """A text that differs where outputs are taken for other tasks."""
         return ",".join(
             f"{output.number}:{task}:{self.tasks[task].kind}"
             for task, output in self.outputs.items()
@@ -125,26 +129,30 @@ def _layer_name(tensor: Any) -> str:
 def image_shape(model: keras.Model) -> tuple[int | None, ...]:
     """The shape of a batch of a model's images.
 
-    Of several inputs, the one called image, or else the first with height and width.
+    With several inputs: of the one called image, or else the first with height and
+    width.
     """
     structure = getattr(model, "input", None)
-    named = structure if isinstance(structure, Mapping) else {}
-    image = [named["image"]] if "image" in named else []
-    image += [tensor for tensor in model.inputs if tensor.name == "image"]
-    image += [tensor for tensor in model.inputs if len(tensor.shape) == _PICTURE]
-    return tuple((image or model.inputs)[0].shape)
+    inputs = structure if isinstance(structure, Mapping) else {}
+    candidates = [inputs["image"]] if "image" in inputs else []
+    candidates += [tensor for tensor in model.inputs if tensor.name == "image"]
+    candidates += [
+        tensor for tensor in model.inputs if len(tensor.shape) == _IMAGE_AXES
+    ]
+    return tuple((candidates or model.inputs)[0].shape)
 
 
 def axes_of(tensor: Any, image: Sequence[int | None]) -> tuple[int, int | None]:
-    """How many axes the places of an output have, and how many channels it has.
+    """The number of axes of an output's places, and its number of channels.
 
     Args:
       tensor: The output.
       image: The shape of a batch of the model's images.
 
     Returns:
-      Both; one channel where the output has no axis of channels, because its axes are
-      those of the image, or of the batch alone; None where their number is not known.
+      Both. There is one channel if the output has no axis of channels, that is, if its
+      axes after the batch are none or the image's height and width; None if the number
+      is not known.
     """
     shape = tuple(tensor.shape[1:])
     if not shape or shape == tuple(image[1:3]):
@@ -153,9 +161,10 @@ def axes_of(tensor: Any, image: Sequence[int | None]) -> tuple[int, int | None]:
 
 
 def classes_of(tensor: Any, image: Sequence[int | None]) -> int | None:
-    """How many classes an output has logits for; None where that is not known.
+    """The number of classes that an output has logits for; None if it is not known.
 
-    One logit is that of the second of two classes. Arguments are those of `axes_of`.
+    A single logit is that of the second of two classes. For the arguments see
+    `axes_of`.
     """
     _, channels = axes_of(tensor, image)
     return channels and max(channels, 2)
@@ -164,8 +173,8 @@ def classes_of(tensor: Any, image: Sequence[int | None]) -> int | None:
 def find(
     where: str,
     model: keras.Model,
-    asked: Sequence[tuple[str, str]],
-    known: TaskSet,
+    heads: Sequence[tuple[str, str]],
+    tasks: TaskSet,
     single_task: Sequence[str] = (),
     flag: str = "--heads",
 ) -> Heads:
@@ -173,84 +182,91 @@ def find(
 
     Args:
       where: What messages call the model.
-      model: Functional.
-      asked: (output, task) as the flag has it; empty: outputs are taken by their names.
-      known: The tasks that there may be.
-      single_task: Of a model with one output, its task where no name tells it.
+      model: A functional model.
+      heads: Pairs (output, task) from the flag; empty: go by the names of the outputs.
+      tasks: The tasks that are possible.
+      single_task: The task of a model with one output whose name is no task.
       flag: What messages call the flag.
 
     Raises:
-      InputError: There is no such output or task, two of one name, or no output is a
-        task's.
+      InputError: An output or task does not exist or is named twice, or no output
+        belongs to a task.
     """
     outputs = outputs_of(model)
-    if asked:
+    if heads:
         image = image_shape(model)
-        pairs = [_asked(where, outputs, image, *pair, known, flag) for pair in asked]
+        pairs = [
+            _find_pair(where, outputs, image, *pair, tasks, flag) for pair in heads
+        ]
     else:
-        pairs = [(o, t) for o in outputs if (t := _by_name(o, known)) is not None]
+        pairs = [(o, t) for o in outputs if (t := _task_by_name(o, tasks)) is not None]
         if not pairs and len(outputs) == 1 and len(single_task) == 1:
-            pairs = [(outputs[0], known.find(single_task[0]))]
+            pairs = [(outputs[0], tasks.find(single_task[0]))]
     if not pairs:
         raise InputError(
-            f"the outputs of {where} must have names of tasks ({', '.join(known)}), "
-            f"but they are {_listed(outputs)}. Give {flag}=OUTPUT:TASK,... to say "
-            f"which is which, such as {flag}={outputs[0].path or 0}:TASK (for a "
+            f"the outputs of {where} must have names of tasks ({', '.join(tasks)}), "
+            f"but they are {_format_outputs(outputs)}. Give {flag}=OUTPUT:TASK,... to "
+            f"say which is which, such as {flag}={outputs[0].path or 0}:TASK (for a "
             "single output, --tasks=NAME works too)."
         )
     names = [task.name for _, task in pairs]
     numbers = [output.number for output, _ in pairs]
     if len(set(names)) < len(pairs) or len(set(numbers)) < len(pairs):
-        given = ", ".join(f"{o.path or o.number}:{task.name}" for o, task in pairs)
+        pairs_text = ", ".join(f"{o.path or o.number}:{task.name}" for o, task in pairs)
         raise InputError(
             f"each output of {where} must be a different task, and each task a "
-            f"different output; got {given}. Say which is which with "
+            f"different output; got {pairs_text}. Say which is which with "
             f"{flag}=OUTPUT:TASK,..."
         )
-    alone = [output for output in outputs if output.number not in numbers]
-    if alone:
-        logging.info("these outputs of %s are left alone: %s", where, _listed(alone))
+    unused_outputs = [output for output in outputs if output.number not in numbers]
+    if unused_outputs:
+        logging.info(
+            "these outputs of %s are left alone: %s",
+            where,
+            _format_outputs(unused_outputs),
+        )
     return Heads(
         TaskSet(task for _, task in pairs),
         {task.name: output for output, task in pairs},
     )
 
 
-def _listed(outputs: Sequence[Output]) -> str:
+def _format_outputs(outputs: Sequence[Output]) -> str:
     return ", ".join(map(str, outputs))
 
 
-def _by_name(output: Output, known: TaskSet) -> Task | None:
-    """The task of an output's name; None where it has none."""
+def _task_by_name(output: Output, tasks: TaskSet) -> Task | None:
+    """The task that an output is named after; None if there is none."""
     for name in (output.path, output.name, output.layer):
         with contextlib.suppress(InputError):
-            return known.find(name)
+            return tasks.find(name)
     return None
 
 
-def _asked(
+def _find_pair(
     where: str,
     outputs: Sequence[Output],
     image: Sequence[int | None],
     name: str,
     task: str,
-    known: TaskSet,
+    tasks: TaskSet,
     flag: str,
 ) -> tuple[Output, Task]:
-    """The output and the task of one pair of the flag."""
+    """Finds the output and the task of one pair of the flag."""
     for names in itertools.zip_longest(*(output.names for output in outputs)):
         if names.count(name) > 1:
             raise InputError(
                 f"{flag} names {name!r}, but {names.count(name)} outputs of {where} "
-                f"have that name; give the number or path of one: {_listed(outputs)}."
+                "have that name; give the number or path of one: "
+                f"{_format_outputs(outputs)}."
             )
         if name in names:
             output = outputs[names.index(name)]
-            return output, _task(output, image, task, known, flag)
-    every = [n for output in outputs for n in output.names]
+            return output, _task(output, image, task, tasks, flag)
+    all_names = [n for output in outputs for n in output.names]
     raise InputError(
         f"{flag} names the output {name!r}, but the outputs of {where} are "
-        f"{_listed(outputs)}; name one of these.{did_you_mean(name, every)}"
+        f"{_format_outputs(outputs)}; name one of these.{did_you_mean(name, all_names)}"
     )
 
 
@@ -258,18 +274,18 @@ def _task(
     output: Output,
     image: Sequence[int | None],
     name: str,
-    known: TaskSet,
+    tasks: TaskSet,
     flag: str,
 ) -> Task:
-    """The task of a name, or one of a kind that is named after the output."""
-    if name in known or name not in tasks_lib.KINDS:
+    """The task of a name; for the name of a kind, one named after the output."""
+    if name in tasks or name not in tasks_lib.KINDS:
         try:
-            return known.find(name)
+            return tasks.find(name)
         except InputError as error:
             if name in tasks_lib.TASKS:
                 raise InputError(
                     f"{flag} names the task {name}, but the data have no targets for "
-                    f"it, only for {', '.join(known) or 'no task'}; add them to the "
+                    f"it, only for {', '.join(tasks) or 'no task'}; add them to the "
                     "examples, or name another task."
                 ) from error
             raise InputError(
@@ -277,18 +293,19 @@ def _task(
                 f"kinds {', '.join(tasks_lib.KINDS)}, but {name!r} is neither: "
                 f"{error}"
             ) from error
-    own = re.sub(r"[^A-Za-z0-9_.-]", "_", output.name)
-    if not re.match(r"[A-Za-z].", own) or own.lower() in names_lib.RESERVED:
-        own = f"output_{own or output.number}"
-    if own in known:
-        task = known[own]
+    task_name = re.sub(r"[^A-Za-z0-9_.-]", "_", output.name)
+    if not re.match(r"[A-Za-z].", task_name) or task_name.lower() in names_lib.RESERVED:
+        task_name = f"output_{task_name or output.number}"
+    if task_name in tasks:
+        task = tasks[task_name]
         if task.kind != name:
             raise InputError(
-                f"{flag} says that {own} is of kind {name}, but the data have a task "
-                f"{own} of kind {task.kind}; give {flag}={output.path or 0}:{own}."
+                f"{flag} says that {task_name} is of kind {name}, but the data have a "
+                f"task {task_name} of kind {task.kind}; give "
+                f"{flag}={output.path or 0}:{task_name}."
             )
         return task
     places, channels = axes_of(output.tensor, image)
     if tasks_lib.KINDS[name].discrete:
         channels = classes_of(output.tensor, image)
-    return Task(own, kind=name, channels=channels or 1, places=places)
+    return Task(task_name, kind=name, channels=channels or 1, places=places)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training starts from: `--init`, weights from a file; `--frozen`, kept weights.
+"""Weights to start training from (`--init`), and layers to keep (`--frozen`).
 
-Files are read as arrays by the names of layers: no code in them is run, and unknown
-layers do no harm.
+Files are read as arrays by layer names: no code in them is run, and unknown layers do
+no harm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtr_tf.models import keras_files
 from mtr_tf.models import layers as layers_lib
 from mtr_tf.runs import remote
 
-_LISTED = 6  # Layers that messages name at most.
+_MAX_NAMES = 6  # The most layers that a message names.
 
 Arrays = dict[str, list[np.ndarray]]
 """{path of a layer: its weights, in the layer's order}"""
@@ -43,18 +43,18 @@ def start_from(
 ) -> None:
     """Gives a model the weights of a file, for layers with equal names and shapes.
 
-    A layer has the same path in both, or else its own name, if that is the only one of
-    its kind in both. Where the file has no such layer, a stage of the encoder that a
-    task has to itself (encoder_TASK_...) starts from the shared one (encoder_...). What
-    matched is logged, and a warning says where both standardise images differently.
+    Layers match if they have the same path, or else the same name, provided that it
+    occurs only once in both. If the file lacks a task's own stage of the encoder
+    (encoder_TASK_...), the stage starts from the shared one (encoder_...). The matches
+    are logged, and a warning says if the two standardise images differently.
 
     Args:
-      model: Built.
+      model: A built model.
       path: A `.keras` file, `.weights.h5` or another `.h5` file of weights, or a run
         directory.
-      frozen: What the names of layers begin with that will keep these weights.
-      tasks: Those of a built-in model, which may have stages of their own; of others
-        the names of layers say nothing of tasks.
+      frozen: Prefixes of the names of layers that will keep these weights.
+      tasks: The tasks of a built-in model, which may have stages of their own; empty
+        for other models, whose layer names say nothing of tasks.
 
     Raises:
       InputError: The file cannot be read, or nothing in it matches, or it lacks a layer
@@ -62,64 +62,71 @@ def start_from(
     """
     arrays = read(path)
     layers = _layers(model)
-    matched, lacking, other = [], [], []
+    matching_layers, missing_layers, mismatched_layers = [], [], []
     for name, variables in layers.items():
-        found = _find(name, arrays, layers)
-        if found is None:
-            found = _in_common(name, tasks, arrays)
-        if found is None:
-            lacking.append(name)
-        elif [a.shape for a in found] != [tuple(v.shape) for v in variables]:
-            other.append(name)
+        weights = _find_weights(name, arrays, layers)
+        if weights is None:
+            weights = _shared_weights(name, tasks, arrays)
+        if weights is None:
+            missing_layers.append(name)
+        elif [a.shape for a in weights] != [tuple(v.shape) for v in variables]:
+            mismatched_layers.append(name)
         else:
-            for variable, array in zip(variables, found, strict=True):
+            for variable, array in zip(variables, weights, strict=True):
                 variable.assign(array)
-            matched.append(name)
-    if not matched:
-        why = "have other shapes there" if other else "are not there"
+            matching_layers.append(name)
+    if not matching_layers:
+        why = "have other shapes there" if mismatched_layers else "are not there"
         raise InputError(
             f"--init={path} must have weights for some of the model's layers, but the "
-            f"layers {_listed(other or lacking)} {why}: the file has "
-            f"{_listed(list(arrays))}."
+            f"layers {_format_names(mismatched_layers or missing_layers)} {why}: the "
+            f"file has {_format_names(list(arrays))}."
         )
-    kept = {_owner(v) for layer in _named(model, frozen) for v in layer.weights}
-    if new := [name for name in (*lacking, *other) if name in kept]:
+    frozen_paths = {
+        _owner(v) for layer in _named_layers(model, frozen) for v in layer.weights
+    }
+    if new_layers := [
+        name for name in (*missing_layers, *mismatched_layers) if name in frozen_paths
+    ]:
         raise InputError(
             f"--frozen={','.join(frozen)} keeps layers as --init={path} has them, but "
-            f"{_listed(new)} are not there, or have other shapes, and would stay "
-            "untrained; freeze only layers that the file has."
+            f"{_format_names(new_layers)} are not there, or have other shapes, and "
+            "would stay untrained; freeze only layers that the file has."
         )
     logging.info(
         "%d of the model's %d layers with weights start from %s",
-        len(matched),
+        len(matching_layers),
         len(layers),
         path,
     )
-    for what, names in (("are not in it", lacking), ("have other shapes", other)):
+    for reason, names in (
+        ("are not in it", missing_layers),
+        ("have other shapes", mismatched_layers),
+    ):
         if names:
-            logging.info("new weights: %s, which %s", _listed(names), what)
+            logging.info("new weights: %s, which %s", _format_names(names), reason)
     if tasks:
         _compare_normalization(model, path)
 
 
 def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
-    """Lets layers keep their weights; batch norms among them keep their statistics.
+    """Freezes layers: their weights and the statistics of batch norms do not change.
 
     Args:
-      model: Built.
-      prefixes: Of the names of layers, such as "encoder".
+      model: A built model.
+      prefixes: Prefixes of layer names, such as "encoder".
 
     Raises:
-      InputError: No layer's name begins so, or nothing is left to train.
+      InputError: A prefix fits no layer, or nothing is left to train.
     """
-    names = [layer.name for layer in _named(model, ("",))]
+    names = [layer.name for layer in _named_layers(model, ("",))]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise InputError(
                 "--frozen must be the beginnings of layer names, but no layer of the "
-                f"model begins with {prefix!r}; its layers are {_listed(names)}."
+                f"model begins with {prefix!r}; its layers are {_format_names(names)}."
             )
-    for layer in _named(model, prefixes):
+    for layer in _named_layers(model, prefixes):
         layer.trainable = False
     if prefixes and not model.trainable_variables:
         raise InputError(
@@ -128,15 +135,15 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
         )
 
 
-def _named(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
-    """A model's layers with weights whose names begin so, also those within others."""
+def _named_layers(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
+    """The layers with weights whose names have a prefix, nested layers included."""
     layers = [layer for layer in model._flatten_layers() if layer is not model]
-    named = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
-    return [layer for layer in named if layer.weights]
+    candidates = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
+    return [layer for layer in candidates if layer.weights]
 
 
 def check(path: str) -> pathlib.Path:
-    """Returns the file that a path means; raises `InputError` where there is none."""
+    """Returns the file that a path means; raises `InputError` if there is none."""
     file = remote.fetched(path, "--init")
     if file.is_dir():
         file /= "model.keras"
@@ -152,8 +159,8 @@ def read(path: str) -> Arrays:
     """Returns the weights of a file, or of the model of a run directory.
 
     Raises:
-      InputError: There is no such file, or it would fill the memory, is damaged or
-        holds no named weights.
+      InputError: The file does not exist, would fill the memory, is damaged, or holds
+        no named weights.
     """
     file = check(path)
     try:
@@ -175,7 +182,7 @@ def read(path: str) -> Arrays:
 
 
 def digest(path: str) -> str:
-    """A hash of the weights of a file, and of their names; raises as `read`."""
+    """A hash of the weights of a file and their names; raises as `read` does."""
     return files.digest(
         {
             name: [
@@ -194,31 +201,31 @@ def _read(path: pathlib.Path) -> Arrays:
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("model.weights.h5"))
         with h5py.File(content) as file:
-            return _of_keras_3(file)
+            return _keras_3_arrays(file)
     with h5py.File(path) as file:
-        whole = file.get("model_weights", file)
-        if "layer_names" in whole.attrs:
-            return _of_keras_2(whole)
-        return _of_keras_3(file)
+        group = file.get("model_weights", file)
+        if "layer_names" in group.attrs:
+            return _keras_2_arrays(group)
+        return _keras_3_arrays(file)
 
 
-def _of_keras_3(group: h5py.Group, path: str = "") -> Arrays:
-    """Groups `vars` hold a layer's weights by number, and its name."""
-    arrays, inner = {}, path
-    own = group.get("vars")
-    if own is not None and group.name != "/" and "name" in own.attrs:
-        inner = f"{path}/{own.attrs['name']}".lstrip("/")
-        if len(own):
-            numbers = sorted(own, key=int)
-            arrays[inner] = [_array(own[number]) for number in numbers]
+def _keras_3_arrays(group: h5py.Group, path: str = "") -> Arrays:
+    """The arrays of Keras 3, whose groups `vars` hold a layer's weights by number."""
+    arrays, layer_path = {}, path
+    variables = group.get("vars")
+    if variables is not None and group.name != "/" and "name" in variables.attrs:
+        layer_path = f"{path}/{variables.attrs['name']}".lstrip("/")
+        if len(variables):
+            numbers = sorted(variables, key=int)
+            arrays[layer_path] = [_array(variables[number]) for number in numbers]
     for key, child in group.items():
         if key != "vars" and isinstance(child, h5py.Group):
-            arrays |= _of_keras_3(child, inner)
+            arrays |= _keras_3_arrays(child, layer_path)
     return arrays
 
 
-def _of_keras_2(group: h5py.Group) -> Arrays:
-    """Groups named after layers list their weights as `layer/kernel:0`."""
+def _keras_2_arrays(group: h5py.Group) -> Arrays:
+    """The arrays of Keras 2, whose layer groups list weights as `layer/kernel:0`."""
     arrays: Arrays = {}
     for layer in map(_text, group.attrs["layer_names"]):
         for name in map(_text, group[layer].attrs["weight_names"]):
@@ -227,13 +234,13 @@ def _of_keras_2(group: h5py.Group) -> Arrays:
     return arrays
 
 
-def _array(kept: h5py.Dataset) -> np.ndarray:
-    """The numbers of a weight; raises `ValueError` where it is of something else."""
-    array = np.asarray(kept[()])
-    if array.dtype == "V2":  # HDF5 knows no bfloat16, and Keras writes its bytes.
+def _array(dataset: h5py.Dataset) -> np.ndarray:
+    """The array of a weight; raises `ValueError` if it holds no numbers."""
+    array = np.asarray(dataset[()])
+    if array.dtype == "V2":  # bfloat16: unknown to HDF5, so Keras writes bytes.
         return array.view(tf.bfloat16.as_numpy_dtype)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{kept.name} holds no numbers")
+        raise ValueError(f"{dataset.name} holds no numbers")
     return array
 
 
@@ -249,69 +256,74 @@ def _layers(model: keras.Model) -> dict[str, list[keras.Variable]]:
 
 
 def _owner(variable: keras.Variable) -> str:
-    """The path of the layer that a weight is of."""
+    """The path of the layer that a weight belongs to."""
     return variable.path.rpartition("/")[0]
 
 
-def _find(
+def _find_weights(
     path: str, arrays: Arrays, layers: dict[str, list[keras.Variable]]
 ) -> list[np.ndarray] | None:
-    """The weights of the layer of that path; else of the only one of its name."""
+    """The weights of the layer with this path, or else the only one with its name."""
     if path in arrays:
         return arrays[path]
     name = path.rpartition("/")[2]
-    same = [other for other in arrays if other.rpartition("/")[2] == name]
-    here = [other for other in layers if other.rpartition("/")[2] == name]
-    return arrays[same[0]] if len(same) == len(here) == 1 else None
+    in_file = [key for key in arrays if key.rpartition("/")[2] == name]
+    in_model = [key for key in layers if key.rpartition("/")[2] == name]
+    return arrays[in_file[0]] if len(in_file) == len(in_model) == 1 else None
 
 
-def _in_common(
+def _shared_weights(
     name: str, tasks: Iterable[str], arrays: Arrays
 ) -> list[np.ndarray] | None:
-    """The weights of a task's own stage where tasks share it.
+    """The weights of the shared stage that a task's own stage corresponds to.
 
-    A task may be called as another one and more: depth and depth_euclidean.
+    Every task is tried: one name may begin with another (depth, depth_euclidean).
     """
-    found = (layers_lib.shared_name(name, task) for task in tasks)
-    return next((arrays[n] for n in found if n != name and n in arrays), None)
+    shared_names = (layers_lib.shared_name(name, task) for task in tasks)
+    return next((arrays[n] for n in shared_names if n != name and n in arrays), None)
 
 
 def _compare_normalization(model: keras.Model, path: str) -> None:
-    """Warns where weights were trained on images that were standardised otherwise.
+    """Warns if the weights were trained on images that were standardised differently.
 
-    It is said of a built-in model and the `.keras` files of such models, where mean or
-    std differ by more than a tenth of the std.
+    That is, if mean or std differ by more than a tenth of the std. Only for built-in
+    models, and files (`.keras`) of such models.
     """
-    before, now = _normalization_of(check(path)), models.normalization(model)
-    if not before or len(now[0]) != len(before[0]):
+    file_stats, model_stats = (
+        _normalization_of(check(path)),
+        models.normalization(model),
+    )
+    if not file_stats or len(model_stats[0]) != len(file_stats[0]):
         return
-    if (np.abs(np.subtract(now, before)) > 0.1 * np.array(before[1])).any():
+    if (
+        np.abs(np.subtract(model_stats, file_stats)) > 0.1 * np.array(file_stats[1])
+    ).any():
         logging.warning(
             "The weights of --init=%s were trained on images standardised with mean %s "
             "and std %s, but here images are standardised with mean %s and std %s: "
             'layers of --frozen would see other numbers than they learnt from. "mean" '
             'and "std" of data of your own set these.',
             path,
-            *(_numbers(part) for part in (*before, *now)),
+            *(_format_numbers(part) for part in (*file_stats, *model_stats)),
         )
 
 
 def _normalization_of(file: pathlib.Path) -> tuple[Sequence[float], ...] | None:
-    """The mean and std by channel in a file of our models; None for all other files."""
+    """Mean and std per channel in a built-in model's file; None for other files."""
     if not zipfile.is_zipfile(file):
         return None
     with zipfile.ZipFile(file) as archive, contextlib.suppress(*files.DAMAGED):
         layers = json.loads(archive.read("config.json"))["config"]["layers"]
-        named = {layer["config"].get("name"): layer["config"] for layer in layers}
-        scale, offset = (named["normalize"][part] for part in ("scale", "offset"))
+        configs = {layer["config"].get("name"): layer["config"] for layer in layers}
+        scale, offset = (configs["normalize"][part] for part in ("scale", "offset"))
         return models.mean_and_std(scale, offset)
     return None
 
 
-def _numbers(values: Iterable[float]) -> str:
+def _format_numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:.3g}" for value in values)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "none") + more
+def _format_names(names: Sequence[str]) -> str:
+    suffix = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return (", ".join(names[:_MAX_NAMES]) or "none") + suffix

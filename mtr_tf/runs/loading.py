@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads what is attacked (a run, a checkpoint, a user's own model) and its data."""
+"""Loads a model to attack (a run, a checkpoint or a user's own model) and its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from absl import logging
 
 from mtr_tf import data
 from mtr_tf import files
-from mtr_tf import models  # Registers the layers of our own, too.
+from mtr_tf import models  # Also registers our own layers.
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
@@ -44,7 +44,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 from mtr_tf.tasks.names import Names
 
-# What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
+# What TensorFlow raises for a checkpoint that is damaged or does not fit.
 READ_ERRORS = (
     tf.errors.OpError,
     AssertionError,
@@ -54,29 +54,30 @@ READ_ERRORS = (
 )
 
 
-# Whose code has a version that results are kept with, and layers that hold any.
-_KNOWN = ("keras.", "tensorflow.", "mtr_tf.")
-_HOLDERS = (keras.layers.Lambda, keras.layers.TFSMLayer)
+# Modules whose versions are kept with results, and layers that hold any code.
+_KNOWN_MODULES = ("keras.", "tensorflow.", "mtr_tf.")
+_CODE_LAYERS = (keras.layers.Lambda, keras.layers.TFSMLayer)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A model to attack, and what is known of it."""
+    """A model to attack, and what is known about it."""
 
     model: Any  # keras.Model: images [B, H, W, C] in [0, 1] -> {task: output}.
     tasks: tuple[str, ...]
     config: TrainConfig | None  # None for a model of the user's own.
     directory: pathlib.Path  # Where results of attacks go.
-    fingerprint: str  # Of architecture and weights; a cached result depends on it.
-    unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
-    heads: Heads | None = None  # Of a model of the user's own.
-    packed: bool = False  # Whether its images have further inputs behind them.
+    fingerprint: str  # Of architecture and weights; part of a result's key.
+    unfinished: int | None = None  # Step of a checkpoint; None: a finished model.
+    heads: Heads | None = None  # Only for a model of the user's own.
+    packed: bool = False  # Whether further inputs are packed behind its images.
 
     def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
-        """(mean, std) per colour that the model standardises images with.
+        """(mean, std) per channel with which the model standardises images.
 
         Raises:
-          InputError: It is a .keras file, which does not tell; `attack` needs them.
+          InputError: The model is a .keras file, which does not tell them; the message
+            names `attack`, which needs them.
         """
         if self.config is None:
             raise InputError(
@@ -88,10 +89,10 @@ class Run:
         return models.normalization(self.model)
 
     def with_precision(self, policy: str, info: DatasetInfo) -> Run:
-        """The run with its model built anew under another precision policy.
+        """The run with its model rebuilt under another precision policy.
 
         Raises:
-          InputError: It is a .keras file, or `info` is not of the run's own data set.
+          InputError: The model is a .keras file, or `info` is not of its own data set.
         """
         if self.config is None or ":" in self.config.model:
             raise InputError(
@@ -115,16 +116,16 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """What must be known of a model of the user's own that it does not tell itself.
+    """Facts about a model of the user's own that the model itself does not tell.
 
     Attributes:
       heads: Pairs (output, task), as `heads.find` takes them.
-      known: The tasks that there may be; None: the eleven.
-      image_shape: Of the data's images; None if that is not known yet.
-      channels_first: Whether it takes images [batch, channels, height, width], though
-        its shape may not tell.
+      known: The tasks that are possible; None: the eleven built-in ones.
+      image_shape: The shape of the data's images; None if it is not known yet.
+      channels_first: Whether it takes images [batch, channels, height, width], even if
+        its shape does not tell.
       flag: What messages call the flag of the heads.
-      layout: What comes with the images; None: nothing.
+      layout: The inputs that come with the images; None: no such inputs.
     """
 
     heads: Sequence[tuple[str, str]] = ()
@@ -138,14 +139,14 @@ class Own:
     def of(
         cls, config: AttackConfig, data: Source | None, *, source: bool = False
     ) -> Own:
-        """What settings and opened data say; `source`: of --source_ckpt."""
-        size, named = config.parsed_image_size, source and config.source_heads
+        """The facts from settings and open data; with `source`, for --source_ckpt."""
+        size, source_heads = config.parsed_image_size, source and config.source_heads
         return cls(
-            heads=parse_heads(named or config.heads),
+            heads=parse_heads(source_heads or config.heads),
             known=data.known if data else None,
             image_shape=data.info.image_shape if data else size and (*size, 3),
             channels_first=config.channels_first,
-            flag="--source_heads" if named else "--heads",
+            flag="--source_heads" if source_heads else "--heads",
             layout=data.columns(config.split).layout if data else None,
         )
 
@@ -163,17 +164,17 @@ def load_run(
     Args:
       ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, `FILE.keras`,
         `FILE.h5`, the folder of a SavedModel, or `module:function`.
-      single_task: for a model of one's own with one unnamed output, what it predicts.
-      data_dir: where the run's data set is now; empty: where it was in training.
-      dataset: the data set that the user has named, which `data_dir` is of; empty: that
-        of the run. A checkpoint's model is built for its data set, which must be named
-        if it is a user's own: see `check_named`. The module of one that is named is
-        imported before the model is loaded, which may have layers that it registers.
-      flag: that which says `ckpt`.
-      own: what to know of a model of one's own; None: what its names say.
+      single_task: The task of a user's own model with one unnamed output.
+      data_dir: Where the run's data set is now; empty: where it was in training.
+      dataset: The data set that the user names, which `data_dir` belongs to; empty: the
+        run's. A checkpoint's model is built for the run's data set, which the user must
+        name if it is their own: see `check_named`. Its module is then imported before
+        the model is loaded, because it may register layers of the model.
+      flag: The flag that `ckpt` was given to, for messages.
+      own: Facts about a user's own model; None: as its names say.
 
     Raises:
-      InputError: nothing is there, the file is damaged or foreign, it would run code
+      InputError: Nothing is there, the file is damaged or foreign, it would run code
         when loaded, or its outputs are not tasks.
     """
     path = remote.fetched(ckpt, flag)
@@ -182,40 +183,42 @@ def load_run(
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
-        found = path.parent.glob("*/config.json")
-        near = sorted(file.parent.name for file in found if file.is_file())
-        hint = f" Runs nearby: {', '.join(near)}." if near else ""
+        config_files = path.parent.glob("*/config.json")
+        nearby_runs = sorted(
+            file.parent.name for file in config_files if file.is_file()
+        )
+        hint = f" Runs nearby: {', '.join(nearby_runs)}." if nearby_runs else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
-            f"a {model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"a {model_files.KINDS}; got {ckpt!r}, which {_kind_of(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
     step = None
     if path.suffix == ".keras":
-        if ":" in dataset:  # Registers its layers; the user has named it.
+        if ":" in dataset:  # The user names it, so its layers may be registered.
             reading.own_function(dataset)
         model = model_files.keras_file(path, flag)
     else:
         check_named(config.dataset, dataset, root)
         if data_dir and dataset in ("", config.dataset):
             config = dataclasses.replace(config, data_dir=data_dir)
-        model, step = _restore(root, path, config)
+        model, step = _restore_model(root, path, config)
         logging.info("using the model after %d steps, from a checkpoint", step)
     size = config.parsed_image_size
-    unique = _functional_fingerprint(model, model, size and (*size, 3), str(root))
-    return Run(model, tuple(model.output), config, root, unique, step)
+    digest = _functional_fingerprint(model, model, size and (*size, 3), str(root))
+    return Run(model, tuple(model.output), config, root, digest, step)
 
 
-def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
-    """Raises `InputError` for code that only a file names: it may come from anybody.
+def check_named(dataset: str, named_dataset: str, root: pathlib.Path) -> None:
+    """Raises `InputError` for code that only a file names: anybody may have made it.
 
     Args:
-      dataset: What the settings of a run say.
-      given: What the user has said, with `--dataset`.
+      dataset: The data set in the settings of a run.
+      named_dataset: The data set that the user names with `--dataset`.
       root: The run's directory.
     """
-    if ":" in dataset and dataset != given:
+    if ":" in dataset and dataset != named_dataset:
         raise InputError(
             f"{root} was trained on data from {dataset}, which only its config.json "
             "names, and code named in a file is never run unasked; give "
@@ -223,24 +226,24 @@ def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
         )
 
 
-def _what_is(path: pathlib.Path) -> str:
+def _kind_of(path: pathlib.Path) -> str:
     if path.is_dir():
         return "is a directory without config.json"
     return "is another kind of file" if path.exists() else "does not exist"
 
 
 def _run_root(path: pathlib.Path) -> pathlib.Path | None:
-    """The run directory that a path lies in, by the files that only a run has."""
+    """The run directory that a path is or lies in, found by its settings files."""
     for root in (path, *list(path.parents)[:3]):
         if all((root / name).is_file() for name in ("config.json", "train.flags")):
             return root
     return None
 
 
-def _restore(
+def _restore_model(
     root: pathlib.Path, path: pathlib.Path, config: TrainConfig
 ) -> tuple[Any, int]:
-    """A model rebuilt from the settings, with a checkpoint's weights; and its step."""
+    """Rebuilds a model with a checkpoint's weights; returns it and its step."""
     folder = root / "checkpoints" if path == root else path
     steps = checkpoints.newest_first(folder)
     if not steps:  # A checkpoint by its name?
@@ -248,17 +251,17 @@ def _restore(
         folder = path.parent
         steps = [s for s in checkpoints.steps(folder) if checkpoints.name(s) == name]
     if not steps:
-        raise InputError(_no_checkpoint(root, path))
+        raise InputError(_no_checkpoint_message(root, path))
     info = building.open_source(config).info
     info = building.standardised(info, directory.begun(root).normalization)
     model = building.build_model(config, info)
-    kept = tf.Variable(0, dtype=tf.int64, trainable=False)
-    checkpoint = tf.train.Checkpoint(model=model, step=kept)
+    step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
+    checkpoint = tf.train.Checkpoint(model=model, step=step_variable)
     for step in steps:
         try:
             status = checkpoints.read(checkpoint, folder, step).expect_partial()
             status.assert_existing_objects_matched()
-            return model, int(kept.numpy())
+            return model, int(step_variable.numpy())
         except READ_ERRORS as error:
             checkpoints.say_skipped(folder, step, error)
     raise InputError(
@@ -268,25 +271,29 @@ def _restore(
     )
 
 
-def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
-    """Says that a checkpoint is not there, and which there are."""
+def _no_checkpoint_message(root: pathlib.Path, path: pathlib.Path) -> str:
+    """The message that a checkpoint does not exist, and which ones do."""
     place = root / "checkpoints"
     names = [
         str((folder / checkpoints.name(step)).relative_to(root))
         for folder in (place, place / "best")
         for step in checkpoints.steps(folder)
     ]
-    there = f"the run has {', '.join(names)}" if names else "continue its training"
-    return f"there is no checkpoint at {place if path == root else path}; {there}."
+    advice = f"the run has {', '.join(names)}" if names else "continue its training"
+    return f"there is no checkpoint at {place if path == root else path}; {advice}."
 
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
-    """Raises `InputError` for flags about a user's own model if there is none."""
-    own = any(each and each.heads for each in (run, source))
-    of_source = bool(source and source.heads)
-    uses = {"heads": own, "channels_first": own, "source_heads": of_source}
-    for name, used in uses.items():
-        if getattr(config, name) and not used:
+    """Raises `InputError` for flags about a user's own model if none is given."""
+    has_heads = any(model and model.heads for model in (run, source))
+    source_has_heads = bool(source and source.heads)
+    relevance = {
+        "heads": has_heads,
+        "channels_first": has_heads,
+        "source_heads": source_has_heads,
+    }
+    for name, is_relevant in relevance.items():
+        if getattr(config, name) and not is_relevant:
             flag = "--source_ckpt" if name == "source_heads" else "--ckpt"
             raise InputError(
                 f"--{name} is only for a model of your own in {flag}; runs of "
@@ -295,13 +302,14 @@ def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
 
 
 def own_data(config: AttackConfig, file: File | None = None) -> Source | None:
-    """The user's own data, all of it, where they say what a model's tasks may be.
+    """The user's own data with all tasks, if a user's own model is attacked on them.
 
-    They are opened before the model is loaded: layers that their module registers are
-    known then. `file`: the model, if it is the user's own and loaded already.
+    They are opened before the model is loaded, so that layers that their module
+    registers are known, and tell which tasks are possible. `file`: the model, if it is
+    the user's own and already loaded.
     """
-    models_given = [name for name in (config.ckpt, config.source_ckpt) if name]
-    if ":" not in config.dataset or not (file or any(map(is_own, models_given))):
+    model_names = [name for name in (config.ckpt, config.source_ckpt) if name]
+    if ":" not in config.dataset or not (file or any(map(is_own, model_names))):
         return None
     return data.open_source(
         config.dataset,
@@ -311,27 +319,27 @@ def own_data(config: AttackConfig, file: File | None = None) -> Source | None:
 
 
 def open_data(
-    config: AttackConfig, run: Run, opened: Source | None = None
+    config: AttackConfig, run: Run, own_source: Source | None = None
 ) -> tuple[Source, tuple[str, ...]]:
-    """The data set to attack a model on: the named one, or that of its training.
+    """The data set to attack a model on: the named one, or the one of its training.
 
     Args:
       config: The settings.
       run: The model.
-      opened: What `own_data` has opened already.
+      own_source: The data that `own_data` has opened, if any.
 
     Returns:
-      The data, and the tasks that are looked at, by their full names.
+      The data, and the full names of the tasks to look at.
 
     Raises:
-      InputError: There is none, or it has not the tasks or the split.
+      InputError: There is no such data set, or it lacks the tasks or the split.
     """
     trained = run.config
     name = config.dataset or (trained.dataset if trained else "")
     tasks = _named_tasks(config, run, name)
-    if opened:
-        opened.check(config.split)
-        return _with_tasks(config, run, opened)
+    if own_source:
+        own_source.check(config.split)
+        return _select_tasks(config, run, own_source)
     if not name:
         raise InputError(
             f"--dataset must name the data to attack {config.ckpt} on, because it is "
@@ -340,7 +348,7 @@ def open_data(
         )
     check_named(name, config.dataset, run.directory)
     if trained and trained.dataset != name:
-        trained = None  # Then its settings say nothing of this data set.
+        trained = None  # Its settings say nothing of this data set.
     size = config.parsed_image_size or (trained.parsed_image_size if trained else None)
     source = data.open_source(
         name,
@@ -350,100 +358,101 @@ def open_data(
         **data_options(config, trained),
     )
     source.check(config.split)
-    return (source, tasks) if tasks else _with_tasks(config, run, source)
+    return (source, tasks) if tasks else _select_tasks(config, run, source)
 
 
 def _named_tasks(
     config: AttackConfig, run: Run, dataset: str
 ) -> tuple[str, ...] | None:
-    """The tasks that `--tasks` names; None where only data can tell what is meant.
+    """The tasks that `--tasks` names; None if only the data can tell what is meant.
 
     Raises:
-      InputError: A task is unknown to a data set that declares none, or to a model.
+      InputError: A task is unknown to a user's own model, or to a data set that cannot
+        declare tasks.
     """
-    has = run.heads.tasks if run.heads else run.tasks
+    model_tasks = run.heads.tasks if run.heads else run.tasks
     try:
-        return groups.select(config.tasks, has, "--tasks")
+        return groups.select(config.tasks, model_tasks, "--tasks")
     except InputError:
         if run.heads or not data.may_bring_tasks(dataset):
             raise
         return None
 
 
-def _with_tasks(
-    config: AttackConfig, run: Run, opened: Source
+def _select_tasks(
+    config: AttackConfig, run: Run, source: Source
 ) -> tuple[Source, tuple[str, ...]]:
-    """Data that are open with all their tasks, for those that `--tasks` names."""
-    known = {**opened.info.tasks, **(run.heads.tasks if run.heads else {})}
-    named = {task: known.get(task, Names(task, "")) for task in run.tasks}
-    tasks = groups.select(config.tasks, named, "--tasks")
-    _check_targets(config, run, opened.info, tasks)
-    load = opened.load
+    """Restricts data that have all their tasks to those that `--tasks` names."""
+    known_tasks = {**source.info.tasks, **(run.heads.tasks if run.heads else {})}
+    run_tasks = {task: known_tasks.get(task, Names(task, "")) for task in run.tasks}
+    tasks = groups.select(config.tasks, run_tasks, "--tasks")
+    _check_targets(config, run, source.info, tasks)
+    load = source.load
     return (
         dataclasses.replace(
-            opened, load=lambda split: reading.only(load(split), tasks)
+            source, load=lambda split: reading.only(load(split), tasks)
         ),
         tasks,
     )
 
 
 def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
-    """Warns where a run is attacked on its own data set, and this has changed.
+    """Warns if a run is attacked on its own data set and that has changed.
 
-    Splits may be made anew of what is there: images of the validation split may then
-    have been trained on. What config.json says is compared: the sizes of splits, and
-    two images of the one that is attacked.
+    Splits may be made anew from the files that exist, so validation images may have
+    been trained on. The sizes of the splits, and two images of the attacked one, are
+    compared with config.json. Returns the warnings.
     """
     trained = run.config
     if trained is None or source.info.name != trained.dataset:
         return []
-    if older := directory.older_targets(run.directory):
-        logging.warning("%s", older)
-        return [older]
-    before = directory.data_facts(run.directory)
-    if not before:
+    if change := directory.older_targets(run.directory):
+        logging.warning("%s", change)
+        return [change]
+    old_facts = directory.data_facts(run.directory)
+    if not old_facts:
         return []
-    now: dict[str, dict[str, Any]] = {
+    new_facts: dict[str, dict[str, Any]] = {
         split: {"examples": count, "means": None}
         for split, count in source.info.splits.items()
     }
-    if trained.train_examples and "train" in now:
-        now["train"]["examples"] = trained.train_examples
+    if trained.train_examples and "train" in new_facts:
+        new_facts["train"]["examples"] = trained.train_examples
     if config.parsed_image_size in (None, trained.parsed_image_size):
-        facts, columns = now[config.split], source.columns(config.split)
+        facts, columns = new_facts[config.split], source.columns(config.split)
         count = min(facts["examples"], len(columns))
         facts["means"] = batching.first_and_last(columns.without_inputs(), count)
-    changed = directory.data_changes(before, now)
-    if not changed:
+    changes = directory.data_changes(old_facts, new_facts)
+    if not changes:
         return []
-    said = (
-        f"the data are not those that the run was trained on ({'; '.join(changed)}), "
+    warning = (
+        f"the data are not those that the run was trained on ({'; '.join(changes)}), "
         f"so that it may have been trained on images of {config.split}, and look "
         "better than it is: give the data as they were in training (--data_dir)."
     )
-    logging.warning("%s", said)
-    return [said]
+    logging.warning("%s", warning)
+    return [warning]
 
 
 def _check_targets(
     config: AttackConfig, run: Run, info: DatasetInfo, tasks: Sequence[str]
 ) -> None:
-    """Raises `InputError` for tasks that only a kind in --heads has made."""
-    made = run.heads.tasks if run.heads and config.targets == OWN_TARGETS else ()
-    missing = [task for task in tasks if task not in (*info.tasks, *made)]
-    if missing:
+    """Raises `InputError` for tasks that only --heads declares, without targets."""
+    kind_tasks = run.heads.tasks if run.heads and config.targets == OWN_TARGETS else ()
+    missing_tasks = [task for task in tasks if task not in (*info.tasks, *kind_tasks)]
+    if missing_tasks:
         raise InputError(
             f"{info.name} must have targets for the attacked tasks, but has none for "
-            f"{', '.join(missing)}, only for {', '.join(info.tasks) or 'no task'}; add "
-            "them, name other tasks, or attack the model's own outputs "
+            f"{', '.join(missing_tasks)}, only for {', '.join(info.tasks) or 'no task'}"
+            "; add them, name other tasks, or attack the model's own outputs "
             "(--targets=own)."
         )
 
 
 def data_options(config: AttackConfig, trained: TrainConfig | None) -> dict[str, Any]:
-    """The data set's options: the flags', else the run's, else the defaults.
+    """The data set's options: from the flags, else from the run, else the defaults.
 
-    `trained`: the settings of a run on the same data set.
+    `trained`: the settings of a run on the same data set, if there is one.
     """
     options = {name: default for name, (default, _) in data.OPTIONS.items()}
     if trained:
@@ -456,13 +465,13 @@ def data_options(config: AttackConfig, trained: TrainConfig | None) -> dict[str,
 
 
 def input_size(model: keras.Model) -> tuple[int, int] | None:
-    """(height, width) of a model's input; None where it takes any."""
+    """(height, width) of a model's input; None if it takes any."""
     size = model.input_shape[1:3]
     return None if None in size else tuple(size)
 
 
 def is_own(ckpt: str) -> bool:
-    """Whether `--ckpt` names a model of the user's own, wherever it lies."""
+    """Whether `--ckpt` names a model of the user's own, local or at an address."""
     path = remote.fetched(ckpt, "--ckpt")
     if model_files.is_function(ckpt) or model_files.is_own(path):
         return True
@@ -470,54 +479,56 @@ def is_own(ckpt: str) -> bool:
 
 
 def own_file(ckpt: str, flag: str = "--ckpt") -> File:
-    """Loads a model of the user's own, wherever it lies, which `flag` names.
+    """Loads a model of the user's own, local or at an address, which `flag` names.
 
     Raises:
-      InputError: It is not there, damaged, has no architecture, or would run code.
+      InputError: It does not exist, is damaged, has no architecture, or would run code.
     """
     path = remote.fetched(ckpt, flag)
     return model_files.load(str(path) if files.is_remote(ckpt) else ckpt, flag)
 
 
 def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
-    """A model of the user's own, with those of its outputs that are of tasks.
+    """A model of the user's own as a `Run`, with the outputs that belong to tasks.
 
     Args:
       file: The model.
-      single_task: What it predicts if it has one output that does not tell.
-      own: What to know of it.
+      single_task: Its task if it has one output whose name is no task.
+      own: Facts about the model.
 
     Raises:
       InputError: It does not take images, or its outputs are not tasks.
     """
-    whole = model_files.functional(
+    full_model = model_files.functional(
         file, own.image_shape, own.channels_first, own.layout
     )
-    several = len(adapters.inputs_of(file.model)) > 1
-    known = own.known or tasks_lib.TASKS
-    heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
-    model = heads.model(whole)
-    unique = file.content or _fingerprint_of(file, model, own.image_shape)
+    packed = len(adapters.inputs_of(file.model)) > 1
+    tasks = own.known or tasks_lib.TASKS
+    heads = heads_lib.find(
+        file.name, full_model, own.heads, tasks, single_task, own.flag
+    )
+    model = heads.model(full_model)
+    digest = file.content or _fingerprint_of(file, model, own.image_shape)
     if model is not file.model:
-        unique = hashlib.sha256(f"{unique} {heads.spec}".encode()).hexdigest()
-    folder = pathlib.Path("runs", f"{file.stem}-{unique[:8]}")
+        digest = hashlib.sha256(f"{digest} {heads.spec}".encode()).hexdigest()
+    folder = pathlib.Path("runs", f"{file.stem}-{digest[:8]}")
     return Run(
-        model, tuple(heads.tasks), None, folder, unique, heads=heads, packed=several
+        model, tuple(heads.tasks), None, folder, digest, heads=heads, packed=packed
     )
 
 
 def with_inputs(
     run: Run, source: Run | None, layout: Layout | None
 ) -> tuple[Run, Run | None]:
-    """Returns both as models of packed images, or neither.
+    """Returns both as models of packed images, or both unchanged.
 
     Args:
-      run: What is attacked.
-      source: What adversarial images are made on, if that is something else.
-      layout: What comes with the images; None: nothing.
+      run: The model that is attacked.
+      source: The model on which adversarial images are made, if it is another one.
+      layout: The inputs that come with the images; None: no such inputs.
 
     Raises:
-      InputError: A run of `mtr_tf.train` is beside a model with further inputs.
+      InputError: One is a run of `mtr_tf.train`, and the other has further inputs.
     """
     if layout is None:
         return run, source
@@ -530,10 +541,10 @@ def with_inputs(
         "attacks change only the image; these inputs come with it unchanged: %s",
         layout,
     )
-    return _packed(run, layout), source and _packed(source, layout)
+    return _pack_run(run, layout), source and _pack_run(source, layout)
 
 
-def _packed(run: Run, layout: Layout) -> Run:
+def _pack_run(run: Run, layout: Layout) -> Run:
     if run.packed:
         return run
     if run.config:
@@ -549,74 +560,79 @@ def _packed(run: Run, layout: Layout) -> Run:
 def _fingerprint_of(
     file: File, model: keras.Model, shape: Sequence[int | None] | None
 ) -> str:
-    """That of a functional model; of any other, what `model` makes of it counts.
+    """The fingerprint of a model of the user's own.
 
-    And of any code but Keras's and ours: its outputs and gradients, if it takes images
-    of noise. `shape`: of the data's images; None if that is not known yet.
+    For a functional model see `_functional_fingerprint`. For any other it covers the
+    name, the variables, and the outputs and gradients that `model`, its functional
+    form, gives for images of noise. `shape`: the shape of the data's images; None if it
+    is not known yet.
     """
-    given = file.model
-    if adapters.is_functional(given):
-        return _functional_fingerprint(given, model, shape, file.name)
+    original = file.model
+    if adapters.is_functional(original):
+        return _functional_fingerprint(original, model, shape, file.name)
     images = model_files.noise(model, shape, file.name)
-    name = getattr(given, "__name__", type(given).__name__)
+    name = getattr(original, "__name__", type(original).__name__)
     outputs = model_files.outputs_digest(model, images)
-    about = f"{name} {outputs} {model_files.behaviour(model, images)}"
-    digest = hashlib.sha256(about.encode())
-    for variable in getattr(given, "variables", ()):
+    description = f"{name} {outputs} {model_files.behaviour(model, images)}"
+    digest = hashlib.sha256(description.encode())
+    for variable in getattr(original, "variables", ()):
         digest.update(np.asarray(variable).tobytes())
     return digest.hexdigest()
 
 
 def _functional_fingerprint(
-    given: keras.Model,
+    original: keras.Model,
     model: keras.Model,
     shape: Sequence[int | None] | None,
     name: str,
 ) -> str:
-    """`fingerprint` of `given`, and what code of its own makes `model` do."""
-    if not _has_own_code(given):
-        return fingerprint(given)
-    about = f"{fingerprint(given)} "
+    """`fingerprint` of `original`; with own code, also the behaviour of `model`."""
+    if not _has_own_code(original):
+        return fingerprint(original)
+    description = f"{fingerprint(original)} "
     with contextlib.suppress(InputError):
         images = model_files.noise(model, shape, name)
-        about += model_files.behaviour(model, images)
-    return hashlib.sha256(about.encode()).hexdigest()
+        description += model_files.behaviour(model, images)
+    return hashlib.sha256(description.encode()).hexdigest()
 
 
 def _has_own_code(model: keras.Model) -> bool:
-    """Whether some code of it is neither Keras's nor TensorFlow's nor ours.
+    """Whether any code of a model is not from Keras, TensorFlow or mtr_tf.
 
     Its class, layers and operations count, and functions that these hold, such as
-    activations, but not what only its training uses.
+    activations, but not those used only in training.
     """
     layers = model._flatten_layers()
     operations = [getattr(layer, "operations", ()) for layer in layers]
-    lists = [given for given in operations if isinstance(given, list | tuple)]
-    inner = [part for parts in lists for part in parts]
-    parts = [*layers, *(part for part in inner if isinstance(part, keras.Operation))]
-    held = [
+    lists = [group for group in operations if isinstance(group, list | tuple)]
+    candidates = [part for parts in lists for part in parts]
+    parts = [
+        *layers,
+        *(part for part in candidates if isinstance(part, keras.Operation)),
+    ]
+    attributes = [
         value
         for part in parts
         for name, value in vars(part).items()
         if not isinstance(part, keras.Model)
         and not name.endswith(("_initializer", "_regularizer", "_constraint"))
     ]
-    held += [
+    attributes += [
         value
         for part in parts
         for node in part._inbound_nodes
         for value in node.arguments._flat_arguments
     ]
-    code = [*map(type, parts), *filter(callable, held)]
+    code = [*map(type, parts), *filter(callable, attributes)]
     modules = {getattr(c, "__module__", type(c).__module__) for c in code}
-    return any(isinstance(part, _HOLDERS) for part in parts) or not all(
-        str(module).startswith(_KNOWN) for module in modules
+    return any(isinstance(part, _CODE_LAYERS) for part in parts) or not all(
+        str(module).startswith(_KNOWN_MODULES) for module in modules
     )
 
 
 def fingerprint(model: Any) -> str:
     """SHA-256 over a model's architecture and the values of all its variables."""
-    architecture = json.dumps(_lasting(model.get_config()), default=str)
+    architecture = json.dumps(_without_initializers(model.get_config()), default=str)
     digest = hashlib.sha256(architecture.encode())
     for variable in model.variables:
         value = variable.numpy()
@@ -625,14 +641,14 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _lasting(config: Any) -> Any:
-    """A model's config without its initialisers, which no longer matter."""
+def _without_initializers(config: Any) -> Any:
+    """A model's config without initialisers, which no longer matter."""
     if isinstance(config, dict):
         return {
-            key: _lasting(value)
+            key: _without_initializers(value)
             for key, value in config.items()
             if not str(key).endswith("_initializer")
         }
     if isinstance(config, list | tuple):
-        return [_lasting(value) for value in config]
+        return [_without_initializers(value) for value in config]
     return config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models to train, built by a user's function: `--model=module:function`."""
+"""Models to train that a user's function builds: `--model=module:function`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KIND = "a functional Keras model"
 
 
 def check(name: str) -> None:
-    """Raises `InputError` unless there is such a function."""
+    """Raises `InputError` unless the function exists."""
     reading.own_function(name, "--model")
 
 
@@ -35,16 +35,16 @@ def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras
 
     Args:
       name: "package.module:function".
-      image_shape: (height, width, channels) of the images, which are in [0, 1]; sides
-        are None where they change from training to evaluation.
-      tasks: The tasks, as the data set has them.
+      image_shape: (height, width, channels) of the images, which are in [0, 1]; height
+        and width are None if they differ between training and evaluation.
+      tasks: The tasks, as declared by the data set.
 
     Returns:
       A functional model from images to {task: output}, in the order of the tasks.
 
     Raises:
-      InputError: There is no such function, it fails, or what it returns cannot be
-        trained, or not loaded again.
+      InputError: The function does not exist or fails, or what it returns cannot be
+        trained or loaded again.
     """
     function = reading.own_function(name, "--model")
     call = functools.partial(function, tuple(image_shape), tasks)
@@ -74,7 +74,7 @@ def _check_input(
     name: str, model: keras.Model, image_shape: Sequence[int | None]
 ) -> None:
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
-    fits = len(shapes) == 1 and _agree(shapes[0][1:], image_shape)
+    fits = len(shapes) == 1 and _shapes_agree(shapes[0][1:], image_shape)
     if not fits or "float" not in str(model.inputs[0].dtype):
         kinds = [f"{s} of {t.dtype}" for s, t in zip(shapes, model.inputs, strict=True)]
         raise InputError(
@@ -87,19 +87,19 @@ def _check_input(
 def _outputs(
     name: str, model: keras.Model, tasks: TaskSet
 ) -> dict[str, keras.KerasTensor]:
-    """The outputs by task."""
-    given = model.output
-    if not isinstance(given, dict) and len(tasks) == len(model.outputs) == 1:
-        given = {next(iter(tasks)): model.outputs[0]}
-    if not isinstance(given, dict) or not set(tasks) <= set(given):
-        what = "a list of outputs"
-        if isinstance(given, dict):
-            what = f"outputs for {', '.join(map(str, given))}"
+    """The outputs of a model, by task."""
+    outputs = model.output
+    if not isinstance(outputs, dict) and len(tasks) == len(model.outputs) == 1:
+        outputs = {next(iter(tasks)): model.outputs[0]}
+    if not isinstance(outputs, dict) or not set(tasks) <= set(outputs):
+        description = "a list of outputs"
+        if isinstance(outputs, dict):
+            description = f"outputs for {', '.join(map(str, outputs))}"
         raise InputError(
             f"The model of --model={name} must have a dict of outputs, one for each "
-            f"of the tasks {', '.join(tasks)}, but it has {what}."
+            f"of the tasks {', '.join(tasks)}, but it has {description}."
         )
-    return {task: given[task] for task in tasks}
+    return {task: outputs[task] for task in tasks}
 
 
 def _check_output(
@@ -113,7 +113,7 @@ def _check_output(
         )
     channels = task.output_channels(None)
     places = tuple(image_shape[:2]) if task.is_map else (None,) * task.axes
-    if not _agree(output.shape[1:], (*places, channels)):
+    if not _shapes_agree(output.shape[1:], (*places, channels)):
         raise InputError(
             f"The output for {task.name} of --model={name} must have shape "
             f"{(None, *places, channels)}, with {channels} channels for each place, "
@@ -122,60 +122,63 @@ def _check_output(
 
 
 def digest(model: keras.Model) -> str:
-    """A hash of a model's architecture, and of the code of layers of a user's own.
+    """A hash of a model's architecture, and of the code of the user's own layers.
 
-    The same in every process of the same versions, whatever layers are called (Keras
-    numbers them) and whatever their seeds are (it may draw them).
+    It is the same in all processes with the same versions: names of layers, which Keras
+    numbers, and seeds, which may be random, do not count.
     """
     config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     numbers = {name: str(i) for i, name in enumerate(dict.fromkeys(_names(config)))}
     kinds = dict.fromkeys(type(layer) for layer in model._flatten_layers())
-    return files.digest([_renamed(config, numbers), own_code.of(*kinds)])
+    return files.digest([_rename_layers(config, numbers), own_code.of(*kinds)])
 
 
 def _names(config: Any) -> Iterator[str]:
-    """The names of layers and operations in what Keras keeps of a model."""
+    """The names of layers and operations in a serialised model."""
     for part in plain.parts(config):
-        inner = part.get("config")
-        name = inner.get("name") if isinstance(inner, dict) else None
+        part_config = part.get("config")
+        name = part_config.get("name") if isinstance(part_config, dict) else None
         if isinstance(name, str) and "DTypePolicy" not in str(part.get("class_name")):
             yield name
 
 
-def _renamed(config: Any, names: Mapping[str, str]) -> Any:
-    """The same with other names, and without seeds."""
+def _rename_layers(config: Any, names: Mapping[str, str]) -> Any:
+    """The config with other names, and without seeds."""
     if isinstance(config, dict):
-        return {k: _renamed(v, names) for k, v in config.items() if k != "seed"}
+        return {k: _rename_layers(v, names) for k, v in config.items() if k != "seed"}
     if isinstance(config, list | tuple):
-        return [_renamed(value, names) for value in config]
+        return [_rename_layers(value, names) for value in config]
     return names.get(config, config) if isinstance(config, str) else config
 
 
 def check_logits(name: str, model: keras.Model, tasks: TaskSet) -> None:
-    """Raises `InputError` where an output of classes or labels is of probabilities.
+    """Raises `InputError` if an output of classes or labels gives probabilities.
 
-    Older runs may have been trained so.
+    Older runs may have been trained with one.
     """
     for task in tasks.values():
-        of = probabilities.activation_of(model.output[task.name])
-        if of and KINDS[task.kind].probabilities:
+        activation = probabilities.activation_of(model.output[task.name])
+        if activation and KINDS[task.kind].probabilities:
             raise InputError(
                 f"The output for {task.name} of --model={name} must be logits, as "
-                f"losses and attacks take them, but it has a {of}; leave out that "
-                "activation."
+                f"losses and attacks take them, but it has a {activation}; leave out "
+                "that activation."
             )
 
 
-def _agree(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
-    """Whether shapes may be one; None is any number."""
-    return len(shape) == len(wanted) and all(
-        a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True)
+def _shapes_agree(
+    shape: Sequence[int | None], expected_shape: Sequence[int | None]
+) -> bool:
+    """Whether two shapes are compatible; None fits any number."""
+    return len(shape) == len(expected_shape) and all(
+        a is None or b is None or a == b
+        for a, b in zip(shape, expected_shape, strict=True)
     )
 
 
 def _check_saving(name: str, model: keras.Model) -> None:
-    """Raises `InputError` for a model that could be trained and not be loaded."""
+    """Raises `InputError` for a model that cannot be loaded after saving."""
     try:
         config = keras.saving.serialize_keras_object(model)
         keras.saving.deserialize_keras_object(config, safe_mode=True)

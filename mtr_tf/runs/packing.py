@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of several inputs, as models of one: the image with the others packed behind.
+"""Turns models of several inputs into models of one: all packed behind the image.
 
-A layer in front of the model takes apart again what `data.layout` has packed.
+A layer in front of the model unpacks what `data.layout` has packed.
 """
 
 from __future__ import annotations
@@ -24,64 +24,68 @@ FILLED = (
 
 
 class Unpack(keras.Layer):
-    """Takes packed images apart: {name: tensor}, the image and what comes with it."""
+    """Unpacks images into {name: tensor}: the image and the inputs behind it."""
 
     def __init__(self, layout: Layout, dtypes: Mapping[str, str], **kwargs: Any):
-        """`dtypes`: of the inputs, by name, where a model says which."""
+        """Takes the layout, and the dtypes of inputs by name, if not float32."""
         super().__init__(dtype="float32", **kwargs)
         self._layout = layout
         self._dtypes = dict(dtypes)
 
     def call(self, x):
         """Returns the image and the inputs, each in its own shape."""
-        found = {IMAGE: x[..., : self._layout.image[2]]}
+        parts = {IMAGE: x[..., : self._layout.image[2]]}
         for name, part in self._layout.unpack(x, keras.ops.reshape).items():
-            found[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
-        return found
+            parts[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
+        return parts
 
     def compute_output_spec(self, x):
-        """The shapes of the parts."""
-        found = {IMAGE: keras.KerasTensor((x.shape[0], *self._layout.image), x.dtype)}
+        """The shapes and dtypes of the parts."""
+        parts = {IMAGE: keras.KerasTensor((x.shape[0], *self._layout.image), x.dtype)}
         for name, shape in self._layout.shapes:
             dtype = self._dtypes.get(name, "float32")
-            found[name] = keras.KerasTensor((x.shape[0], *shape), dtype)
-        return found
+            parts[name] = keras.KerasTensor((x.shape[0], *shape), dtype)
+        return parts
 
 
 def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model:
-    """Returns a functional model of any inputs as one of packed images.
+    """Returns a functional model of any inputs as a model of packed images.
 
-    Its layers are called anew one by one. Inputs that it does not take are left alone.
+    Its layers are called again, one by one. Inputs that it does not take are ignored.
 
     Args:
-      model: Of an image, and perhaps of further inputs.
-      layout: What comes with images; None: nothing.
+      model: A model of an image and perhaps further inputs.
+      layout: The inputs that come with images; None: no such inputs.
       where: What messages call the model.
 
     Raises:
-      InputError: The model needs what does not come, or not in that shape.
+      InputError: The model needs an input that is missing or has another shape.
     """
     inputs = _inputs(model)
-    layout = layout and _as_taken(layout, inputs)
-    image = _image_of(inputs, layout, where)
-    others = {name: tensor for name, tensor in inputs.items() if name != image}
+    layout = layout and _adapt_layout(layout, inputs)
+    image = _image_name(inputs, layout, where)
+    other_inputs = {name: tensor for name, tensor in inputs.items() if name != image}
     shapes = dict(layout.shapes) if layout else {}
-    for name, tensor in others.items():
-        _check(name, tensor, shapes, where)
-    if layout is None:  # There is but the image, and nothing comes with it.
+    for name, tensor in other_inputs.items():
+        _check_input(name, tensor, shapes, where)
+    if layout is None:  # The image is the only input.
         return model
-    _check(image, inputs[image], {image: layout.image}, where)
+    _check_input(image, inputs[image], {image: layout.image}, where)
     check_dtype(where, str(inputs[image].dtype))
-    whole = adapters.new_image(model, layout.packed, inputs[image].shape[0])
-    taken = adapters.names_in(model) | {whole.name}
-    dtypes = {name: str(tensor.dtype) for name, tensor in others.items()}
-    parts = Unpack(layout, dtypes, name=adapters.free_name("unpack", taken))(whole)
-    given = [parts[IMAGE if name == image else name] for name in inputs]
-    return keras.Model(whole, adapters.called_on(model, *given), name=model.name)
+    packed_image = adapters.new_image(model, layout.packed, inputs[image].shape[0])
+    layer_names = adapters.names_in(model) | {packed_image.name}
+    dtypes = {name: str(tensor.dtype) for name, tensor in other_inputs.items()}
+    parts = Unpack(layout, dtypes, name=adapters.free_name("unpack", layer_names))(
+        packed_image
+    )
+    tensors = [parts[IMAGE if name == image else name] for name in inputs]
+    return keras.Model(
+        packed_image, adapters.called_on(model, *tensors), name=model.name
+    )
 
 
 def _inputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
-    """The model's inputs, in their order, by their keys, else by their layers."""
+    """The model's inputs in order, by their keys, or else by the names of tensors."""
     structure = getattr(model, "input", None)
     keys = (
         {id(tensor): key for key, tensor in structure.items()}
@@ -91,8 +95,8 @@ def _inputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
     return {str(keys.get(id(tensor), tensor.name)): tensor for tensor in model.inputs}
 
 
-def _as_taken(layout: Layout, inputs: Mapping[str, keras.KerasTensor]) -> Layout:
-    """The layout with plain numbers as `[1]` where the model takes them so."""
+def _adapt_layout(layout: Layout, inputs: Mapping[str, keras.KerasTensor]) -> Layout:
+    """The layout with scalars as shape `[1]` where the model takes them like that."""
     ones = {name for name, tensor in inputs.items() if tuple(tensor.shape[1:]) == (1,)}
     shapes = [
         (name, (1,) if name in ones and not shape else shape)
@@ -101,20 +105,20 @@ def _as_taken(layout: Layout, inputs: Mapping[str, keras.KerasTensor]) -> Layout
     return dataclasses.replace(layout, shapes=tuple(shapes))
 
 
-def _image_of(
+def _image_name(
     inputs: Mapping[str, keras.KerasTensor], layout: Layout | None, where: str
 ) -> str:
-    """The name of the input that is the image: the one that nothing else is for."""
+    """The name of the image's input: the one that is not in the layout."""
     if len(inputs) == 1:
         return next(iter(inputs))
-    known = [name for name, _ in layout.shapes] if layout else []
-    left = [name for name in inputs if name not in known]
-    if IMAGE in left:
+    layout_names = [name for name, _ in layout.shapes] if layout else []
+    candidates = [name for name in inputs if name not in layout_names]
+    if IMAGE in candidates:
         return IMAGE
-    pictures = [name for name in left if len(inputs[name].shape) == 4]
-    if len(pictures) == 1 or (pictures and not known):
+    pictures = [name for name in candidates if len(inputs[name].shape) == 4]
+    if len(pictures) == 1 or (pictures and not layout_names):
         return pictures[0]
-    raise _missing(where, inputs, layout, (left[1:] or [*inputs])[0])
+    raise _missing_input_error(where, inputs, layout, (candidates[1:] or [*inputs])[0])
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -128,14 +132,14 @@ def check_dtype(name: str, dtype: str) -> None:
         )
 
 
-def _check(
+def _check_input(
     name: str, tensor: Any, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    taken = tuple(tensor.shape[1:])
+    input_shape = tuple(tensor.shape[1:])
     if name not in shapes:
         have = ", ".join(f"{n} {shape}" for n, shape in shapes.items()) or "none"
         raise InputError(
-            f"{where} takes the input {name} of shape {taken} besides "
+            f"{where} takes the input {name} of shape {input_shape} besides "
             f"the image, but the examples have the inputs {have}; give each one "
             f'"inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'
         )
@@ -144,25 +148,26 @@ def _check(
             f"the input {name} of {where} must be numbers, and it is "
             f"{tensor.dtype}; give {FILLED}."
         )
-    fits = len(taken) == len(shapes[name]) and all(
-        side in (None, given) for side, given in zip(taken, shapes[name], strict=True)
+    fits = len(input_shape) == len(shapes[name]) and all(
+        side in (None, size)
+        for side, size in zip(input_shape, shapes[name], strict=True)
     )
     if not fits:
         raise InputError(
-            f"the input {name} of {where} must have shape {taken}, but "
+            f"the input {name} of {where} must have shape {input_shape}, but "
             f"in the examples it has {shapes[name]}; reshape it there, or change the "
             "model."
         )
 
 
-def _missing(
+def _missing_input_error(
     where: str,
     inputs: Mapping[str, keras.KerasTensor],
     layout: Layout | None,
     name: str,
 ) -> InputError:
     takes = ", ".join(
-        f"{other} {tuple(tensor.shape[1:])}" for other, tensor in inputs.items()
+        f"{key} {tuple(tensor.shape[1:])}" for key, tensor in inputs.items()
     )
     return InputError(
         f"one input of {where} must be the image, and the others must "

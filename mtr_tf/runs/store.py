@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished work on disk: found by what it depends on, and checked before it is used.
+"""Finished work on disk, found by what it depends on and checked before it is used.
 
-    HASH.json   the key, what was found, and a checksum of these and of the arrays
-    HASH.npz    the arrays, where there are any
+    HASH.json   the key, the content, and a checksum of these and of the arrays
+    HASH.npz    the arrays, if there are any
 
 HASH is the hash of the key: everything that the result depends on, as JSON. The JSON
-file is written last, so work is finished if it exists. If it is damaged, was changed,
-or belongs to another key, a warning is logged and the work is done again.
+file is written last, so the work is finished if it exists. If it is damaged, was
+changed, or belongs to another key, a warning is logged and the work is done again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHECKSUM, _SUMS = "checksum", "arrays"
 
 
 def as_json(value: Any) -> Any:
-    """The value as it comes back from a file: lists for tuples."""
+    """A value as it is read back from a JSON file, with lists for tuples."""
     return json.loads(json.dumps(value))
 
 
@@ -36,24 +36,24 @@ def write_file(
     content: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a JSON file with a checksum; its arrays first, beside it as .npz.
+    """Writes a JSON file with a checksum, after its arrays as .npz beside it.
 
-    Finished work is uploaded if it belongs to an address (`remote`).
+    The files are uploaded if they belong to an address (`remote`).
     """
-    sealed = as_json(content)
+    body = as_json(content)
     if arrays is not None:
         write_arrays(path.with_suffix(".npz"), arrays)
-        sealed[_SUMS] = {name: _sum(array) for name, array in arrays.items()}
-    files.write_json(path, sealed | {_CHECKSUM: files.digest(sealed)})
+        body[_SUMS] = {name: _array_checksum(array) for name, array in arrays.items()}
+    files.write_json(path, body | {_CHECKSUM: files.digest(body)})
     remote.push(path.parent)
 
 
 def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
-    """Reads a JSON file, and the arrays beside it whose names begin so.
+    """Reads a JSON file, and the arrays beside it whose names begin with `prefix`.
 
     Raises:
-      FileNotFoundError: There is no such file.
-      Exception: One of files.DAMAGED; a checksum among other things is not what it was.
+      FileNotFoundError: The file does not exist.
+      Exception: One of files.DAMAGED; a ValueError if a checksum is wrong.
     """
     content, arrays_path = files.read_json(path), path.with_suffix(".npz")
     checksum = content.pop(_CHECKSUM, None)
@@ -65,13 +65,13 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
         arrays = read_arrays(arrays_path, prefix)
     if checksum is not None:
         expected = {n: s for n, s in (sums or {}).items() if n.startswith(prefix)}
-        if {name: _sum(array) for name, array in arrays.items()} != expected:
+        if {name: _array_checksum(array) for name, array in arrays.items()} != expected:
             raise ValueError("the checksum of its arrays is wrong")
     return Entry(content, arrays, checksum is not None)
 
 
 def read_kept(path: pathlib.Path) -> dict[str, Any]:
-    """What a JSON file of finished work says; empty if damaged (warning) or missing."""
+    """The content of a JSON file of finished work; empty if damaged or missing."""
     try:
         return read_file(path).content
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def read_kept(path: pathlib.Path) -> dict[str, Any]:
         return {}
 
 
-def _sum(array: np.ndarray) -> str:
+def _array_checksum(array: np.ndarray) -> str:
     array = np.asarray(array)
     head = f"{array.dtype.str} {array.shape};".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
@@ -91,8 +91,8 @@ def _sum(array: np.ndarray) -> str:
 class Entry:
     """Finished work: content and arrays.
 
-    `sealed` says that a checksum speaks for them: versions before 0.2 wrote none, and
-    whoever reads theirs looks at it more closely.
+    `sealed`: whether they had a checksum, which was right. Versions before 0.2 wrote
+    none, so readers check such entries more closely.
     """
 
     content: dict[str, Any]
@@ -107,7 +107,7 @@ class Store:
     folder: pathlib.Path
 
     def path(self, key: Mapping[str, Any]) -> pathlib.Path:
-        """The JSON file of a key; its arrays are beside it, as .npz."""
+        """The path of a key's JSON file; its arrays are beside it, as .npz."""
         return self.folder / f"{files.digest(key)[:16]}.json"
 
     def write(
@@ -116,11 +116,11 @@ class Store:
         content: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Keeps finished work; the file that says so is written last."""
+        """Writes finished work; last its JSON file, which marks it as finished."""
         write_file(self.path(key), {"key": key, **content}, arrays)
 
     def read(self, key: Mapping[str, Any]) -> Entry | None:
-        """The finished work of a key; None if there is none, or a damaged one."""
+        """The finished work of a key; None if there is none or it is damaged."""
         path = self.path(key)
         if not path.exists():
             return None
@@ -142,11 +142,11 @@ def file_digest(path: str | pathlib.Path) -> str:
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes an .npz file whole or not at all."""
-    with files.whole_file(path) as beside, open(beside, "wb") as file:
+    with files.whole_file(path) as temp_path, open(temp_path, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_arrays(path: pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an .npz file whose names begin so; raises one of files.DAMAGED."""
-    with files.opened(path) as plain, np.load(plain, allow_pickle=False) as file:
+    """The arrays of an .npz file by prefix; raises one of files.DAMAGED."""
+    with files.opened(path) as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name.startswith(prefix)}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run computes: one device, or a replica on each of several, of many machines.
+"""Where a run computes: on one device or several, of one machine or many.
 
-Without a GPU the CPU is split into logical devices, which compute what as many GPUs
-would; that is there for trials and tests.
+Without a GPU the CPU is split into logical devices, which compute the same as that many
+GPUs; this is meant for trials and tests.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from mtr_tf.runs.cluster import Cluster
 def create(
     name: str, replicas: int = 0, cluster: Cluster | None = None
 ) -> tf.distribute.Strategy:
-    """The strategy of a name.
+    """Creates the strategy of a name.
 
     `auto` is multi_worker if there are several workers, else mirrored if there are
-    several GPUs or replicas are asked for, else the one GPU, else the CPU. On GPUs
-    multi_worker speaks by NCCL; multi_worker_ring does not, otherwise it is the same.
+    several GPUs or replicas are asked for, else the one GPU, else the CPU.
+    multi_worker_ring is multi_worker without NCCL between GPUs.
 
     Args:
       name: auto, one_device, mirrored, multi_worker or multi_worker_ring.
-      replicas: how many devices `mirrored` takes, or each worker; 0 takes all GPUs.
-      cluster: the workers, where all names but one_device and mirrored take several.
+      replicas: The number of devices of `mirrored`, or of each worker; 0: all GPUs.
+      cluster: The workers; one_device and mirrored do not use several.
 
     Raises:
-      InputError: more replicas are asked for than there are GPUs (where there are
-        any) or than one device has, or TensorFlow has started before the CPU could be
-        split, or the workers cannot be joined.
+      InputError: More replicas are asked for than there are GPUs (if there are any) or
+        than one device has, or TensorFlow has started before the CPU could be split,
+        or the workers cannot be joined.
     """
     gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
     if name.startswith("multi_worker") and not cluster:
@@ -48,8 +48,8 @@ def create(
         )
     ring = name == "multi_worker_ring"
     if takes_workers(name):
-        several = len(gpus) > 1 or replicas > 1
-        name = "mirrored" if several else "one_device"
+        many_devices = len(gpus) > 1 or replicas > 1
+        name = "mirrored" if many_devices else "one_device"
         if cluster and cluster.several:
             name = "multi_worker"
     if name == "one_device":
@@ -66,40 +66,40 @@ def create(
         )
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
     if name == "multi_worker" and cluster:
-        return _joined(cluster, devices, _communication(devices, ring))
-    return _mirrored(devices)
+        return _join_workers(cluster, devices, _communication(devices, ring))
+    return _mirrored_strategy(devices)
 
 
 def takes_workers(name: str) -> bool:
-    """Whether a strategy of this name takes the workers that the environment names."""
+    """Whether a strategy of this name uses the workers that the environment names."""
     return name not in ("one_device", "mirrored")
 
 
 def local(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
-    """A strategy of one worker of several, on its own devices alone."""
-    return _mirrored(strategy.extended.worker_devices)
+    """A strategy on the devices of this worker alone, which is one of several."""
+    return _mirrored_strategy(strategy.extended.worker_devices)
 
 
 def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """What the replicas of this process hold, joined along the first axis, as arrays.
+    """The values of this process's replicas as arrays, joined along the first axis.
 
-    Not by `strategy.gather`, which between GPUs takes only some types (not bool), and
-    makes a new graph for each tensor.
+    `strategy.gather` is not used: between GPUs it does not take all types (not bool),
+    and it makes a new graph for each tensor.
 
     Args:
-      strategy: Of this process alone; see `local`.
-      values: A structure of `[batch, ...]` tensors of each replica.
+      strategy: A strategy of this process alone; see `local`.
+      values: A structure of per-replica `[batch, ...]` tensors.
     """
 
-    def joined(value: Any) -> np.ndarray:
+    def join(value: Any) -> np.ndarray:
         parts = strategy.experimental_local_results(value)
         arrays = [part.numpy() for part in parts]
         return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
-    return tf.nest.map_structure(joined, values)
+    return tf.nest.map_structure(join, values)
 
 
-def _mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
+def _mirrored_strategy(devices: Sequence[str]) -> tf.distribute.Strategy:
     if len(devices) == 1:  # XLA cannot compile an update in a mirrored replica.
         return tf.distribute.OneDeviceStrategy(devices[0])
     if "GPU" in devices[0]:
@@ -128,9 +128,9 @@ def _split_cpu(count: int) -> list[str]:
 
 
 class _Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
-    """What MultiWorkerMirroredStrategy does, on devices that are named.
+    """The extended part of MultiWorkerMirroredStrategy, on named devices.
 
-    Its own takes all GPUs, and of a CPU that is split into several devices only one.
+    TensorFlow's own takes all GPUs, but only one of the devices of a split CPU.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, devices: list[str], **options):
@@ -143,7 +143,7 @@ class _Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
 
 
 class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
-    """MultiWorkerMirroredStrategy on some devices of each worker."""
+    """MultiWorkerMirroredStrategy on given devices of each worker."""
 
     def __init__(self, cluster: Cluster, devices: list[str], communication: str):
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -164,20 +164,20 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
 
 
 def _communication(devices: Sequence[str], ring: bool) -> str:
-    """How the replicas of several workers speak to each other, as TensorFlow names it.
+    """How replicas of several workers communicate, by TensorFlow's name.
 
-    NCCL takes all that they say: sums of the types that variables of several workers
-    may have, and joined int32 and int64. First values of variables go by TensorFlow's
-    tree, whatever is chosen here.
+    NCCL supports all that is needed: sums of the types that variables may have, and
+    gathered int32 and int64. The initial values of variables are sent by TensorFlow's
+    own tree in any case.
     """
     return "NCCL" if "GPU" in devices[0] and not ring else "RING"
 
 
-def _joined(
+def _join_workers(
     cluster: Cluster, devices: list[str], communication: str
 ) -> tf.distribute.Strategy:
     """Waits for all workers, and joins them."""
-    place = cluster.addresses[cluster.index]
+    address = cluster.addresses[cluster.index]
     facts = {
         "replicas": len(devices),
         "collectives": communication,
@@ -194,12 +194,12 @@ def _joined(
     except tf.errors.OpError as error:
         if "Could not start gRPC server" in error.message:
             raise InputError(
-                f"worker {cluster.index} must have the address {place} for itself, "
+                f"worker {cluster.index} must have the address {address} for itself, "
                 f"and its port is in use; end what has it, or give another port in "
                 f"{cluster.said_by}."
             ) from error
         raise InputError(
-            f"worker {cluster.index} ({place}) cannot join the others "
+            f"worker {cluster.index} ({address}) cannot join the others "
             f"({first_line(error)}); start all of them, each once, with the same "
             f"{cluster.said_by}."
         ) from error

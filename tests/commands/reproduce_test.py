@@ -155,7 +155,7 @@ def test_data_of_other_variants_need_not_be_there(study_toml, tmp_path, monkeypa
     monkeypatch.setattr(runner_lib.Runner, "run", lambda self, engine: None)
     monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda *given: None)
     runner = runner_lib.Runner(study, tmp_path, ("s",))
-    reproduce._run(runner, study, ReproduceConfig(workers=1), tmp_path)
+    reproduce._run_cells(runner, study, ReproduceConfig(workers=1), tmp_path)
     assert opened == ["camvid"]
 
 

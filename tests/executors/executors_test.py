@@ -257,7 +257,7 @@ def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
 
 def test_only_numbers_as_people_write_them_are_numbers():
     options = "a=4,b=0.5,c=-1,d=01234,e=4e9,f=gpu,g=nan,h=.5,i=1_000,j=e,k=-"
-    assert executors._options(options.split(",")) == {
+    assert executors._parse_options(options.split(",")) == {
         "a": 4, "b": 0.5, "c": -1, "d": "01234", "e": 4e9, "f": "gpu", "g": "nan",
         "h": 0.5, "i": "1_000", "j": "e", "k": "-",
     }  # fmt: skip
@@ -369,7 +369,7 @@ def test_a_command_that_is_refused_is_given_again_while_others_run(monkeypatch):
     assert full.given == [1, 2, 3, 3]
     with pytest.raises(command.Refused, match="the queue is full"):
         ended(Full(1))  # Nothing else runs.
-    monkeypatch.setattr(executors, "_REFUSED_SECONDS", 0.1)
+    monkeypatch.setattr(executors, "_RETRY_SECONDS", 0.1)
     full = Full(3, ends=False)
     assert ended(full) == [1, 2, 3]
     assert full.given == [1, 2, 3, 3]
@@ -390,7 +390,7 @@ def test_slurm_says_what_to_do_where_it_refuses_a_job(tmp_path, monkeypatch):
 
 def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    monkeypatch.setattr(executors.on_slurm, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(executors.on_slurm, "_PREEMPTION_SECONDS", 0.0)
     lease = command.Lease.begin(tmp_path)
     codes = [143, -15, 0]
 

@@ -409,14 +409,14 @@ def test_what_of_a_run_is_downloaded(memory, inner, wanted):
 
 def test_a_network_that_fails_in_between_is_one_sentence(memory, monkeypatch):
     write(memory, dict.fromkeys(("config.json", "train.flags", "model.keras"), b"{}"))
-    exists = addresses._OfFsspec.exists
+    exists = addresses._FsspecPlace.exists
 
     def failing(self, name):
         if name == "model.keras":
             raise ConnectionError("it is gone")
         return exists(self, name)
 
-    monkeypatch.setattr(addresses._OfFsspec, "exists", failing)
+    monkeypatch.setattr(addresses._FsspecPlace, "exists", failing)
     told = r"run cannot be read \(ConnectionError: it is gone\); check the address"
     with remote.copies(), pytest.raises(InputError, match=told):
         remote.fetched(memory, "--ckpt")
@@ -636,7 +636,7 @@ def test_copies_of_killed_processes_go(memory, copies_folder):
     with remote.copies():
         used = remote.local(memory, "--workdir").parents[1]
         assert {*copies_folder.iterdir()} == {used, kept, elsewhere}
-        remote._clear_killed()
+        remote._clear_leftovers()
         assert used.exists()
     assert {*copies_folder.iterdir()} == {kept, elsewhere}
 

@@ -88,7 +88,7 @@ def test_a_signal_that_comes_while_they_speak_stops_all_the_next_time(monkeypatc
         return said
 
     monkeypatch.setattr(workers, "several", True)
-    monkeypatch.setattr(workers, "_each", each)
+    monkeypatch.setattr(workers, "_gather_json", each)
     with contextlib.suppress(stopping.Stopped), stopping.later():
         asked = [workers.asked_to_stop() for _ in range(2)]
     assert asked == [False, True]
