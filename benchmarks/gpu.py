@@ -42,7 +42,7 @@ import timing
 Record = dict[str, Any]
 Case = tuple[Record, Callable[[], Record]]
 
-_USUAL = "matmul,attack,train,torch"
+_DEFAULT_PARTS = "matmul,attack,train,torch"
 _READY = {"ready": True}  # What it says in between.
 _CLASSES = 8
 _KERNELS = 8  # Of a profile that are shown.
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _work(args)
         return
     records: list[Record] = []
-    for together in _together(args):
-        for record in _measured(together, args):
-            records.append(_completed(record, records))
+    for names in _worker_groups(args):
+        for record in _group_records(names, args):
+            records.append(_add_rates(record, records))
             print(_line(records[-1]), flush=True)
             timing.write(args, records)
     timing.write(args, records)
@@ -69,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "gpu", rounds=5)
     add = parser.add_argument
-    add("--part", default=_USUAL, help=f"out of {', '.join(_PARTS)}")
+    add("--part", default=_DEFAULT_PARTS, help=f"out of {', '.join(_PARTS)}")
     add("--torch_python", default="", help="a Python that has PyTorch; empty: without")
     add("--batch_sizes", default="8,32", help="of attacks")
     add("--image_size", default="256x512", help="of attacks")
     add("--seconds", type=float, default=200, help="to compile, and to be measured")
     add("--steps", type=int, default=20, help="of PGD")
-    most = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
-    add("--processes", type=int, default=most, help="that compile at the same time")
+    limit = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
+    add("--processes", type=int, default=limit, help="that compile at the same time")
     add("--profile", default="", help="a folder for the trace of one call of each case")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
     add("--worker", default="", help=argparse.SUPPRESS)
@@ -90,24 +90,28 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _together(args: argparse.Namespace) -> Iterator[list[str]]:
+def _worker_groups(args: argparse.Namespace) -> Iterator[list[str]]:
     """Names of groups of cases whose processes compile at the same time."""
     parts = args.part.split(",")
-    ours = [part for part in parts if not part.startswith("torch")]
-    names = [f"{part}:{i}" for part in ours for i in range(len(_PARTS[part](args)))]
+    tensorflow_parts = [part for part in parts if not part.startswith("torch")]
+    names = [
+        f"{part}:{i}"
+        for part in tensorflow_parts
+        for i in range(len(_PARTS[part](args)))
+    ]
     for i in range(0, len(names), args.processes):
         yield names[i : i + args.processes]
     if args.torch_python:
-        yield from ([f"{part}:0"] for part in parts if part not in ours)
+        yield from ([f"{part}:0"] for part in parts if part not in tensorflow_parts)
 
 
-def _measured(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
+def _group_records(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
     """The records of groups that compile together and are then timed in turn."""
-    late = time.monotonic() + args.seconds
+    deadline = time.monotonic() + args.seconds
     processes = [_Process(name, args) for name in names]
     try:
         for process in processes:
-            process.compile(late)
+            process.compile(deadline)
         for process in processes:
             yield from process.records()
     finally:
@@ -120,8 +124,10 @@ class _Process:
 
     def __init__(self, name: str, args: argparse.Namespace):
         """`name`: that of a part, and the group's place in it."""
-        own = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
-        flags = [f"--{key}={value}" for key, value in {**own, "worker": name}.items()]
+        settings = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
+        flags = [
+            f"--{key}={value}" for key, value in {**settings, "worker": name}.items()
+        ]
         self._part = name.partition(":")[0]
         # PyTorch compiles in this time, too.
         self._seconds = args.seconds * (2 if self._part.startswith("torch") else 1)
@@ -144,27 +150,27 @@ class _Process:
 
     def _listen(self) -> None:
         for line in self._process.stdout:
-            if (said := _object(line)) is not None:
-                self._said.put(said)
+            if (record := _parse_record(line)) is not None:
+                self._said.put(record)
         self._said.put(None)
 
     def _read_errors(self) -> None:
         self._errors.extend(self._process.stderr)
 
-    def _next(self, late: float) -> Record | None:
+    def _next(self, deadline: float) -> Record | None:
         """What it says next, None at its end; ends it where it takes too long."""
         try:
-            return self._said.get(timeout=max(0.0, late - time.monotonic()))
+            return self._said.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             self.end()
             self._what["error"] = "took too long; give more --seconds"
             return None
 
-    def compile(self, late: float) -> None:
+    def compile(self, deadline: float) -> None:
         """Waits until it has compiled, or has ended."""
-        while (said := self._next(late)) not in (None, _READY):
-            self._early.append({"part": self._part, **said})
-        self._ended = said is None
+        while (record := self._next(deadline)) not in (None, _READY):
+            self._early.append({"part": self._part, **record})
+        self._ended = record is None
 
     def records(self) -> Iterator[Record]:
         """What it measures now, and how it failed."""
@@ -172,13 +178,13 @@ class _Process:
         with contextlib.suppress(BrokenPipeError):  # It has died as it waited.
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-        late = time.monotonic() + self._seconds
-        while not self._ended and (said := self._next(late)) is not None:
-            yield {"part": self._part, **said}
+        deadline = time.monotonic() + self._seconds
+        while not self._ended and (record := self._next(deadline)) is not None:
+            yield {"part": self._part, **record}
         if self._process.wait() and "error" not in self._what:
             self._reader.join(5)
-            told = [line.strip() for line in self._errors if line.strip()]
-            self._what["error"] = (told or ["no word"])[-1][:300]
+            error_lines = [line.strip() for line in self._errors if line.strip()]
+            self._what["error"] = (error_lines or ["no word"])[-1][:300]
         if "error" in self._what:
             yield self._what
 
@@ -189,29 +195,29 @@ class _Process:
             self._process.wait()
 
 
-def _object(line: str) -> Record | None:
+def _parse_record(line: str) -> Record | None:
     """The record that a line is; None for what others have printed."""
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _completed(record: Record, before: Sequence[Record]) -> Record:
+def _add_rates(record: Record, earlier_records: Sequence[Record]) -> Record:
     """The record with what follows from it: rates, and shares of matrix products."""
     if "ms" not in record:
         return record
-    made = dict(record)
-    if "batch" in made:
-        made["images_per_s"] = 1000 * made["batch"] / made["ms"]
-    if "gflop" in made:
-        made["tflops"] = made["gflop"] * made.get("batch", 1) / made["ms"]
-        for other in before:
-            is_product = other["part"] == "matmul" and "tflops" in other
-            if is_product and other["dtype"] == made.get("dtype"):
-                made["share"] = made["tflops"] / other["tflops"]
-    return made
+    result = dict(record)
+    if "batch" in result:
+        result["images_per_s"] = 1000 * result["batch"] / result["ms"]
+    if "gflop" in result:
+        result["tflops"] = result["gflop"] * result.get("batch", 1) / result["ms"]
+        for candidate in earlier_records:
+            is_product = candidate["part"] == "matmul" and "tflops" in candidate
+            if is_product and candidate["dtype"] == result.get("dtype"):
+                result["share"] = result["tflops"] / candidate["tflops"]
+    return result
 
 
 def _line(record: Record) -> str:
@@ -241,22 +247,22 @@ def _work(args: argparse.Namespace) -> None:
     part, _, place = args.worker.partition(":")
     args.waits = True
     if not part.startswith("torch"):  # Those need TensorFlow on the CPU alone.
-        _import(part not in _FREE)
+        _import(part not in _NONDETERMINISTIC)
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())
     for what, run in _PARTS[part](args)[int(place)]:
         logging.getLogger("absl").addHandler(handler)  # XLA may be left out.
         try:
-            found = run()
+            result = run()
         except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:400]}
+            result = {"error": f"{type(error).__name__}: {error}"[:400]}
         if warnings:
-            found["note"] = "; ".join(warnings)[:300]
+            result["note"] = "; ".join(warnings)[:300]
             warnings.clear()
-        if "XLA cannot compile" in found.get("note", ""):
-            found["what"] = f"{what['what']}, but without XLA"
-        print(json.dumps({**what, **found}), flush=True)
+        if "XLA cannot compile" in result.get("note", ""):
+            result["what"] = f"{what['what']}, but without XLA"
+        print(json.dumps({**what, **result}), flush=True)
 
 
 def _import(deterministic: bool) -> None:
@@ -269,7 +275,7 @@ def _import(deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _timed(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
+def _measure(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
     """Milliseconds per step, a median over rounds, and seconds of the first call."""
     import tensorflow as tf
 
@@ -282,14 +288,14 @@ def _timed(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Re
     _wait_for_turn(args)
     seconds()
     times = sorted(1000 * seconds() / per for _ in range(args.rounds))
-    found = {"ms": times[len(times) // 2], "first_s": first}
-    found |= {"least_ms": times[0], "most_ms": times[-1]}
+    record = {"ms": times[len(times) // 2], "first_s": first}
+    record |= {"least_ms": times[0], "most_ms": times[-1]}
     if tf.config.list_physical_devices("GPU"):
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-        found["peak_gb"] = round(peak / 2**30, 1)
+        record["peak_gb"] = round(peak / 2**30, 1)
     if args.profile:
-        found["kernels"] = _kernels(seconds, pathlib.Path(args.profile))
-    return found
+        record["kernels"] = _kernels(seconds, pathlib.Path(args.profile))
+    return record
 
 
 def _wait_for_turn(args: argparse.Namespace) -> None:
@@ -316,10 +322,10 @@ def _kernels(run: Callable[[], float], folder: pathlib.Path) -> list[Record]:
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (path,) = place.rglob("*.xplane.pb")
-    return _longest(xplane_pb2.XSpace.FromString(path.read_bytes()))
+    return _longest_kernels(xplane_pb2.XSpace.FromString(path.read_bytes()))
 
 
-def _longest(space: Any) -> list[Record]:
+def _longest_kernels(space: Any) -> list[Record]:
     """Names, counts and milliseconds of the kernels that take longest in a trace."""
     times: dict[str, float] = collections.defaultdict(float)
     counts: dict[str, int] = collections.Counter()
@@ -335,8 +341,10 @@ def _longest(space: Any) -> list[Record]:
                 counts[name] += 1
     names = sorted(times, key=lambda name: -times[name])
     total = {"name": "all", "count": counts.total(), "ms": sum(times.values())}
-    each = [{"name": n, "count": counts[n], "ms": times[n]} for n in names[:_KERNELS]]
-    return [total, *each] if names else []
+    kernels = [
+        {"name": n, "count": counts[n], "ms": times[n]} for n in names[:_KERNELS]
+    ]
+    return [total, *kernels] if names else []
 
 
 def _matmul(args: argparse.Namespace) -> list[list[Case]]:
@@ -354,7 +362,7 @@ def _matmul(args: argparse.Namespace) -> list[list[Case]]:
                 x = x @ a
             return x
 
-        return _timed(lambda: products(a, a), args, count)
+        return _measure(lambda: products(a, a), args, count)
 
     what = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
     return [
@@ -412,7 +420,7 @@ def _float16(args: argparse.Namespace) -> list[list[Case]]:
 
 def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> Case:
     what = f"PGD-{args.steps}, jit={jit}"
-    about = {"what": what, "dtype": dtype, "batch": batch, "jit": jit}
+    description = {"what": what, "dtype": dtype, "batch": batch, "jit": jit}
 
     def run() -> Record:
         from mtr_tf import attacks
@@ -428,11 +436,11 @@ def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> 
         def call():
             return attack(objective, problem.x, seed=0, jit=jit)
 
-        found = _timed(call, args, args.steps)
+        record = _measure(call, args, args.steps)
         loss = problem.head(min(batch, 8)).loss(call()[:8])
-        return {**found, "gflop": 2 * gflop, "loss": round(loss, 5)}
+        return {**record, "gflop": 2 * gflop, "loss": round(loss, 5)}
 
-    return about, run
+    return description, run
 
 
 def _limit(args: argparse.Namespace) -> list[list[Case]]:
@@ -442,7 +450,7 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
         policy = dtype if dtype == "float32" else f"mixed_{dtype}"
         problem, _, _, gflop = _problem(args, batch, policy)
         passes = problem.passes(args.steps, jit=True)
-        return {**_timed(passes, args, args.steps), "gflop": 2 * gflop}
+        return {**_measure(passes, args, args.steps), "gflop": 2 * gflop}
 
     return [
         [
@@ -456,7 +464,7 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
     ]
 
 
-_EVERY = "all"  # Tasks.
+_ALL_TASKS = "all"  # Tasks.
 
 
 def _train(args: argparse.Namespace) -> list[list[Case]]:
@@ -464,7 +472,7 @@ def _train(args: argparse.Namespace) -> list[list[Case]]:
     return [
         _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
         _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _EVERY, "on", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "on", "float32"),
     ]
 
 
@@ -473,7 +481,7 @@ def _more_train(args: argparse.Namespace) -> list[list[Case]]:
     return [
         _training_cases(args, "small", "seg,depth", "on", "float32"),
         _training_cases(args, "small", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _EVERY, "off", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "off", "float32"),
         _training_cases(args, "resnet18", "seg,depth", "on", "mixed_bfloat16"),
     ]
 
@@ -497,18 +505,18 @@ def _training_cases(
     if args.tiny:
         side, batch, width = 32, 2, 4
     what = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
-    if names == _EVERY:
+    if names == _ALL_TASKS:
         what = f"{model}, all tasks, jit={jit}"
-    about = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
-    about |= {"jit": jit, "model": model}
+    description = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
+    description |= {"jit": jit, "model": model}
     state: dict[str, Any] = {}
 
     def bare() -> Record:
         from mtr_tf import tasks
 
-        trained = tuple(tasks.TASKS) if names == _EVERY else tasks.resolve(names)
+        task_names = tuple(tasks.TASKS) if names == _ALL_TASKS else tasks.resolve(names)
         state["steps"] = _Steps(
-            model, trained, jit == "on", policy, (side, side), batch, width
+            model, task_names, jit == "on", policy, (side, side), batch, width
         )
         return state["steps"].bare(args)
 
@@ -516,8 +524,8 @@ def _training_cases(
         return state["steps"].product(args)
 
     return [
-        ({**about, "what": f"step, {what}"}, bare),
-        ({**about, "what": f"loop, {what}"}, product),
+        ({**description, "what": f"step, {what}"}, bare),
+        ({**description, "what": f"loop, {what}"}, product),
     ]
 
 
@@ -598,22 +606,22 @@ class _Steps:
         )
         count = 2 if args.tiny else 20
 
-        def several():
+        def run_steps():
             for _ in range(count):
                 losses = run(batch)
             return losses
 
-        return {**_timed(several, args, count), "gflop": self._gflop}
+        return {**_measure(run_steps, args, count), "gflop": self._gflop}
 
     def product(self, args: argparse.Namespace) -> Record:
         """Steps as `python -m mtr_tf.train` takes them, 20 in one call."""
         import tensorflow as tf
 
         count = 2 if args.tiny else 20
-        found = _timed(
+        record = _measure(
             lambda: self._steps(self._iterator, tf.constant(count)), args, count
         )
-        return {**found, "gflop": self._gflop}
+        return {**record, "gflop": self._gflop}
 
 
 def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -628,7 +636,7 @@ def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
             ("float32", True),
         )
     ]
-    return [_of_torch(args, cases, args.image_size)]
+    return [_torch_cases(args, cases, args.image_size)]
 
 
 def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -639,7 +647,7 @@ def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
         for d in ("float32", "bfloat16")
         for c in (False, True)
     ]
-    return [_of_torch(args, cases, "32" if args.tiny else "256")]
+    return [_torch_cases(args, cases, "32" if args.tiny else "256")]
 
 
 def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -649,15 +657,15 @@ def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
         for b in _batch_sizes(args)
         for d in ("bfloat16", "float32")
     ]
-    return [_of_torch(args, cases, args.image_size)]
+    return [_torch_cases(args, cases, args.image_size)]
 
 
-def _of_torch(
+def _torch_cases(
     args: argparse.Namespace, cases: Sequence[Record], size: str
 ) -> Iterator[Case]:
     """Runs the cases in the Python that has PyTorch, with this net."""
     _wait_for_turn(args)  # It compiles and is timed case by case.
-    environment = _plain_environment()
+    environment = _torch_environment()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Here it only describes the net.
     _import(False)
     args = argparse.Namespace(**{**vars(args), "image_size": size})
@@ -686,7 +694,7 @@ def _of_torch(
             text=True,
         )
         for line in process.stdout:
-            if (record := _object(line)) is None:
+            if (record := _parse_record(line)) is None:
                 continue
             what = f"PyTorch {record['kind']}"
             what += ", torch.compile" if record["compile"] else ", eager"
@@ -698,10 +706,10 @@ def _of_torch(
             yield {"what": "PyTorch"}, lambda: {"error": error}
 
 
-def _plain_environment() -> dict[str, str]:
+def _torch_environment() -> dict[str, str]:
     """The environment without what is TensorFlow's: its Python may be another."""
-    ours = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH")
-    return {k: v for k, v in os.environ.items() if k not in ours}
+    variables = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH")
+    return {k: v for k, v in os.environ.items() if k not in variables}
 
 
 _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
@@ -721,7 +729,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
 }
 # With kernels that need not be deterministic; the others have those that are, as the
 # commands do.
-_FREE = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
+_NONDETERMINISTIC = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
 
 if __name__ == "__main__":
     main()

@@ -72,8 +72,8 @@ class Problem:
 
         def run():
             for _ in range(count):
-                found = gradient()
-            return found
+                result = gradient()
+            return result
 
         return run
 
@@ -89,10 +89,10 @@ class Problem:
 
     def head(self, size: int) -> Problem:
         """Returns it with the first `size` images only."""
-        cut = tf.nest.map_structure(
+        arrays = tf.nest.map_structure(
             lambda t: t[:size], (self.x, self.targets, self.masks)
         )
-        return Problem(self.model, self.names, *cut)
+        return Problem(self.model, self.names, *arrays)
 
 
 def _plain_losses(names, outputs, targets, masks) -> dict[str, tf.Tensor]:
@@ -151,5 +151,7 @@ def trained(ckpt: str, size: int) -> Problem:
     loading.check_named(run.config.dataset, "", run.directory)
     columns = building.open_source(run.config).columns("validation")
     batch = batching.gather(columns, names, range(size))
-    read = tf.nest.map_structure(tf.convert_to_tensor, batch)
-    return Problem(run.model, names, read["image"], read["targets"], read["masks"])
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
+    return Problem(
+        run.model, names, tensors["image"], tensors["targets"], tensors["masks"]
+    )

@@ -32,7 +32,7 @@ _GOAL = 3.3
 _EPSILON = 4 / 255
 _STEP_SIZE = 1 / 255
 _OURS = "mtr_tf"
-_WRITTEN = "PyTorch, network per task, weight gradients"
+_NAIVE = "PyTorch, network per task, weight gradients"
 _BEST = "PyTorch, trunk once, image gradient only"
 _COLUMNS = {
     "what": "s",
@@ -54,27 +54,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     problem = problems.random(args, args.batch_size)
     contestants = {
-        _OURS: _ours(problem, args.steps),
+        _OURS: _mtr_tf(problem, args.steps),
         **_torch_loops(problem, args.steps),
     }
-    found = {name: run() for name, run in contestants.items()}
+    images_by_name = {name: run() for name, run in contestants.items()}
     times = timing.alternate(contestants, args.rounds, warm_up=1)
-    ours = times[_OURS]
+    our_duration = times[_OURS]
     records = [
         {
             "what": name,
             "batch": args.batch_size,
-            "ms per step": 1000 * own.wall / args.steps,
-            "over ours": own.over(ours).wall,
-            "CPU over ours": own.over(ours).cpu,
-            "loss": problem.loss(found[name]),
+            "ms per step": 1000 * duration.wall / args.steps,
+            "over ours": duration.over(our_duration).wall,
+            "CPU over ours": duration.over(our_duration).cpu,
+            "loss": problem.loss(images_by_name[name]),
         }
-        for name, own in times.items()
+        for name, duration in times.items()
     ]
     gains = {row["what"]: row["over ours"] for row in records}
     goals = [
-        (f"{gains[_WRITTEN]:.2f} times as fast as {_WRITTEN}, goal {_GOAL}",
-         gains[_WRITTEN] >= _GOAL),
+        (f"{gains[_NAIVE]:.2f} times as fast as {_NAIVE}, goal {_GOAL}",
+         gains[_NAIVE] >= _GOAL),
         (f"{gains[_BEST]:.2f} times as fast as {_BEST}, goal 1", gains[_BEST] >= 1),
     ]  # fmt: skip
     timing.finish(args, records, _COLUMNS, goals)
@@ -94,7 +94,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _ours(problem: problems.Problem, steps: int) -> Callable[[], np.ndarray]:
+def _mtr_tf(problem: problems.Problem, steps: int) -> Callable[[], np.ndarray]:
     objective = problem.objective()
     attack = attacks.PGD(_EPSILON, _STEP_SIZE, steps, random_start=False)
     return lambda: attack(objective, problem.x).numpy()
@@ -123,12 +123,12 @@ def _torch_loops(
                 slope = point.grad
             else:
                 (slope,) = torch.autograd.grad(losses, point)
-            moved = point.detach() + _STEP_SIZE * slope.sign()
-            point = torch.clamp(moved.clamp(x - _EPSILON, x + _EPSILON), 0, 1)
+            next_point = point.detach() + _STEP_SIZE * slope.sign()
+            point = torch.clamp(next_point.clamp(x - _EPSILON, x + _EPSILON), 0, 1)
         return np.transpose(point.numpy(), (0, 2, 3, 1))
 
     return {
-        _WRITTEN: lambda: loop(net.network_per_head, True),
+        _NAIVE: lambda: loop(net.network_per_head, True),
         "PyTorch, decoder per task, weight gradients": lambda: loop(
             net.decoder_per_head, True
         ),

@@ -30,13 +30,13 @@ def measure(size: int, scenes: int) -> float:
 
 def main(scenes: int) -> None:
     """Prints the table."""
-    best = dict.fromkeys(layout.SIZES, 0.0)
+    best_speeds = dict.fromkeys(layout.SIZES, 0.0)
     for _ in range(ROUNDS):
-        for size in best:
-            best[size] = max(best[size], measure(size, scenes))
+        for size in best_speeds:
+            best_speeds[size] = max(best_speeds[size], measure(size, scenes))
     records = [
         {"size": size, "images/s per core": speed, "goal": GOALS.get(size)}
-        for size, speed in best.items()
+        for size, speed in best_speeds.items()
     ]
     columns = {"size": "", "images/s per core": ".0f", "goal": ""}
     print(timing.table(records, columns))

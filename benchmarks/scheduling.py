@@ -75,8 +75,8 @@ class Nothing(futures.Executor):
     ) -> futures.Future:
         """See `Executor`."""
         start = time.perf_counter()
-        (given,) = args
-        cell = self._cells[given.arguments]
+        (job,) = args
+        cell = self._cells[job.arguments]
         folder = self._workdir / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         if cell.kind == "train":
@@ -97,21 +97,23 @@ def measure(cells: int) -> dict[str, float]:
         workdir = pathlib.Path(folder)
         start = time.perf_counter()
         runner = Runner(study(cells), workdir)
-        looked = time.perf_counter()
+        look_end = time.perf_counter()
         by_command = {cell.command: cell for cell in runner.queue.cells}
         executor = Nothing(by_command, workdir)
         runner.run(executors.Engine(executor, 100, 100))
-        ran = time.perf_counter()
-        again = Runner(study(cells), workdir)
-        seen = time.perf_counter()
-        if again.queue.count(queue.DONE) != len(by_command):
+        run_end = time.perf_counter()
+        second_runner = Runner(study(cells), workdir)
+        second_look_end = time.perf_counter()
+        if second_runner.queue.count(queue.DONE) != len(by_command):
             raise RuntimeError("not all cells are done")
         return {
             "cells": len(by_command),
-            "look, s": looked - start,
-            "run, s": ran - looked - executor.seconds,
-            "ms a cell": 1e3 * (ran - looked - executor.seconds) / len(by_command),
-            "look again, s": seen - ran,
+            "look, s": look_end - start,
+            "run, s": run_end - look_end - executor.seconds,
+            "ms a cell": 1e3
+            * (run_end - look_end - executor.seconds)
+            / len(by_command),
+            "look again, s": second_look_end - run_end,
         }
 
 
@@ -126,8 +128,8 @@ def processes(count: int) -> float:
         )
         start = time.perf_counter()
         for _, future in executors.results(engine, lambda: next(commands, None)):
-            if why := executors.failure(future):
-                raise RuntimeError(why)
+            if reason := executors.failure(future):
+                raise RuntimeError(reason)
         return 1e3 * (time.perf_counter() - start) / count
 
 

@@ -53,13 +53,13 @@ class Times(NamedTuple):
 
 def parser(doc: str, name: str, rounds: int = 15) -> argparse.ArgumentParser:
     """Returns a parser with the flags that every benchmark has."""
-    made = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         description=doc.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--rounds", type=int, default=rounds, help="of each contestant")
-    made.add_argument("--output", default=f"runs/benchmarks/{name}.json")
-    return made
+    flags.add_argument("--rounds", type=int, default=rounds, help="of each contestant")
+    flags.add_argument("--output", default=f"runs/benchmarks/{name}.json")
+    return flags
 
 
 def alternate(
@@ -76,10 +76,10 @@ def alternate(
     for run in contestants.values():
         for _ in range(warm_up):
             run()
-    shuffled = random.Random(0)
+    generator = random.Random(0)
     times = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name in shuffled.sample(list(contestants), len(contestants)):
+        for name in generator.sample(list(contestants), len(contestants)):
             wall, cpu = time.perf_counter(), time.process_time()
             np.asarray(contestants[name]())
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -140,10 +140,10 @@ def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> s
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
