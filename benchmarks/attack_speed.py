@@ -4,10 +4,10 @@
     python benchmarks/attack_speed.py
     python benchmarks/attack_speed.py --model=drn_d_22 --image_size=128x256
 
-The limit is as many calls of one compiled forward and backward-to-input pass of the
-same net and the same loss as the attack takes steps, of the net as Keras has it: with
-its batch norms. Attacks fold those into the convolutions, so they may go below 1; the
-columns "unfolded" are attacks that do not.
+The limit is as many calls of one compiled forward and backward-to-input pass as the
+attack takes steps, with the same loss and the same net as in Keras, with its batch
+norms. Attacks fold those into the convolutions, so ratios may be below 1; the columns
+"unfolded" are of attacks that do not.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)

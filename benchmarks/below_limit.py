@@ -3,17 +3,17 @@
 
     python benchmarks/below_limit.py --ckpt=runs/NAME
 
-The limit is as many forward and backward-to-input passes of the net as Keras has it as
-PGD takes steps, with losses as a user of TensorFlow would write them. The rows are
-such passes with our losses; PGD on that net; on it with its batch norms folded into
-its convolutions; on its copy in bfloat16 (`--fast`); on both. Losses are always those
-of the original net in float32, relative to those that PGD on that net reaches, over
---judged images: over a few, luck with single pixels' signs moves them by a per cent.
+The limit is as many forward and backward-to-input passes of the Keras net as PGD takes
+steps, with losses as a user of TensorFlow would write them. The rows are such passes
+with the library's losses, then PGD on that net, on the net with its batch norms folded
+into its convolutions, on its copy in bfloat16 (`--fast`), and with both. Losses are
+those of the original net in float32, relative to what PGD on that net reaches, over
+--judged images; over few images, the signs of single pixels move them by a percent.
 
-Then heads: the passes of the net when one task is attacked, against a net without the
-other heads, and against all heads evaluated.
+The last rows are about heads: the passes of the net when one task is attacked, with
+all heads, and of a net without the other heads.
 
-Without --ckpt, the net is new: its times are as good, its losses say little.
+Without --ckpt the net is untrained: its times are as good, but its losses say little.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -89,7 +89,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _runs(
     args: argparse.Namespace, problem: problems.Problem, half_model: keras.Model
 ) -> dict[str, Callable[[], tf.Tensor]]:
-    """Returns PGD on equivalent nets, that on the net as it is first."""
+    """Returns PGD on equivalent nets, first on the original net."""
     epsilon = args.epsilon / 255
     attack = attacks.PGD(epsilon, epsilon / 4, args.steps)
     objectives = {
@@ -107,7 +107,7 @@ def _runs(
 def _attacks(
     args: argparse.Namespace, problem: problems.Problem, half_model: keras.Model
 ) -> list[dict]:
-    """Returns the rows of these, the limit's first."""
+    """Returns the rows of the limit, the passes and the attacks."""
     limit = f"limit, {args.steps} passes"
     contestants = {
         limit: problem.passes(args.steps, plain=True),
@@ -150,7 +150,7 @@ def _rows(times: dict, limit: str, problem: problems.Problem) -> list[dict]:
 
 
 def _goal(rows: list[dict], size: int, strong: bool) -> tuple[str, bool]:
-    """The fastest attack, if `strong` of those that reach the loss of plain PGD."""
+    """The goal of the fastest row; with `strong`, of those that reach PGD's loss."""
     candidates = [row for row in rows if row["loss"] is not None]
     if strong:
         candidates = [row for row in candidates if row["relative loss"] >= _STRENGTH]

@@ -3,11 +3,11 @@
 
     python benchmarks/data_scale.py
 
-Folders in Taskonomy's layout are prepared, opened again, trained on for an epoch and
-attacked, each in a process of its own. The files of a few drawn views are linked under
-many names, in buildings of 100, so that a folder takes little space; every one of them
-is read. As many examples of one's own are read lazily. Pictures are small: per picture,
-seconds and bytes grow with their pixels. On a busy machine CPU time (of all processes)
+Folders in Taskonomy's layout are prepared, reopened, trained on for an epoch and
+attacked, each in a process of its own. The files of a few views are linked under many
+names, in buildings of 100, so that a folder takes little space; every file is read. The
+same number of custom examples is read lazily. Pictures are small; seconds and bytes per
+picture grow with the number of pixels. On a busy machine, the CPU time of all processes
 is the steadier figure.
 """
 
@@ -139,7 +139,7 @@ def _measure(args: argparse.Namespace, folder: pathlib.Path, count: int) -> dict
 
 
 def write(root: pathlib.Path, count: int, size: int) -> None:
-    """Writes a folder of so many views."""
+    """Writes a folder of `count` views with sides of `size` pixels."""
     rng = np.random.default_rng(0)
     for domain, kind in _DOMAINS.items():
         ending = domain.replace("segment_semantic", "segmentsemantic")
@@ -156,7 +156,7 @@ def write(root: pathlib.Path, count: int, size: int) -> None:
 
 
 def _draw(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
-    """Waves with little noise, which PNG packs about as well as a room."""
+    """Waves with a little noise, which PNG compresses about as well as a room."""
     y, x = np.mgrid[:size, :size] / size
     a, b, c, d = rng.uniform(1, 6, 4)
     wave = 0.5 + 0.25 * np.sin(a * x + 3 * b * y) + 0.25 * np.cos(9 * c * x * y + d)
@@ -170,7 +170,7 @@ def _draw(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
 
 
 class _Space:
-    """The most bytes that a folder takes while it is looked at, every second."""
+    """Watches a folder every second; `most` is the most bytes that it takes."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder, self._end, self.most = folder, threading.Event(), 0
@@ -198,7 +198,7 @@ class _Space:
 
 
 def _run_child(args: argparse.Namespace, child: str, folder: pathlib.Path) -> dict:
-    """Returns what a child does in a process of its own."""
+    """Returns the measurements of a child, which runs in a process of its own."""
     command = [sys.executable, str(pathlib.Path(__file__)), f"--child={child}"]
     command += [f"--image_size={args.image_size}", f"--root={folder}"]
     environment = {**os.environ, "TFDS_DATA_DIR": str(folder / "store")}
@@ -227,7 +227,7 @@ _CHILDREN = {"prepare": _prepare, "open": _open}
 
 
 def _peak_memory(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float, float]:
-    """MB that an epoch of training, and an attack, take at most."""
+    """The peak memory, in MB, of an epoch of training and of an attack."""
     run = folder / "run"
     train = ["--dataset=taskonomy", f"--data_dir={folder / 'taskonomy'}"]
     train += ["--tasks=seg,depth", "--model=tiny", f"--image_size={args.image_size}"]
@@ -238,7 +238,7 @@ def _peak_memory(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float,
 
 
 def own() -> dict:
-    """As many examples as an environment variable says, drawn when they are read."""
+    """Examples that are made when they are read; DATA_SCALE_COUNT is their number."""
     count = int(os.environ["DATA_SCALE_COUNT"])
     datasets = {
         "train": _LazyExamples(count),
@@ -248,7 +248,7 @@ def own() -> dict:
 
 
 class _LazyExamples:
-    """Examples of one's own, of which none is kept."""
+    """Custom examples that are made on access and not kept."""
 
     def __init__(self, count: int):
         self._count = count
@@ -264,7 +264,7 @@ class _LazyExamples:
 
 
 def _lazy_peak_memory(folder: pathlib.Path, count: int) -> tuple[float, float]:
-    """As `_trained`, of data of one's own that are read lazily."""
+    """Like `_peak_memory`, for custom data that is read lazily."""
     os.environ["DATA_SCALE_COUNT"] = str(count)
     dataset_flag, run = f"--dataset={pathlib.Path(__file__).stem}:own", folder / "own"
     train = [dataset_flag, "--tasks=seg,depth", "--model=tiny", f"--workdir={run}"]
@@ -275,7 +275,7 @@ def _lazy_peak_memory(folder: pathlib.Path, count: int) -> tuple[float, float]:
 
 
 def _command(folder: pathlib.Path, name: str, flags: Sequence[str]) -> float:
-    """MB that a command takes at most."""
+    """The peak memory of a command, in MB."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"mtr_tf.{name}", *flags],
         env={**os.environ, "TFDS_DATA_DIR": str(folder / "store")},
@@ -289,9 +289,9 @@ def _command(folder: pathlib.Path, name: str, flags: Sequence[str]) -> float:
 
 
 def _memory() -> dict:
-    """The most memory that this process has had.
+    """The peak memory of this process, in MB.
 
-    On Linux, `getrusage` has that of the process which started it before.
+    On Linux, `getrusage` includes that of the process that started this one.
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():

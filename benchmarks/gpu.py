@@ -6,13 +6,13 @@
     python benchmarks/gpu.py --part=attack --batch_sizes=8 --profile=FOLDER
     python benchmarks/gpu.py --tiny --torch_python=python    # A rehearsal on a CPU.
 
-XLA compiles for half a minute and longer, mostly on the CPU. So each group of cases is
-a process of its own: several compile at the same time, and are then timed one after
-the other, while the others wait. PyTorch runs afterwards, alone. Each line is printed,
-and the JSON file written, as soon as it is measured; what takes longer than its limit
-is ended. The first call, in which XLA compiles, is in the column "first". A step of an
-attack is a pass forwards and one backwards to the images; one of training is three
-passes. TFLOP/s count the multiplications and additions of convolutions.
+XLA compiles for half a minute and longer, mostly on the CPU. So each group of cases
+runs in a process of its own: several compile at the same time, and are then timed one
+after the other while the rest wait. PyTorch runs afterwards, alone. Each line is
+printed, and the JSON file written, as soon as it is measured; cases that exceed their
+time limit are ended. The column "first" is the first call, in which XLA compiles. A
+step of an attack is a pass forwards and one backwards to the images; a step of training
+is three passes. TFLOP/s count the multiplications and additions of convolutions.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Record = dict[str, Any]
 Case = tuple[Record, Callable[[], Record]]
 
 _DEFAULT_PARTS = "matmul,attack,train,torch"
-_READY = {"ready": True}  # What it says in between.
+_READY = {"ready": True}  # A worker's message that it has compiled.
 _CLASSES = 8
-_KERNELS = 8  # Of a profile that are shown.
+_KERNELS = 8  # The number of kernels of a profile that are shown.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +80,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--profile", default="", help="a folder for the trace of one call of each case")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
     add("--worker", default="", help=argparse.SUPPRESS)
-    parser.set_defaults(waits=False)  # Whether a worker must still be told to go on.
+    parser.set_defaults(waits=False)  # Whether a worker has yet to wait for its turn.
     args = parser.parse_args(argv)
     for part in args.part.split(","):
         if part not in _PARTS:
@@ -91,7 +91,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _worker_groups(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Names of groups of cases whose processes compile at the same time."""
+    """Yields names of groups of cases whose processes compile at the same time."""
     parts = args.part.split(",")
     tensorflow_parts = [part for part in parts if not part.startswith("torch")]
     names = [
@@ -106,7 +106,7 @@ def _worker_groups(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def _group_records(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
-    """The records of groups that compile together and are then timed in turn."""
+    """Yields the records of groups that compile together and are timed in turn."""
     deadline = time.monotonic() + args.seconds
     processes = [_Process(name, args) for name in names]
     try:
@@ -120,10 +120,10 @@ def _group_records(names: Iterable[str], args: argparse.Namespace) -> Iterator[R
 
 
 class _Process:
-    """A process that compiles one group of cases, and measures them when told to."""
+    """A process that compiles a group of cases, and measures them on request."""
 
     def __init__(self, name: str, args: argparse.Namespace):
-        """`name`: that of a part, and the group's place in it."""
+        """Starts the process; `name` is "PART:INDEX" with the group's index."""
         settings = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
         flags = [
             f"--{key}={value}" for key, value in {**settings, "worker": name}.items()
@@ -158,7 +158,10 @@ class _Process:
         self._errors.extend(self._process.stderr)
 
     def _next(self, deadline: float) -> Record | None:
-        """What it says next, None at its end; ends it where it takes too long."""
+        """The next record of the process; None at its end, or after the deadline.
+
+        At the deadline, the process is ended.
+        """
         try:
             return self._said.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -167,15 +170,15 @@ class _Process:
             return None
 
     def compile(self, deadline: float) -> None:
-        """Waits until it has compiled, or has ended."""
+        """Waits until the process has compiled or ended."""
         while (record := self._next(deadline)) not in (None, _READY):
             self._early.append({"part": self._part, **record})
         self._ended = record is None
 
     def records(self) -> Iterator[Record]:
-        """What it measures now, and how it failed."""
+        """Yields the records that the process measures now, and a record of failure."""
         yield from self._early
-        with contextlib.suppress(BrokenPipeError):  # It has died as it waited.
+        with contextlib.suppress(BrokenPipeError):  # The process died while it waited.
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         deadline = time.monotonic() + self._seconds
@@ -189,14 +192,14 @@ class _Process:
             yield self._what
 
     def end(self) -> None:
-        """Ends it, with what it has started."""
+        """Ends the process and its children."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
 def _parse_record(line: str) -> Record | None:
-    """The record that a line is; None for what others have printed."""
+    """The record in a line of output; None if the line is something else."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -205,7 +208,7 @@ def _parse_record(line: str) -> Record | None:
 
 
 def _add_rates(record: Record, earlier_records: Sequence[Record]) -> Record:
-    """The record with what follows from it: rates, and shares of matrix products."""
+    """The record with derived rates, and its share of the rate of matrix products."""
     if "ms" not in record:
         return record
     result = dict(record)
@@ -239,20 +242,20 @@ def _line(record: Record) -> str:
     return "\n".join(["  ".join([*cells, *extra]), *kernels])
 
 
-# What follows runs in the processes of the parts.
+# The rest runs in the processes of the parts.
 
 
 def _work(args: argparse.Namespace) -> None:
     """Prints the records of one group as lines of JSON."""
     part, _, place = args.worker.partition(":")
     args.waits = True
-    if not part.startswith("torch"):  # Those need TensorFlow on the CPU alone.
+    if not part.startswith("torch"):  # PyTorch's need TensorFlow only on the CPU.
         _import(part not in _NONDETERMINISTIC)
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())
     for what, run in _PARTS[part](args)[int(place)]:
-        logging.getLogger("absl").addHandler(handler)  # XLA may be left out.
+        logging.getLogger("absl").addHandler(handler)  # Warns if XLA is left out.
         try:
             result = run()
         except Exception as error:
@@ -276,7 +279,7 @@ def _import(deterministic: bool) -> None:
 
 
 def _measure(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
-    """Milliseconds per step, a median over rounds, and seconds of the first call."""
+    """Milliseconds per step, the median over rounds, and seconds of the first call."""
     import tensorflow as tf
 
     def seconds() -> float:
@@ -299,7 +302,7 @@ def _measure(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> 
 
 
 def _wait_for_turn(args: argparse.Namespace) -> None:
-    """Says that the first call is done, and waits until the others are not timed."""
+    """Reports that the first call is done, and waits while other workers are timed."""
     if args.waits:
         args.waits = False
         print(json.dumps(_READY), flush=True)
@@ -348,7 +351,7 @@ def _longest_kernels(space: Any) -> list[Record]:
 
 
 def _matmul(args: argparse.Namespace) -> list[list[Case]]:
-    """How fast matrix products are: what other rates are a share of."""
+    """The speed of matrix products, which the other rates are shares of."""
     side, count = (64, 2) if args.tiny else (8192, 20)
 
     def run(dtype: str) -> Record:
@@ -399,7 +402,7 @@ def _batch_sizes(args: argparse.Namespace) -> list[int]:
 
 
 def _attack(args: argparse.Namespace) -> list[list[Case]]:
-    """The product's PGD, with XLA and without, in float32 and with --fast."""
+    """The library's PGD, with XLA and without, in float32 and with --fast."""
     return [
         [_attack_case(args, batch, dtype, jit) for jit, dtype in group]
         for batch in _batch_sizes(args)
@@ -412,7 +415,7 @@ def _attack(args: argparse.Namespace) -> list[list[Case]]:
 
 
 def _float16(args: argparse.Namespace) -> list[list[Case]]:
-    """The same in float16."""
+    """The library's PGD in float16."""
     return [
         [_attack_case(args, batch, "float16", "on")] for batch in _batch_sizes(args)
     ]
@@ -468,7 +471,7 @@ _ALL_TASKS = "all"  # Tasks.
 
 
 def _train(args: argparse.Namespace) -> list[list[Case]]:
-    """Training steps at 64 px: the product's loop with its input, and the bare step."""
+    """Training steps at 64 px: the library's loop with its input, and the bare step."""
     return [
         _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
         _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
@@ -477,7 +480,7 @@ def _train(args: argparse.Namespace) -> list[list[Case]]:
 
 
 def _more_train(args: argparse.Namespace) -> list[list[Case]]:
-    """The same for a small net, for all tasks without XLA, and in half precision."""
+    """Training steps of a small net, of all tasks without XLA, and in bfloat16."""
     return [
         _training_cases(args, "small", "seg,depth", "on", "float32"),
         _training_cases(args, "small", "seg,depth", "off", "float32"),
@@ -489,7 +492,7 @@ def _more_train(args: argparse.Namespace) -> list[list[Case]]:
 def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
     """Training DRN-D-22 on crops of 256, batch 16, as the paper does.
 
-    With one decoder for all tasks: the net of `_problem`, so PyTorch's too.
+    The tasks share a decoder: this is the net of `_problem`, and so PyTorch's.
     """
     return [
         _training_cases(args, "drn_d_22", "seg,depth,autoencoder", "on", policy)
@@ -500,7 +503,7 @@ def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
 def _training_cases(
     args: argparse.Namespace, model: str, names: str, jit: str, policy: str
 ) -> list[Case]:
-    """The bare step on a batch that is on the device, then the product's loop."""
+    """The bare step on a batch on the device, then the library's loop."""
     side, batch, width = (64, 32, None) if model != "drn_d_22" else (256, 16, None)
     if args.tiny:
         side, batch, width = 32, 2, 4
@@ -530,7 +533,7 @@ def _training_cases(
 
 
 class _Steps:
-    """A net that is trained on random images; both ways use one compiled step."""
+    """Trains a net on random images; `bare` and `product` use one compiled step."""
 
     def __init__(self, model, names, jit, policy, sides, batch, width):
         import keras
@@ -663,10 +666,10 @@ def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
 def _torch_cases(
     args: argparse.Namespace, cases: Sequence[Record], size: str
 ) -> Iterator[Case]:
-    """Runs the cases in the Python that has PyTorch, with this net."""
-    _wait_for_turn(args)  # It compiles and is timed case by case.
+    """Yields the cases, run by the Python that has PyTorch, with this net."""
+    _wait_for_turn(args)  # PyTorch compiles and is timed case by case.
     environment = _torch_environment()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Here it only describes the net.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # This process only describes the net.
     _import(False)
     args = argparse.Namespace(**{**vars(args), "image_size": size})
     problem, spec, arrays, gflop = _problem(args, 1)
@@ -707,7 +710,7 @@ def _torch_cases(
 
 
 def _torch_environment() -> dict[str, str]:
-    """The environment without what is TensorFlow's: its Python may be another."""
+    """The environment without variables of this Python; PyTorch's may be another."""
     variables = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH")
     return {k: v for k, v in os.environ.items() if k not in variables}
 
@@ -727,8 +730,8 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "torch_train": _torch_train,
     "torch_compile": _torch_compile,
 }
-# With kernels that need not be deterministic; the others have those that are, as the
-# commands do.
+# Parts whose kernels need not be deterministic; the others use deterministic ones, as
+# the commands do.
 _NONDETERMINISTIC = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
     python benchmarks/gpu_checks.py
     python benchmarks/gpu_checks.py --tiny    # A rehearsal on a CPU.
 
-Trains and attacks a small net by the commands themselves, several at the same time, and
-compares: two runs of one seed, with XLA and without; an attack with XLA, without, and
-with --fast; `--batch_size=auto`; training in float16, on replicas and with attacks.
-Then a run of one step is made twice, alone, to see how long the second takes with the
-compiled code that the first has kept.
+Trains and attacks a small net with the commands, several at the same time, and compares
+two runs of one seed, with XLA and without; an attack with XLA, without, and with
+--fast; `--batch_size=auto`; training in float16, on replicas and with attacks. Then a
+run of one step is made twice, alone, to see how long the second one takes with the
+compiled code that the first one has stored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TRAIN = {
     "replicas": ("--jit=on", "--strategy=mirrored"),
     "adversarial": ("--jit=on", "--adversarial_tasks=seg", "--adversarial_steps=2"),
 }
-_ATTACK = {  # The model of the first of these.
+_ATTACK = {  # All attack the model of the first training.
     "attack": ("--jit=on",),
     "attack-again": ("--jit=on", "--batch_size=16"),
     "attack-no-xla": ("--jit=off",),
@@ -64,7 +64,7 @@ class Ended:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the commands; prints and writes what each shows as soon as it is known."""
+    """Runs the commands; prints and writes each check as soon as it is done."""
     args = _arguments(argv)
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """What is checked, with what was found and wanted."""
+    """The checks as records, each with its result and its goal."""
     command_names = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, *_STARTS]
     results: dict[str, Ended] = {}
 
@@ -158,14 +158,14 @@ def _attack(
 
 
 def _flags(args: argparse.Namespace, flags: Sequence[str]) -> Sequence[str]:
-    """A rehearsal does without XLA, which on CPUs compiles for minutes."""
+    """The flags, in a rehearsal without XLA, which compiles for minutes on CPUs."""
     return [f.replace("jit=on", "jit=off") if args.tiny else f for f in flags]
 
 
 def _run_command(
     args: argparse.Namespace, folder: pathlib.Path, name: str, command: Sequence[str]
 ) -> Ended:
-    """Runs a command; what it says goes to a file, too."""
+    """Runs a command and writes its output to FOLDER/NAME.log."""
     start, last = time.perf_counter(), ""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -202,7 +202,7 @@ def _losses(run: pathlib.Path, name: str) -> dict[str, float]:
 
 
 def _loss_checks(run: pathlib.Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """How the losses of other ways to attack differ from those of the first."""
+    """Checks of the losses of other ways to attack against those of "attack"."""
     reference = _losses(run, "attack")
     for name in names:
         losses = _losses(run, name)

@@ -3,15 +3,15 @@
 
     python benchmarks/gradient_law.py
 
-Trains a net on all tasks of rooms for each seed, as the variant "eleven" of the study
-`rooms` is; one that is there already is used. The gradients of the tasks' losses are
-taken with respect to the image and to the end of the shared trunk, before the first
-step and after the last, and each is divided by its own norm.
+Trains a net on all tasks of rooms for each seed, like the variant "eleven" of the study
+`rooms`; existing nets are reused. The gradients of the tasks' losses are taken with
+respect to the image and to the end of the shared trunk, before the first step and after
+the last one, and each is divided by its norm.
 
 Cosines of pairs are averaged over the first half of the images, and norms of the mean
-gradient, of every set of tasks, over the second half: what pairs predict is compared
-with images that they were not taken from. Writes theory.json with the numbers of
-docs/theory.md, and its two figures.
+gradient of every set of tasks over the second half, so that predictions from pairs are
+tested on other images. Writes theory.json with the numbers of docs/theory.md, and the
+two figures of that page.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -52,13 +52,13 @@ from mtr_tf.show import style
 from mtr_tf.show import theory
 from mtr_tf.training import loop as training
 
-# What is about the room's shape stands together, and what is about the picture alone.
+# Tasks about the room's shape are neighbours, and so are tasks about the picture alone.
 _TASKS = "s,d,D,n,r,p,E,K,e,k,A"
 _PLACES = {"image": "at the image", "trunk": "at the end of the trunk"}
 _TIMES = {"before": style.COLORS[5], "after": style.COLORS[2]}
 _LOOKS = {"before": "s", "after": "o"}
 _BATCH = 32
-_TOP_PAIRS = 10  # Pairs, the most aligned, without which the slope is told too.
+_TOP_PAIRS = 10  # The most aligned pairs; slopes are also given without them.
 _SETS = ("sets_measured", "sets_predicted")
 _DIGITS = 4
 
@@ -66,7 +66,7 @@ Numbers = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is not there, measures, prints a table, writes all files."""
+    """Trains missing nets, measures, prints a table, writes all files."""
     args = _arguments(argv)
     configs = [_config(args, seed) for seed in range(args.seeds)]
     nets = [record for config in configs for record in _net_numbers(args, config)]
@@ -138,7 +138,7 @@ def _json_lines(parts: Mapping[str, Any]) -> str:
 
 
 def _net_numbers(args: argparse.Namespace, config: TrainConfig) -> Iterator[Numbers]:
-    """Gives the numbers of one seed, before and after training, at both places."""
+    """Yields the numbers of one seed, before and after training, at both places."""
     workdir = pathlib.Path(args.workdir, f"{config.epochs}-epochs-seed{config.seed}")
     training.train(config, workdir)
     source = building.open_source(config)
@@ -163,7 +163,7 @@ def _net_numbers(args: argparse.Namespace, config: TrainConfig) -> Iterator[Numb
 def gradients_of(
     model: keras.Model, tasks: tasks_lib.TaskSet, batches: tf.data.Dataset
 ) -> dict[str, dict[str, np.ndarray]]:
-    """{place: what `steps.gradients` says of all images there}."""
+    """{place: the arrays of `steps.gradients` there, over all images}."""
     trunk, heads = split(model)
     at_image = tf.function(steps.gradients(model, tasks))
     at_trunk = tf.function(steps.gradients(heads, tasks))
@@ -194,9 +194,9 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def numbers_of(arrays: Mapping[str, np.ndarray]) -> Numbers:
-    """What the pairs of one half of the images predict, beside the other half.
+    """Predictions from the pairs of one half of the images, and the other half's norms.
 
-    All but "raw_slope" and "raw_rho" are of gradients that are divided by their norms.
+    Gradients are divided by their norms, except for the numbers named "raw_*".
     """
     norms = records_lib.own_norms(arrays, "l2")
     half = len(norms) // 2
@@ -258,9 +258,9 @@ def _round(value: Any) -> Any:
 
 
 def _mean_over_nets(nets: Sequence[Numbers]) -> Numbers:
-    """The mean of all numbers, and the least and the largest of what is one number.
+    """The mean of all numbers over nets, and the range of those that are scalars.
 
-    Sets are those of the first net: means over nets would hide how far they scatter.
+    Numbers of sets are the first net's: means over nets would hide their scatter.
     """
     mean: Numbers = {key: nets[0][key] for key in ("place", "time")}
     for name in [name for name in nets[0] if name not in ("seed", *mean)]:
@@ -292,7 +292,7 @@ def table(means: Sequence[Numbers]) -> list[str]:
 
 
 def law_figure(means: Sequence[Numbers], args: argparse.Namespace) -> Figure:
-    """Norms over the number of tasks; below, each set: predicted and measured."""
+    """Norms over the number of tasks; below, measured over predicted for each set."""
     figure, grid = style.grid_of(2, 2, (2.6, 2.5))
     for column, (place, name) in enumerate(_PLACES.items()):
         norm_axes, set_axes = grid[:, column]

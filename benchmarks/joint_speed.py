@@ -3,11 +3,11 @@
 
     python benchmarks/joint_speed.py
 
-The same attack on the same net with the same heads evaluated: on the sum of all tasks'
-losses, and on the first task's with weights of nearly 0 for the others (TensorFlow
-leaves out what is multiplied by 0). Beside these, with and without shared decoders: the
-first task's attack that leaves the other heads out, and one gradient per task, as code
-takes it that handles tasks one after the other.
+Compares the same attack on the same net with the same heads evaluated: on the sum of
+all tasks' losses, and on the first task's with weights of nearly 0 for the others
+(TensorFlow leaves out what is multiplied by 0). Further rows, with and without shared
+decoders: the attack on the first task without the other heads, and one gradient per
+task, as in code that handles tasks one after the other.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)

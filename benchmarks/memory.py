@@ -3,11 +3,10 @@
 
     python benchmarks/memory.py
 
-Each attack runs in a process of its own. Reported are the process's highest resident
-memory, and the attack's own: how far the memory that TensorFlow had in use rose above
-what was in use before. That is counted by TensorFlow's allocator of memory for GPUs,
-which an environment variable lets it use on CPUs; equal attacks agree within a few per
-cent.
+Each attack runs in a process of its own. The table has the process's peak resident
+memory, and the attack's own: how far the memory in use by TensorFlow rose above what
+was in use before. TensorFlow's allocator for GPUs counts it; an environment variable
+enables that allocator on CPUs. Equal attacks agree within a few percent.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 
 from mtr_tf.cli import startup
 
-os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"  # It counts; read when TensorFlow starts.
+os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"  # Counts; read when TensorFlow starts.
 startup.import_tensorflow()  # Without its start-up noise.
 
 import problems
@@ -33,7 +32,7 @@ import timing
 
 from mtr_tf import attacks
 
-_TOLERANCE = 0.05  # Of the attack's own.
+_TOLERANCE = 0.05  # Of the attack's own memory.
 _COLUMNS = {"attack": "s", "steps": "d", "peak MB": ".1f", "attack's own MB": ".1f"}
 
 
@@ -88,7 +87,7 @@ def _medians(args: argparse.Namespace, name: str, steps: int) -> dict:
 def _measure_in_process(
     args: argparse.Namespace, name: str, steps: int
 ) -> tuple[float, float]:
-    """Returns what `_measure` does in a process of its own."""
+    """Returns the result of `_measure`, run in a process of its own."""
     command = [sys.executable, str(pathlib.Path(__file__)), f"--child={name},{steps}"]
     for flag in ("model", "width", "image_size", "decoders", "tasks", "batch_size"):
         if getattr(args, flag) is not None:
@@ -99,7 +98,7 @@ def _measure_in_process(
 
 
 def _measure(args: argparse.Namespace, name: str, steps: int) -> tuple[float, float]:
-    """Returns this process's peak in MB, and what the attack had in use at most."""
+    """Returns the peak memory of this process and of the attack alone, in MB."""
     problem = problems.random(args, args.batch_size)
     objective = problem.objective()
     epsilon = 8 / 255

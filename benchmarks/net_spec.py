@@ -30,7 +30,7 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
         layer, (out,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
         settings, weights = _node(layer, nodes, inputs)
-        if settings is None:  # It changes nothing.
+        if settings is None:  # The layer changes nothing.
             names[id(out)] = inputs[0]
             continue
         names[id(out)] = layer.name
@@ -86,7 +86,7 @@ def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
 
 
 def _merge_padding(nodes: Sequence[dict], outputs: dict[str, str]) -> list[dict]:
-    """Returns the nodes with padding and subsampling within convolutions."""
+    """Returns the nodes with padding and subsampling merged into convolutions."""
     by_name = {node["name"]: node for node in nodes}
     reader_counts: dict[str, int] = {}
     for name in [n for node in nodes for n in node["inputs"]] + list(outputs.values()):
@@ -110,9 +110,9 @@ def _merge_padding(nodes: Sequence[dict], outputs: dict[str, str]) -> list[dict]
 
 
 def forward_flops(spec: dict[str, Any], height: int, width: int) -> float:
-    """Returns 2 x multiplications of all convolutions, of one image forwards.
+    """Returns twice the multiplications of all convolutions in an image's forward pass.
 
-    The gradient by the images costs as much again, that by the weights too.
+    The gradient by the images costs the same again, and so does that by the weights.
     """
     sides, total = {}, 0.0
     for node in spec["nodes"]:

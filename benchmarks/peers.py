@@ -4,13 +4,14 @@
     pip install -e ".[bench]"
     python benchmarks/peers.py
 
-One Keras classifier (a ResNet-18 encoder, briefly trained to tell patterns apart),
-because the peers know a single output of classes. All take the same steps from the
-image itself, without a random start. foolbox and ART run as their manuals call them, on
-the Keras model, whose layers then run one by one, and in their best form, on
-`tf.function(model)`; cleverhans compiles its gradient itself. Final losses are
-compared in the same run, over --judged images: ours must be equal or higher. The peers
-return the last point; ours the best one met, or, in a row of its own, the last.
+The model is a Keras classifier, a ResNet-18 encoder briefly trained to tell patterns
+apart, because the peers support only a single output of classes. All attacks take the
+same steps from the image itself, without a random start. foolbox and ART run as in
+their manuals, on the Keras model, whose layers then run one by one, and in their best
+form, on `tf.function(model)`; cleverhans compiles its gradient itself. Final losses are
+compared in the same run, over --judged images: the library's must be equal or higher.
+The peers return the last point; the library returns the best point that it met or, in a
+further row, the last.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -40,7 +41,7 @@ from mtr_tf.models import resnet
 _CLASSES = 8
 _PEERS = ("foolbox", "foolbox compiled", "art", "art compiled", "cleverhans")
 _KEEPS = {"limit": "", "mtr_tf": "best"}  # Which point is returned; else the last.
-_EQUAL = 0.999  # Of the highest loss: rounding turns some signs.
+_EQUAL = 0.999  # Of the highest loss: rounding changes some signs.
 _COLUMNS = {
     "what": "s",
     "keeps": "s",
@@ -141,7 +142,7 @@ def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
 
 
 def _peer_model(model: keras.Model, compiled: bool) -> Callable[..., tf.Tensor]:
-    """The model as its owner may hand it to a peer: as it is, or as one graph."""
+    """The model as users may pass it to a peer: as it is, or as one graph."""
     return tf.function(model, autograph=False) if compiled else model
 
 
@@ -219,7 +220,7 @@ _ADAPTERS = {
 
 
 def _strength(args: argparse.Namespace, model: keras.Model, contestants: dict) -> dict:
-    """Returns what the table says of each one's images: {name: {column: value}}."""
+    """Returns {name of a contestant: {column: value}} about its images."""
     x, y = _patterns(args.judged, args.image_size, -1)
     images_by_name = {
         name: np.asarray(prepare(model, x, y, args)())
@@ -237,7 +238,7 @@ def _strength(args: argparse.Namespace, model: keras.Model, contestants: dict) -
 def _measure(
     args: argparse.Namespace, model: keras.Model, contestants: dict, size: int
 ) -> list[dict]:
-    """Returns the table's rows of one batch size, the limit's first, then ours."""
+    """Returns the rows of one batch size: the limit, the library, then the peers."""
     x, y = _patterns(size, args.image_size, -2)
     runs = {"limit": _limit(model, x, y, args.steps)}
     for name, prepare in contestants.items():
@@ -257,7 +258,7 @@ def _measure(
 
 
 def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
-    """Returns what calls a compiled forward and backward pass `steps` times."""
+    """Returns a function that runs a compiled forward-backward pass `steps` times."""
 
     @tf.function
     def gradient(x, y):
@@ -282,7 +283,7 @@ def _loss(model, images: np.ndarray, y) -> float:
 
 
 def _difference(images: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the share of values that differ from ours by more than 1e-5."""
+    """Returns the share of values that differ from `reference` by more than 1e-5."""
     return float(np.mean(np.abs(images - reference) > 1e-5))
 
 

@@ -4,10 +4,11 @@
     pip install -e ".[bench]"
     python benchmarks/released_speed.py
 
-Shared decoders, which is what the released code computes. The rows of PyTorch, with the
-same weights: all layers, or the decoder's, run anew for each task and gradients by all
-weights taken with those by the image (the released code runs the decoder anew); and at
-its best, what tasks share computed once and only the gradient by the image.
+The net has shared decoders, which is what the released code computes. PyTorch has the
+same weights. In its first two rows, all layers or only the decoder's run again for each
+task, and gradients by all weights are taken with those by the image (the released code
+runs the decoder again). In its best row, shared layers run once, and only the gradient
+by the image is taken.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -144,7 +145,7 @@ def _torch_target(target):
 
 
 def _torch_losses(outputs, targets):
-    """Returns the sum of the tasks' losses, each a mean: as mtr_tf.losses has them."""
+    """Returns the sum of the tasks' losses, each a mean, as in mtr_tf.losses."""
     from torch.nn import functional
 
     losses = {

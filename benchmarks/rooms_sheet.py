@@ -26,7 +26,7 @@ SCENES = 7
 
 
 def columns(count: int, size: int) -> list[dict[str, np.ndarray]]:
-    """For each scene {row's name: uint8 RGB}: the picture, then every task but it."""
+    """For each scene {name of a row: uint8 RGB}: the picture, then the other tasks."""
     info = reading.dataset_info(size)
     scenes = []
     for index in range(count):

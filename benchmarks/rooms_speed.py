@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures how many rooms one core renders per second, with all stored targets.
 
-Run `python benchmarks/rooms_speed.py [SCENES]`. One thread; every size takes its turn
-in three rounds, and the best round counts, so that other work on the machine disturbs
-little.
+Run `python benchmarks/rooms_speed.py [SCENES]`. It uses one thread. Every size takes
+its turn in three rounds, and the best round counts, so that other work on the machine
+has little effect.
 """
 
 from __future__ import annotations

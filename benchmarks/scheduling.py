@@ -3,10 +3,10 @@
 
     python benchmarks/scheduling.py --cells=1000,10000
 
-Each command "runs" in no time and leaves the files of a cell, so what is measured is
-the runner's own work: finding the cells, choosing the next one, writing its marker with
-checksums, the index, the estimates of the time left. A last line says what it costs to
-start a command that does nothing, beside what Python alone takes for that.
+Each command "runs" in no time and leaves the files of a cell, so the times are those of
+the runner itself: finding the cells, choosing the next one, writing its marker with
+checksums, the index, and estimates of the remaining time. A last line compares the cost
+of starting a command that does nothing with that of starting Python alone.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _COLUMNS = {
     "ms a cell": ".2f",
     "look again, s": ".2f",
 }
-_VARIANTS, _ATTACKS = 10, 9  # So ten cells for each variant and seed.
+_VARIANTS, _ATTACKS = 10, 9  # Ten cells per variant and seed: a training, 9 attacks.
 
 
 def study(cells: int) -> Study:
-    """A study of about so many cells."""
+    """A study of about `cells` cells."""
     names = tuple(f"v{i}" for i in range(_VARIANTS))
     return Study(
         name="many",
@@ -66,9 +66,9 @@ class Nothing(futures.Executor):
     """Leaves the files of a cell and does nothing else."""
 
     def __init__(self, cells: dict[tuple[str, ...], Cell], workdir: pathlib.Path):
-        """Takes the cells by their commands."""
+        """Takes {command: its cell}."""
         self._cells, self._workdir = cells, workdir
-        self.seconds = 0.0  # Of its own.
+        self.seconds = 0.0  # Spent in this executor.
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any

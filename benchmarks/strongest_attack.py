@@ -4,16 +4,16 @@
     python benchmarks/strongest_attack.py --quick
     python benchmarks/strongest_attack.py --camvid=CamVid
 
-Trains small nets on rooms, and on CamVid where that is given, each once without and
+Trains small nets on rooms, and on CamVid if --camvid is given, each once without and
 once with adversarial training; or takes --ckpt. Each task of a net is attacked alone,
-by every attack that fits its kind, at every radius and number of gradients. All are
-judged as `--judge=auto` has it, so that PGD on the losses segpgd and cospgd is SegPGD
-and CosPGD. An ensemble divides the gradients among its members; a query of Square
-counts as one. "worst" is that of `--attack=worst`: APGD, PGD and Square.
+by every attack that fits its kind, at every radius and number of gradients. Attacks are
+judged as with `--judge=auto`, so that PGD on the losses segpgd and cospgd is SegPGD and
+CosPGD. An ensemble divides the gradients among its members; a query of Square counts as
+one gradient. "worst" is `--attack=worst`: APGD, PGD and Square.
 
-Lower is stronger for accuracy and mean IoU, higher for errors. The last lines say what
-to claim robustness with: the attacks' harm as a share of the strongest one's, mean over
-nets, tasks and radii.
+Lower values mean stronger attacks for accuracy and mean IoU, higher ones for errors.
+The last lines rank the attacks for claims of robustness: their harm as a share of the
+strongest one's, the mean over nets, tasks and radii.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -41,7 +41,7 @@ from mtr_tf.attacks import ensemble
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.training import loop as training
 
-# What is raised, for classes and for all else; those that fit a task.
+# The losses that attacks raise, for tasks with classes and for others, if they fit.
 _LOSSES = {
     True: ("own", "segpgd", "cospgd", "masked_ce", "js"),
     False: ("own", "cospgd", "l2", "relative", "angular"),
@@ -103,7 +103,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _nets(args: argparse.Namespace) -> Iterator[tuple[str, problems.Problem]]:
-    """Gives each net with its first validation images; trains what is not there."""
+    """Yields each net with its first validation images; trains missing nets."""
     for ckpt in filter(None, args.ckpt.split(",")):
         yield pathlib.Path(ckpt).name, problems.trained(ckpt, args.images)
     if args.ckpt:
@@ -133,7 +133,7 @@ def _attack_rows(
     eps: float,
     budgets: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    """Gives a row per attack and metric: the metric after so many gradients."""
+    """Yields a row per attack and metric: its value for each number of gradients."""
     (name,) = problem.names
     task = tasks_lib.TASKS[name]
     metrics = dict.fromkeys((task.harm, *task.metrics[:1]))
@@ -166,7 +166,7 @@ def _rows(facts: dict, metrics: dict, by_budget: dict) -> Iterator[dict[str, Any
 
 
 def _contestants(task: tasks_lib.Task) -> list[tuple[str, str]]:
-    """Pairs of an attack and what it raises."""
+    """Pairs of an attack and the loss that it raises."""
     losses = [
         loss
         for loss in _LOSSES[task.discrete]
@@ -184,7 +184,7 @@ def _is_own_loss(loss: str, task: tasks_lib.Task) -> bool:
 
 
 def _make(attack: str, epsilon: float, budget: int) -> attacks.Attack:
-    """Returns the attack of so many gradients; ensembles divide them."""
+    """Returns the attack with `budget` gradients; ensembles divide them."""
     if attack == "pgd":
         return attacks.PGD(epsilon, epsilon / 4, budget)
     if attack == "apgd":
@@ -202,7 +202,7 @@ def _make(attack: str, epsilon: float, budget: int) -> attacks.Attack:
 
 
 def _metric_values(problem: problems.Problem, x: Any, metrics: dict) -> list[float]:
-    """The metrics of the net itself on these images."""
+    """The values of the net's metrics on the images `x`."""
     (name,) = problem.names
     outputs = problem.model(x, training=False)[name]
     case = (problem.targets[name], outputs, problem.masks[name])

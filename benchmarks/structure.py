@@ -4,10 +4,10 @@
     python benchmarks/structure.py
     python benchmarks/structure.py --root=OTHER_CHECKOUT --details
 
-All but the crossings is read off the source, whatever the modules are called, so that
-any two checkouts can be compared. For the crossings, two tiny models are trained and
-one is attacked; a file counts where a function of it is called while a batch is put
-together and the step is traced.
+Everything but the crossings is read from the source, whatever the names of modules, so
+that any two checkouts can be compared. For the crossings, two tiny models are trained
+and one is attacked; a file counts if one of its functions is called while a batch is
+put together or the step is traced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 PACKAGE = "mtr_tf"
 COMMANDS = ("train", "attack", "convert", "compare", "export", "reproduce", "__main__")
-# Where the names of attacks are; in dicts the keys are names.
+# The constants with the names of attacks; in dicts, the keys are the names.
 _ATTACK_TABLES = ("ATTACKS", "KINDS", "RELEASED")
 _MECHANISMS = ("_DAMAGED", "_PLACE_ONLY")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -47,7 +47,7 @@ class Module:
     Attributes:
       name: As it is imported: `mtr_tf.data.batching`; of a package, without __init__.
       path: The file.
-      tree: What is in it.
+      tree: The syntax tree of the file.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The package it is in, or its own name on the top level; empty: the root."""
+        """The package that it is in, or its name on the top level; "" for the root."""
         return self.name.partition(".")[2].partition(".")[0]
 
 
@@ -66,9 +66,9 @@ class Import:
 
     Attributes:
       source: The module that imports.
-      target: What it imports; of a name in a module of the package, the module.
-      line: Where.
-      inside: The function that it is in; empty: none.
+      target: What it imports; for a name in a module of the package, the module.
+      line: The line of the import.
+      inside: The function that the import is in; empty: none.
     """
 
     source: str
@@ -91,7 +91,7 @@ def modules(root: pathlib.Path) -> dict[str, Module]:
 
 
 def imports(module: Module, names: Iterable[str]) -> list[Import]:
-    """What a module imports, wherever in it; `names` are the package's modules."""
+    """All imports of a module; `names` are the modules of the package."""
     records = []
     for node, inside in _with_functions(module.tree):
         if isinstance(node, ast.Import):
@@ -112,7 +112,7 @@ def imports(module: Module, names: Iterable[str]) -> list[Import]:
 
 
 def _with_functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[ast.AST, str]]:
-    """All nodes, each with the innermost function that it is in."""
+    """Yields all nodes, each with the innermost function that it is in."""
     for node in ast.iter_child_nodes(tree):
         yield node, inside
         name = node.name if isinstance(node, _Function) else inside
@@ -128,7 +128,7 @@ def _absolute(module: Module, node: ast.ImportFrom) -> str:
 
 
 def arrows(root: pathlib.Path) -> dict[str, set[str]]:
-    """{module: modules of the package that it imports}, also inside functions."""
+    """{module: modules of the package that it imports, also inside functions}."""
     by_name = modules(root)
     return {
         name: {i.target for i in imports(m, by_name) if i.target in by_name} - {name}
@@ -137,7 +137,7 @@ def arrows(root: pathlib.Path) -> dict[str, set[str]]:
 
 
 def rooms(between: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same arrows between packages and modules of the top level."""
+    """The arrows between packages and modules of the top level."""
     graph = collections.defaultdict(set)
     for source, targets in between.items():
         room = source.split(".")[1:2]
@@ -177,7 +177,7 @@ def late_imports(root: pathlib.Path) -> list[Import]:
 
 
 def attack_names(root: pathlib.Path) -> set[str]:
-    """The names of attacks: strings in tables of attacks, or keys of them."""
+    """The names of attacks: the strings in tables of attacks, or the keys of dicts."""
     attacks = set()
     for module in modules(root).values():
         if module.room in ("attacks", "config", "attack_config"):
@@ -188,7 +188,7 @@ def attack_names(root: pathlib.Path) -> set[str]:
 
 
 def _constants(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    """Names that a module's own lines assign, with what."""
+    """Yields (name, value) of the assignments at the top level of a module."""
     for node in tree.body:
         if isinstance(node, ast.Assign):
             targets = node.targets
@@ -216,7 +216,7 @@ def _strings(value: ast.AST) -> set[str]:
 def attack_branches(root: pathlib.Path) -> list[str]:
     """Places that compare something with the name of an attack.
 
-    With a literal, or with a constant of the module that holds such names.
+    The name is a literal, or in a constant of the module.
     """
     names, places = attack_names(root), []
     for module in modules(root).values():
@@ -245,7 +245,7 @@ def attack_tables(root: pathlib.Path) -> list[str]:
 
 
 def mechanisms(root: pathlib.Path) -> list[str]:
-    """Constants of what counts as damaged, or as a mere place."""
+    """Constants that list what counts as damaged, or as a mere place."""
     return [
         f"{module.path.relative_to(root)}: {name}"
         for module in modules(root).values()
@@ -254,7 +254,7 @@ def mechanisms(root: pathlib.Path) -> list[str]:
     ]
 
 
-# Sizes, and what functions say of themselves.
+# Sizes, annotations and docstrings.
 
 
 def lines(folder: pathlib.Path) -> int:
@@ -263,7 +263,7 @@ def lines(folder: pathlib.Path) -> int:
 
 
 def public_functions(root: pathlib.Path) -> list[_Function]:
-    """Functions and methods without an underscore, those inside others left out."""
+    """Functions and methods without an underscore, except those inside functions."""
     functions = []
     for module in modules(root).values():
         classes = [n for n in module.tree.body if isinstance(n, ast.ClassDef)]
@@ -274,7 +274,7 @@ def public_functions(root: pathlib.Path) -> list[_Function]:
 
 
 def _is_annotated(function: _Function) -> bool:
-    """Whether all parameters but self, and what is returned, have a type."""
+    """Whether all parameters but self, and the returned value, have a type."""
     args = function.args
     parameters = [*args.posonlyargs, *args.args, *args.kwonlyargs]
     parameters = [
@@ -319,7 +319,7 @@ _ATTACK = {
 
 
 def crossings(root: pathlib.Path) -> dict[str, list[str]]:
-    """{kind of batch: files that it crosses}, found in a process of its own."""
+    """{kind of batch: files that it crosses}, traced in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder, "structure_data.py").write_text(_DATA)
         environment = {**os.environ, "PYTHONPATH": str(root.resolve())}
@@ -334,14 +334,14 @@ def crossings(root: pathlib.Path) -> dict[str, list[str]]:
 
 @dataclasses.dataclass
 class _Trace:
-    """Which modules' functions are called, while it is on."""
+    """Collects the modules whose functions are called while it is on."""
 
     met: dict[str, None] = dataclasses.field(default_factory=dict)
     depth: int = 0
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Looks at all calls of this thread."""
+        """Watches all calls of this thread."""
         self.depth += 1
         sys.setprofile(self._look)
         try:
@@ -353,14 +353,14 @@ class _Trace:
 
     def _look(self, frame: Any, event: str, argument: Any) -> None:
         if event != "call" or frame.f_code.co_filename == "<string>":
-            return  # The latter are made by dataclasses.
+            return  # Functions in "<string>" are made by dataclasses.
         # By the module, since AutoGraph copies functions into files of its own.
         name = frame.f_globals.get("__name__", "")
         if name.startswith(f"{PACKAGE}."):
             self.met.setdefault(name)
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, looked at while it runs."""
+        """The function, with its calls traced while it runs."""
 
         def traced(*arguments: Any, **settings: Any) -> Any:
             with self.on():
@@ -369,13 +369,13 @@ class _Trace:
         return traced
 
     def take(self) -> list[str]:
-        """What has been met since the last time."""
+        """The modules that were met since the last call."""
         module_names, self.met = list(self.met), {}
         return module_names
 
 
 def _trace() -> None:
-    """Prints what `crossings` returns, of the package that is imported."""
+    """Prints the result of `crossings` for the imported package."""
     commands = {c: importlib.import_module(f"{PACKAGE}.{c}") for c in COMMANDS[:2]}
     import tensorflow as tf
 
@@ -421,7 +421,7 @@ def _replace(name: str, wrap: Callable[..., Any]) -> None:
 
 
 def measure(root: pathlib.Path, trace: bool = True) -> list[dict[str, Any]]:
-    """Rows of the table: what, found, goal, and the details behind it."""
+    """The rows of the table: what, found, goal, and the details behind it."""
     module_arrows, inner_imports = arrows(root), late_imports(root)
     outside_commands = [
         i for i in inner_imports if i.source.split(".")[1] not in COMMANDS
@@ -467,7 +467,7 @@ def measure(root: pathlib.Path, trace: bool = True) -> list[dict[str, Any]]:
 
 
 def _is_reader(name: str) -> bool:
-    """Whether it is what holds the examples that `batching` asks for."""
+    """Whether the module holds the examples that `batching` asks for."""
     return bool(re.match(rf"{PACKAGE}\.data\.(custom|source)", name))
 
 

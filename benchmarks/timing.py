@@ -68,10 +68,9 @@ def alternate(
     """Runs every contestant once per round, in an order that changes every round.
 
     Args:
-      contestants: {name: function}; what it returns is waited for: an array, a tensor,
-        or None.
-      rounds: Over which the medians are taken.
-      warm_up: Runs of each before the first round: the first compiles.
+      contestants: {name: function}; its result, an array, a tensor or None, is awaited.
+      rounds: The number of rounds that medians are over.
+      warm_up: Runs of each contestant before the first round; the first one compiles.
     """
     for run in contestants.values():
         for _ in range(warm_up):
@@ -100,8 +99,8 @@ def finish(
     Args:
       args: The settings; `args.output` is the file.
       records: The table's rows.
-      columns: {key of a record: format of its cell, as in "8.3f"}, in their order.
-      goals: (what was wanted, whether it was met).
+      columns: {key of a record: format of its cell, such as "8.3f"}, in order.
+      goals: (goal in words, whether it was met).
     """
     print(table(records, columns))
     goals = list(goals)
@@ -131,7 +130,7 @@ def write(
 
 
 def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Returns lines of aligned cells; None is an empty one."""
+    """Returns lines of aligned cells; None becomes an empty cell."""
     rows = [list(columns)]
     for record in records:
         cells = ((record[key], form) for key, form in columns.items())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DRN-D-22 in PyTorch, as `mtr_tf.models` has it, with the weights of a Keras model.
 
-What the names of layers mean is said in mtr_tf/models/drn.py; they are the same here,
-so that weights go over by name.
+Layers have the same names as in mtr_tf/models/drn.py, which explains them, so that
+weights are copied by name.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class Net(nn.Module):
         return self.parts[f"upsample_{task}"](self.parts[f"head_{task}"](x))
 
     def trunk_once(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; what they share is computed once."""
+        """All outputs; shared layers run once."""
         features = self.decode(self.encode(x))
         return {task: self.head(features, task) for task in self.tasks}
 
     def decoder_per_head(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; the shared decoder runs once for each, as released."""
+        """All outputs; the shared decoder runs for each task, as in the original code."""
         features = self.encode(x)
         return {task: self.head(self.decode(features), task) for task in self.tasks}
 
     def network_per_head(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; the whole network runs once for each."""
+        """All outputs; the whole network runs for each task."""
         return {
             task: self.head(self.decode(self.encode(x)), task) for task in self.tasks
         }
@@ -93,7 +93,7 @@ class Net(nn.Module):
 def _convolution(layer: keras.layers.Conv2D) -> nn.Conv2d:
     kernel = np.transpose(layer.kernel.numpy(), (3, 2, 0, 1))
     size, dilation = layer.kernel_size[0], layer.dilation_rate[0]
-    # Keras has strided 1x1 kernels as subsampling before.
+    # The Keras model replaces the stride of 1x1 kernels by subsampling before them.
     is_halved = (
         size == 1 and layer.name.endswith("shortcut_conv") and _is_subsampled(layer)
     )

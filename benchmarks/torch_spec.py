@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch on a net that `net_spec` describes: PGD steps and training steps, timed.
 
-A program of its own, which needs PyTorch alone, so that it runs under another Python
-than TensorFlow's. It prints a JSON object per line, each as soon as it is measured.
+This program needs only PyTorch and NumPy, so that it can run under another Python than
+TensorFlow's. It prints a JSON object per line, each as soon as it is measured.
 
     python benchmarks/torch_spec.py SETTINGS.json
 """
@@ -249,7 +249,7 @@ def main(path: str) -> None:
     for case in settings["cases"]:
         try:
             result = _case(settings, case)
-        except Exception as error:  # The other cases shall be measured all the same.
+        except Exception as error:  # The other cases are still measured.
             result = {"error": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps({**case, **result}), flush=True)
         if case["compile"]:
