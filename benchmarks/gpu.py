@@ -254,7 +254,7 @@ def _work(args: argparse.Namespace) -> None:
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())
-    for what, run in _PARTS[part](args)[int(place)]:
+    for facts, run in _PARTS[part](args)[int(place)]:
         logging.getLogger("absl").addHandler(handler)  # Warns if XLA is left out.
         try:
             result = run()
@@ -264,8 +264,8 @@ def _work(args: argparse.Namespace) -> None:
             result["note"] = "; ".join(warnings)[:300]
             warnings.clear()
         if "XLA cannot compile" in result.get("note", ""):
-            result["what"] = f"{what['what']}, but without XLA"
-        print(json.dumps({**what, **result}), flush=True)
+            result["what"] = f"{facts['what']}, but without XLA"
+        print(json.dumps({**facts, **result}), flush=True)
 
 
 def _import(deterministic: bool) -> None:
@@ -278,7 +278,9 @@ def _import(deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _measure(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
+def _measure(
+    run: Callable[[], Any], args: argparse.Namespace, steps: int = 1
+) -> Record:
     """Milliseconds per step, the median over rounds, and seconds of the first call."""
     import tensorflow as tf
 
@@ -290,7 +292,7 @@ def _measure(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> 
     first = seconds()
     _wait_for_turn(args)
     seconds()
-    times = sorted(1000 * seconds() / per for _ in range(args.rounds))
+    times = sorted(1000 * seconds() / steps for _ in range(args.rounds))
     record = {"ms": times[len(times) // 2], "first_s": first}
     record |= {"least_ms": times[0], "most_ms": times[-1]}
     if tf.config.list_physical_devices("GPU"):
@@ -367,10 +369,10 @@ def _matmul(args: argparse.Namespace) -> list[list[Case]]:
 
         return _measure(lambda: products(a, a), args, count)
 
-    what = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
+    facts = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
     return [
         [
-            ({**what, "dtype": dtype}, lambda dtype=dtype: run(dtype))
+            ({**facts, "dtype": dtype}, lambda dtype=dtype: run(dtype))
             for dtype in ("bfloat16", "float16", "float32")
         ]
     ]
@@ -422,8 +424,8 @@ def _float16(args: argparse.Namespace) -> list[list[Case]]:
 
 
 def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> Case:
-    what = f"PGD-{args.steps}, jit={jit}"
-    description = {"what": what, "dtype": dtype, "batch": batch, "jit": jit}
+    name = f"PGD-{args.steps}, jit={jit}"
+    description = {"what": name, "dtype": dtype, "batch": batch, "jit": jit}
 
     def run() -> Record:
         from mtr_tf import attacks
@@ -507,9 +509,9 @@ def _training_cases(
     side, batch, width = (64, 32, None) if model != "drn_d_22" else (256, 16, None)
     if args.tiny:
         side, batch, width = 32, 2, 4
-    what = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
+    name = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
     if names == _ALL_TASKS:
-        what = f"{model}, all tasks, jit={jit}"
+        name = f"{model}, all tasks, jit={jit}"
     description = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
     description |= {"jit": jit, "model": model}
     state: dict[str, Any] = {}
@@ -527,8 +529,8 @@ def _training_cases(
         return state["steps"].product(args)
 
     return [
-        ({**description, "what": f"step, {what}"}, bare),
-        ({**description, "what": f"loop, {what}"}, product),
+        ({**description, "what": f"step, {name}"}, bare),
+        ({**description, "what": f"loop, {name}"}, product),
     ]
 
 

@@ -133,8 +133,8 @@ def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str
         yield _row("second start, one step and its end", finding, "12 s", second <= 12)
 
 
-def _row(check: str, found: str, goal: str, met: bool) -> dict[str, Any]:
-    return {"check": check, "found": found, "goal": goal, "met": met}
+def _row(check: str, value: str, goal: str, met: bool) -> dict[str, Any]:
+    return {"check": check, "found": value, "goal": goal, "met": met}
 
 
 def _train(

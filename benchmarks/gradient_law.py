@@ -129,8 +129,8 @@ def _json_lines(parts: Mapping[str, Any]) -> str:
     texts = []
     for name, part in parts.items():
         rows = part if isinstance(part, list) else [part]
-        joined = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-        texts.append(f'"{name}": ' + (f"[{joined}]" if rows is part else joined))
+        text = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        texts.append(f'"{name}": ' + (f"[{text}]" if rows is part else text))
     return "{" + ",\n".join(texts) + "}\n"
 
 

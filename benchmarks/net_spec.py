@@ -27,13 +27,13 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     nodes = [{"name": image, "inputs": [], "op": "input"}]
     arrays, names = {}, {id(model.input): image}
     for node in folding._nodes(model, model.output.values()):
-        layer, (out,) = node.operation, node.output_tensors
+        layer, (output,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
         settings, weights = _node(layer, nodes, inputs)
         if settings is None:  # The layer changes nothing.
-            names[id(out)] = inputs[0]
+            names[id(output)] = inputs[0]
             continue
-        names[id(out)] = layer.name
+        names[id(output)] = layer.name
         nodes.append({"name": layer.name, "inputs": inputs, **settings})
         arrays |= {f"{layer.name}/{key}": np.array(a) for key, a in weights.items()}
     outputs = {task: names[id(tensor)] for task, tensor in model.output.items()}

@@ -108,7 +108,7 @@ def _nets(args: argparse.Namespace) -> Iterator[tuple[str, problems.Problem]]:
         yield pathlib.Path(ckpt).name, problems.trained(ckpt, args.images)
     if args.ckpt:
         return
-    shared = {"model": args.model, "width": args.width, "learning_rate": 2e-3}
+    net_settings = {"model": args.model, "width": args.width, "learning_rate": 2e-3}
     rooms = {"tasks": tasks_lib.resolve(args.tasks), "image_size": args.image_size}
     sets = {"rooms": {**rooms, "epochs": args.epochs}}
     if args.camvid:
@@ -119,7 +119,7 @@ def _nets(args: argparse.Namespace) -> Iterator[tuple[str, problems.Problem]]:
     ):
         examples = args.train_examples
         config = TrainConfig(
-            dataset=data, train_examples=examples, **shared, **settings, **defence
+            dataset=data, train_examples=examples, **net_settings, **settings, **defence
         )
         sizes = f"{settings['image_size']}-{args.width}-{settings['epochs']}-{examples}"
         workdir = pathlib.Path(args.workdir) / f"{data}-{name}-{args.model}-{sizes}"

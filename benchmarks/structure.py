@@ -136,10 +136,10 @@ def arrows(root: pathlib.Path) -> dict[str, set[str]]:
     }
 
 
-def rooms(between: Mapping[str, set[str]]) -> dict[str, set[str]]:
+def rooms(module_arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """The arrows between packages and modules of the top level."""
     graph = collections.defaultdict(set)
-    for source, targets in between.items():
+    for source, targets in module_arrows.items():
         room = source.split(".")[1:2]
         heads = {tuple(target.split(".")[1:2]) for target in targets}
         graph["".join(room)] |= {"".join(head) for head in heads} - {"".join(room)}
@@ -147,20 +147,20 @@ def rooms(between: Mapping[str, set[str]]) -> dict[str, set[str]]:
     return {room: heads - {""} for room, heads in graph.items()}
 
 
-def circles(between: Mapping[str, set[str]]) -> list[list[str]]:
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     """Groups of nodes that reach each other, each sorted."""
-    closure = {name: _reach(name, between) for name in between}
+    closure = {name: _reach(name, graph) for name in graph}
     groups = {
         tuple(sorted({name} | {o for o in closure[name] if name in closure.get(o, ())}))
-        for name in between
+        for name in graph
     }
     return sorted(list(group) for group in groups if len(group) > 1)
 
 
-def _reach(start: str, between: Mapping[str, set[str]]) -> set[str]:
+def _reach(start: str, graph: Mapping[str, set[str]]) -> set[str]:
     reachable, queue = set(), [start]
     while queue:
-        new_nodes = between.get(queue.pop(), set()) - reachable
+        new_nodes = graph.get(queue.pop(), set()) - reachable
         reachable |= new_nodes
         queue += new_nodes
     return reachable
@@ -478,8 +478,10 @@ def _location(record: Import) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    here = pathlib.Path(__file__).resolve().parents[1]
-    parser.add_argument("--root", type=pathlib.Path, default=here, help="a checkout")
+    checkout = pathlib.Path(__file__).resolve().parents[1]
+    parser.add_argument(
+        "--root", type=pathlib.Path, default=checkout, help="a checkout"
+    )
     parser.add_argument("--details", action="store_true", help="say what is counted")
     parser.add_argument("--quick", action="store_true", help="without the crossings")
     parser.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
@@ -490,8 +492,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = measure(args.root.resolve(), trace=not args.quick)
     widths = [max(len(str(row[key])) for row in rows) for key in ("what", "found")]
     for row in rows:
-        what, found = row["what"].ljust(widths[0]), str(row["found"]).rjust(widths[1])
-        print(f"{what}  {found}  {row['goal']}".rstrip())
+        what, value = row["what"].ljust(widths[0]), str(row["found"]).rjust(widths[1])
+        print(f"{what}  {value}  {row['goal']}".rstrip())
         if args.details:
             print("".join(f"    {detail}\n" for detail in row["details"]), end="")
 

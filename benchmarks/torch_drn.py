@@ -64,7 +64,7 @@ class Net(nn.Module):
         return {task: self.head(features, task) for task in self.tasks}
 
     def decoder_per_head(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; the shared decoder runs for each task, as in the original code."""
+        """All outputs; the shared decoder runs for each task, as in released code."""
         features = self.encode(x)
         return {task: self.head(self.decode(features), task) for task in self.tasks}
 

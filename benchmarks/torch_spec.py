@@ -190,7 +190,7 @@ def _channels(spec, name: str) -> int:
     return by_name[name]["out"]
 
 
-def timed(run: Callable[[], Any], rounds: int, per: int) -> dict[str, float]:
+def timed(run: Callable[[], Any], rounds: int, steps: int) -> dict[str, float]:
     """Returns milliseconds per step, a median, and the seconds of the first call."""
     start = time.perf_counter()
     run()
@@ -203,7 +203,7 @@ def timed(run: Callable[[], Any], rounds: int, per: int) -> dict[str, float]:
         run()
         _wait()
         times.append(time.perf_counter() - start)
-    return {"ms": 1000 * sorted(times)[len(times) // 2] / per, "first_s": first}
+    return {"ms": 1000 * sorted(times)[len(times) // 2] / steps, "first_s": first}
 
 
 def _wait() -> None:

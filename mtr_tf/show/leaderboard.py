@@ -58,13 +58,13 @@ def of_results(
       config: The content of the run's config.json; empty for a user's own model.
       settings: The content of the attack's settings.json: commit, versions, platform.
     """
-    trained = config.get("train") or {}
-    sharing = {k: trained[k] for k, v in _SHARING.items() if trained.get(k, v) != v}
+    train = config.get("train") or {}
+    sharing = {k: train[k] for k, v in _SHARING.items() if train.get(k, v) != v}
     model = {
         "schema": SCHEMA,
         "name": name,
-        "tasks": list(trained.get("tasks") or ()),
-        "architecture": {k: trained[k] for k in _TRAIN if trained.get(k)} | sharing,
+        "tasks": list(train.get("tasks") or ()),
+        "architecture": {k: train[k] for k in _TRAIN if train.get(k)} | sharing,
     }
     origin = {
         "commit": settings.get("commit"),

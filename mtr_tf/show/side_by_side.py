@@ -806,7 +806,7 @@ def _joint_tables(
 def _joint_records(
     attacks: Mapping[tuple[str, ...], Sequence[Record]],
     settings: tuple[str, ...],
-    shared: Iterable[tuple[str, ...]],
+    shared_keys: Iterable[tuple[str, ...]],
 ) -> list[list[Record]]:
     """The records of an attack; then those on single tasks with each joint attack's.
 
@@ -818,7 +818,7 @@ def _joint_records(
     alone_records = [record for record in members if len(record["attacked"]) == 1]
     groups = [members]
     for key, records in attacks.items():
-        if key not in shared and _base_key(records[0]) == _base_key(members[0]):
+        if key not in shared_keys and _base_key(records[0]) == _base_key(members[0]):
             groups.append([*alone_records, *records])
     return groups
 

@@ -170,7 +170,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
             text = f"{first}+…+{last} ({len(parts)} tasks)"
         else:
             text = f"{name[: _MAX_NAME // 2]}…{name[1 - _MAX_NAME // 2 :]}"
-        copies = sum(other.startswith(text) for other in labels.values())
+        copies = sum(label.startswith(text) for label in labels.values())
         labels[name] = f"{text} #{copies + 1}" if copies and text != name else text
     return labels
 
