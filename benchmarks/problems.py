@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks attack: a net and a batch, and the gradient without the library.
+"""The problems that benchmarks attack, a net and a batch, with reference gradients.
 
 The limit of every comparison is `Problem.passes`: as many calls of one compiled forward
 and backward-to-input pass as the attack takes steps.

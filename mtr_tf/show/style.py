@@ -43,7 +43,7 @@ SIZE = (4.8, 3.3)  # Inches: plots must be readable on a phone.
 _TITLE, _NOTE, _LABEL = 9.5, 7.5, 8  # Font sizes, in points.
 _NOTEBOOK_DPI = 90  # Of figures in notebooks.
 _MAX_NAME = 28  # Characters of a name; a longer one is shortened in the middle.
-_LOG_FACTOR = 100  # Values that differ by such a factor get a logarithmic axis.
+_LOG_FACTOR = 100  # Values that differ by this factor get a logarithmic axis.
 SETTINGS = {
     "font.size": 9,
     "text.parse_math": False,  # A name may have a dollar sign.
