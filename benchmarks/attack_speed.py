@@ -4,10 +4,10 @@
     python benchmarks/attack_speed.py
     python benchmarks/attack_speed.py --model=drn_d_22 --image_size=128x256
 
-The limit is as many calls of one compiled forward and backward-to-input pass of the
-same net and the same loss as the attack takes steps, of the net as Keras has it: with
-its batch norms. Attacks fold those into the convolutions, so they may go below 1; the
-columns "unfolded" are attacks that do not.
+The limit is as many calls of one compiled forward and backward-to-input pass as the
+attack takes steps, with the same loss and the same net as in Keras, with its batch
+norms. Attacks fold those into the convolutions, so ratios may be below 1; the columns
+"unfolded" are of attacks that do not.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = []
     for size in map(int, args.batch_sizes.split(",")):
         records += _measure(args, problems.random(args, size))
-    worst = max(record["ratio"] for record in records)
-    goal = f"every attack at most {_GOAL} times the limit: {worst:.3f}"
-    timing.finish(args, records, _COLUMNS, [(goal, worst <= _GOAL)])
+    worst_ratio = max(record["ratio"] for record in records)
+    goal = f"every attack at most {_GOAL} times the limit: {worst_ratio:.3f}"
+    timing.finish(args, records, _COLUMNS, [(goal, worst_ratio <= _GOAL)])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -89,7 +89,7 @@ def _run(attack: attacks.Attack, problem: problems.Problem, fold: bool):
 
 
 def _record(key: tuple[str, str], size: int, times: dict, share: float) -> dict:
-    limit, folded, plain = times["limit"], times[*key, True], times[*key, False]
+    limit, folded, unfolded = times["limit"], times[*key, True], times[*key, False]
     return {
         "attack": key[0],
         "norm": key[1],
@@ -98,9 +98,9 @@ def _record(key: tuple[str, str], size: int, times: dict, share: float) -> dict:
         "attack ms": 1000 * folded.wall,
         "ratio": folded.over(limit, share).wall,
         "CPU ratio": folded.over(limit, share).cpu,
-        "unfolded ms": 1000 * plain.wall,
-        "unfolded ratio": plain.over(limit, share).wall,
-        "unfolded CPU": plain.over(limit, share).cpu,
+        "unfolded ms": 1000 * unfolded.wall,
+        "unfolded ratio": unfolded.over(limit, share).wall,
+        "unfolded CPU": unfolded.over(limit, share).cpu,
     }
 
 

@@ -3,17 +3,17 @@
 
     python benchmarks/below_limit.py --ckpt=runs/NAME
 
-The limit is as many forward and backward-to-input passes of the net as Keras has it as
-PGD takes steps, with losses as a user of TensorFlow would write them. The rows are
-such passes with our losses; PGD on that net; on it with its batch norms folded into
-its convolutions; on its copy in bfloat16 (`--fast`); on both. Losses are always those
-of the original net in float32, relative to those that PGD on that net reaches, over
---judged images: over a few, luck with single pixels' signs moves them by a per cent.
+The limit is as many forward and backward-to-input passes of the Keras net as PGD takes
+steps, with losses as a user of TensorFlow would write them. The rows are such passes
+with the library's losses, then PGD on that net, on the net with its batch norms folded
+into its convolutions, on its copy in bfloat16 (`--fast`), and with both. Losses are
+those of the original net in float32, relative to what PGD on that net reaches, over
+--judged images; over few images, the signs of single pixels move them by a percent.
 
-Then heads: the passes of the net when one task is attacked, against a net without the
-other heads, and against all heads evaluated.
+The last rows are about heads: the passes of the net when one task is attacked, with
+all heads, and of a net without the other heads.
 
-Without --ckpt, the net is new: its times are as good, its losses say little.
+Without --ckpt the net is untrained: its times are as good, but its losses say little.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -53,21 +53,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the table, writes the JSON."""
     args = _arguments(argv)
     sizes = [int(size) for size in args.batch_sizes.split(",")]
-    judged = max(*sizes, args.judged)
-    whole = (
-        problems.trained(args.ckpt, judged)
+    image_count = max(*sizes, args.judged)
+    problem = (
+        problems.trained(args.ckpt, image_count)
         if args.ckpt
-        else problems.random(args, judged)
+        else problems.random(args, image_count)
     )
-    fast = folding.in_half(whole.model)
-    losses = {name: whole.loss(run()) for name, run in _runs(args, whole, fast).items()}
+    half_model = folding.in_half(problem.model)
+    losses = {
+        name: problem.loss(run())
+        for name, run in _runs(args, problem, half_model).items()
+    }
     records, goals = [], []
     for size in sizes:
-        rows = _attacks(args, whole.head(size), fast)
+        rows = _attacks(args, problem.head(size), half_model)
         for row in rows:
             row["loss"] = losses.get(row["what"])
             row["relative loss"] = row["loss"] and row["loss"] / losses["PGD"]
-        records += rows + _heads(args, whole.head(size))
+        records += rows + _heads(args, problem.head(size))
         goals.append(_goal(rows, size, strong=bool(args.ckpt)))
     timing.finish(args, records, _COLUMNS, goals)
 
@@ -84,16 +87,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _runs(
-    args: argparse.Namespace, problem: problems.Problem, fast: keras.Model
+    args: argparse.Namespace, problem: problems.Problem, half_model: keras.Model
 ) -> dict[str, Callable[[], tf.Tensor]]:
-    """Returns PGD on equivalent nets, that on the net as it is first."""
+    """Returns PGD on equivalent nets, first on the original net."""
     epsilon = args.epsilon / 255
     attack = attacks.PGD(epsilon, epsilon / 4, args.steps)
     objectives = {
         "PGD": problem.objective(fold=False),
         "PGD, folded": problem.objective(),
-        "PGD, bfloat16": problem.objective(fast, fold=False),
-        "PGD, folded, bfloat16": problem.objective(fast),
+        "PGD, bfloat16": problem.objective(half_model, fold=False),
+        "PGD, folded, bfloat16": problem.objective(half_model),
     }
     return {
         name: lambda objective=objective: attack(objective, problem.x, seed=0)
@@ -102,14 +105,14 @@ def _runs(
 
 
 def _attacks(
-    args: argparse.Namespace, problem: problems.Problem, fast: keras.Model
+    args: argparse.Namespace, problem: problems.Problem, half_model: keras.Model
 ) -> list[dict]:
-    """Returns the rows of these, the limit's first."""
+    """Returns the rows of the limit, the passes and the attacks."""
     limit = f"limit, {args.steps} passes"
     contestants = {
         limit: problem.passes(args.steps, plain=True),
         "passes, our losses": problem.passes(args.steps),
-        **_runs(args, problem, fast),
+        **_runs(args, problem, half_model),
     }
     return _rows(timing.alternate(contestants, args.rounds), limit, problem)
 
@@ -117,14 +120,14 @@ def _attacks(
 def _heads(args: argparse.Namespace, problem: problems.Problem) -> list[dict]:
     """Returns the rows of passes that attack the first task only."""
     name = problem.names[0]
-    one = dataclasses.replace(problem, names=(name,))
+    single_task = dataclasses.replace(problem, names=(name,))
     image, outputs = problem.model.input, problem.model.output
-    alone = keras.Model(image, {name: outputs[name]})
+    single_head = keras.Model(image, {name: outputs[name]})
 
     contestants = {
-        f"passes, {name} alone": one.passes(args.steps, plain=True),
+        f"passes, {name} alone": single_task.passes(args.steps, plain=True),
         f"passes, {name} alone, net without other heads": dataclasses.replace(
-            one, model=alone
+            single_task, model=single_head
         ).passes(args.steps, plain=True),
     }
     times = timing.alternate(contestants, args.rounds)
@@ -136,27 +139,27 @@ def _rows(times: dict, limit: str, problem: problems.Problem) -> list[dict]:
         {
             "what": name,
             "batch": int(problem.x.shape[0]),
-            "ms": 1000 * own.wall,
-            "ratio": own.over(times[limit]).wall,
-            "CPU ratio": own.over(times[limit]).cpu,
+            "ms": 1000 * duration.wall,
+            "ratio": duration.over(times[limit]).wall,
+            "CPU ratio": duration.over(times[limit]).cpu,
             "loss": None,
             "relative loss": None,
         }
-        for name, own in times.items()
+        for name, duration in times.items()
     ]
 
 
 def _goal(rows: list[dict], size: int, strong: bool) -> tuple[str, bool]:
-    """The fastest attack, if `strong` of those that reach the loss of plain PGD."""
-    known = [row for row in rows if row["loss"] is not None]
+    """The goal of the fastest row; with `strong`, of those that reach PGD's loss."""
+    candidates = [row for row in rows if row["loss"] is not None]
     if strong:
-        known = [row for row in known if row["relative loss"] >= _STRENGTH]
-    best = min(known, key=lambda row: row["ratio"])
+        candidates = [row for row in candidates if row["relative loss"] >= _STRENGTH]
+    fastest = min(candidates, key=lambda row: row["ratio"])
     text = (
-        f"batch {size}: {best['what']} takes {best['ratio']:.3f} of the limit, "
+        f"batch {size}: {fastest['what']} takes {fastest['ratio']:.3f} of the limit, "
         f"goal {_GOAL} at {_STRENGTH} of the loss"
     )
-    return text, best["ratio"] <= _GOAL
+    return text, fastest["ratio"] <= _GOAL
 
 
 if __name__ == "__main__":

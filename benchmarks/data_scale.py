@@ -3,11 +3,11 @@
 
     python benchmarks/data_scale.py
 
-Folders in Taskonomy's layout are prepared, opened again, trained on for an epoch and
-attacked, each in a process of its own. The files of a few drawn views are linked under
-many names, in buildings of 100, so that a folder takes little space; every one of them
-is read. As many examples of one's own are read lazily. Pictures are small: per picture,
-seconds and bytes grow with their pixels. On a busy machine CPU time (of all processes)
+Folders in Taskonomy's layout are prepared, reopened, trained on for an epoch and
+attacked, each in a process of its own. The files of a few views are linked under many
+names, in buildings of 100, so that a folder takes little space; every file is read. The
+same number of custom examples is read lazily. Pictures are small; seconds and bytes per
+picture grow with the number of pixels. On a busy machine, the CPU time of all processes
 is the steadier figure.
 """
 
@@ -47,9 +47,9 @@ _DOMAINS = {
     "reshading": "colours",
     "principal_curvature": "colours",
 }
-_DRAWN = 16  # Views that are not links to others.
+_DISTINCT_VIEWS = 16  # Views that are not links to others.
 _BUILDING = 100  # Views.
-_MANY = 1_000_000
+_MILLION = 1_000_000
 _UNIT = 1 if sys.platform == "darwin" else 1024  # Linux counts memory in KiB.
 _COLUMNS = {
     "pictures": "d",
@@ -80,19 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             records.append(_measure(args, pathlib.Path(folder), count))
             print(records[-1], flush=True)
-    few, many = records[0], records[-1]
-    growth = many["CPU ms a picture"] / few["CPU ms a picture"]
+    smallest, largest = records[0], records[-1]
+    growth = largest["CPU ms a picture"] / smallest["CPU ms a picture"]
     goals = [
-        (f"{many['pictures']} pictures, each in at most 1.2 times the CPU time of "
-         f"{few['pictures']}: {growth:.2f}", growth <= 1.2),
+        (f"{largest['pictures']} pictures, each in at most 1.2 times the CPU time of "
+         f"{smallest['pictures']}: {growth:.2f}", growth <= 1.2),
     ]  # fmt: skip
-    for what in [name for name in few if name.endswith("MB") and few[name]]:
-        ratio = many[what] / few[what]
-        goals.append((f"{what}: at most 1.1 times: {ratio:.2f}", ratio <= 1.1))
+    for column in [name for name in smallest if name.endswith("MB") and smallest[name]]:
+        ratio = largest[column] / smallest[column]
+        goals.append((f"{column}: at most 1.1 times: {ratio:.2f}", ratio <= 1.1))
     timing.finish(args, records, _COLUMNS, goals)
-    hours = many["CPU ms a picture"] * _MANY / 1000 / 3600
-    kilobytes = many["disk KB a picture"]
-    space = kilobytes * _MANY / 1e6
+    hours = largest["CPU ms a picture"] * _MILLION / 1000 / 3600
+    kilobytes = largest["disk KB a picture"]
+    space = kilobytes * _MILLION / 1e6
     print(f"A million such pictures: {hours:.1f} CPU hours, {space:.0f} GB")
 
 
@@ -115,48 +115,48 @@ def _measure(args: argparse.Namespace, folder: pathlib.Path, count: int) -> dict
     source, store = folder / "taskonomy", folder / "store"
     write(source, count, args.file_size)
     with _Space(store) as space:
-        made = _process(args, "prepare", folder)
-    final = _Space.of(store)
-    again = _process(args, "open", folder)
-    train, attack = _trained(args, folder) if args.train else (0.0, 0.0)
-    lazy = _trained_on_own(folder, count) if args.train else (0.0, 0.0)
+        preparation = _run_child(args, "prepare", folder)
+    final_bytes = _Space.of(store)
+    opening = _run_child(args, "open", folder)
+    train, attack = _peak_memory(args, folder) if args.train else (0.0, 0.0)
+    lazy_memory = _lazy_peak_memory(folder, count) if args.train else (0.0, 0.0)
     return {
         "pictures": count,
-        "find s": made["find s"],
-        "prepare s": made["s"],
-        "CPU s": made["cpu s"],
-        "CPU ms a picture": made["cpu s"] / count * 1000,
-        "disk KB a picture": final / count / 1000,
-        "at most KB a picture": max(space.most, final) / count / 1000,
-        "prepare MB": made["MB"],
-        "open s": again["s"],
-        "open MB": again["MB"],
+        "find s": preparation["find s"],
+        "prepare s": preparation["s"],
+        "CPU s": preparation["cpu s"],
+        "CPU ms a picture": preparation["cpu s"] / count * 1000,
+        "disk KB a picture": final_bytes / count / 1000,
+        "at most KB a picture": max(space.most, final_bytes) / count / 1000,
+        "prepare MB": preparation["MB"],
+        "open s": opening["s"],
+        "open MB": opening["MB"],
         "train MB": train,
         "attack MB": attack,
-        "own: train MB": lazy[0],
-        "own: attack MB": lazy[1],
+        "own: train MB": lazy_memory[0],
+        "own: attack MB": lazy_memory[1],
     }
 
 
 def write(root: pathlib.Path, count: int, size: int) -> None:
-    """Writes a folder of so many views."""
+    """Writes a folder of `count` views with sides of `size` pixels."""
     rng = np.random.default_rng(0)
     for domain, kind in _DOMAINS.items():
         ending = domain.replace("segment_semantic", "segmentsemantic")
-        drawn = []
+        paths = []
         for number in range(count):
             folder = root / f"building{number // _BUILDING:04}" / domain
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"point_{number}_view_0_domain_{ending}.png"
-            if number < _DRAWN:
+            if number < _DISTINCT_VIEWS:
                 Image.fromarray(_draw(rng, kind, size)).save(path)
-                drawn.append(path)
+                paths.append(path)
             else:
-                os.link(drawn[number % _DRAWN], path)
+                os.link(paths[number % _DISTINCT_VIEWS], path)
 
 
 def _draw(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
-    """Waves with little noise, which PNG packs about as well as a room."""
+    """Waves with a little noise, which PNG compresses about as well as a room."""
     y, x = np.mgrid[:size, :size] / size
     a, b, c, d = rng.uniform(1, 6, 4)
     wave = 0.5 + 0.25 * np.sin(a * x + 3 * b * y) + 0.25 * np.cos(9 * c * x * y + d)
@@ -170,7 +170,7 @@ def _draw(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
 
 
 class _Space:
-    """The most bytes that a folder takes while it is looked at, every second."""
+    """Watches a folder every second; `most` is the most bytes that it takes."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder, self._end, self.most = folder, threading.Event(), 0
@@ -191,21 +191,21 @@ class _Space:
     @staticmethod
     def of(folder: pathlib.Path) -> int:
         """Bytes that the files in a folder take now."""
-        done = subprocess.run(
+        process = subprocess.run(
             ["du", "-sk", folder], capture_output=True, text=True, check=False
         )
-        return int((done.stdout.split() or ["0"])[0]) * 1024
+        return int((process.stdout.split() or ["0"])[0]) * 1024
 
 
-def _process(args: argparse.Namespace, child: str, folder: pathlib.Path) -> dict:
-    """Returns what a child does in a process of its own."""
+def _run_child(args: argparse.Namespace, child: str, folder: pathlib.Path) -> dict:
+    """Returns the measurements of a child, which runs in a process of its own."""
     command = [sys.executable, str(pathlib.Path(__file__)), f"--child={child}"]
     command += [f"--image_size={args.image_size}", f"--root={folder}"]
     environment = {**os.environ, "TFDS_DATA_DIR": str(folder / "store")}
-    done = subprocess.run(
+    process = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _open(args: argparse.Namespace) -> dict:
@@ -213,8 +213,8 @@ def _open(args: argparse.Namespace) -> dict:
     size = (args.image_size, args.image_size)
     source = str(pathlib.Path(args.root, "taskonomy"))
     data.open_source("taskonomy", data_dir=source, image_size=size)
-    used = {"s": time.perf_counter() - start, "cpu s": sum(os.times()[:4]) - cpu}
-    return used | _memory()
+    usage = {"s": time.perf_counter() - start, "cpu s": sum(os.times()[:4]) - cpu}
+    return usage | _memory()
 
 
 def _prepare(args: argparse.Namespace) -> dict:
@@ -226,8 +226,8 @@ def _prepare(args: argparse.Namespace) -> dict:
 _CHILDREN = {"prepare": _prepare, "open": _open}
 
 
-def _trained(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float, float]:
-    """MB that an epoch of training, and an attack, take at most."""
+def _peak_memory(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float, float]:
+    """The peak memory, in MB, of an epoch of training and of an attack."""
     run = folder / "run"
     train = ["--dataset=taskonomy", f"--data_dir={folder / 'taskonomy'}"]
     train += ["--tasks=seg,depth", "--model=tiny", f"--image_size={args.image_size}"]
@@ -238,14 +238,17 @@ def _trained(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float, flo
 
 
 def own() -> dict:
-    """As many examples as an environment variable says, drawn when they are read."""
+    """Examples that are made when they are read; DATA_SCALE_COUNT is their number."""
     count = int(os.environ["DATA_SCALE_COUNT"])
-    own = {"train": _Own(count), "validation": _Own(max(1, count // 5))}
-    return own | {"classes": ["low", "high"], "readers": 2}
+    datasets = {
+        "train": _LazyExamples(count),
+        "validation": _LazyExamples(max(1, count // 5)),
+    }
+    return datasets | {"classes": ["low", "high"], "readers": 2}
 
 
-class _Own:
-    """Examples of one's own, of which none is kept."""
+class _LazyExamples:
+    """Custom examples that are made on access and not kept."""
 
     def __init__(self, count: int):
         self._count = count
@@ -260,19 +263,19 @@ class _Own:
         return {"image": image, "targets": targets}
 
 
-def _trained_on_own(folder: pathlib.Path, count: int) -> tuple[float, float]:
-    """As `_trained`, of data of one's own that are read lazily."""
+def _lazy_peak_memory(folder: pathlib.Path, count: int) -> tuple[float, float]:
+    """Like `_peak_memory`, for custom data that is read lazily."""
     os.environ["DATA_SCALE_COUNT"] = str(count)
-    data, run = f"--dataset={pathlib.Path(__file__).stem}:own", folder / "own"
-    train = [data, "--tasks=seg,depth", "--model=tiny", f"--workdir={run}"]
+    dataset_flag, run = f"--dataset={pathlib.Path(__file__).stem}:own", folder / "own"
+    train = [dataset_flag, "--tasks=seg,depth", "--model=tiny", f"--workdir={run}"]
     train += ["--epochs=1", "--eval_examples=64", "--eval_steps=1"]
-    attack = [data, f"--ckpt={run}", "--steps=1", "--eps=8", "--nochecks"]
+    attack = [dataset_flag, f"--ckpt={run}", "--steps=1", "--eps=8", "--nochecks"]
     attack += ["--attack_tasks=seg"]
     return _command(folder, "train", train), _command(folder, "attack", attack)
 
 
 def _command(folder: pathlib.Path, name: str, flags: Sequence[str]) -> float:
-    """MB that a command takes at most."""
+    """The peak memory of a command, in MB."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"mtr_tf.{name}", *flags],
         env={**os.environ, "TFDS_DATA_DIR": str(folder / "store")},
@@ -286,9 +289,9 @@ def _command(folder: pathlib.Path, name: str, flags: Sequence[str]) -> float:
 
 
 def _memory() -> dict:
-    """The most memory that this process has had.
+    """The peak memory of this process, in MB.
 
-    On Linux, `getrusage` has that of the process which started it before.
+    On Linux, `getrusage` includes that of the process that started this one.
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():

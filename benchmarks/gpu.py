@@ -6,13 +6,13 @@
     python benchmarks/gpu.py --part=attack --batch_sizes=8 --profile=FOLDER
     python benchmarks/gpu.py --tiny --torch_python=python    # A rehearsal on a CPU.
 
-XLA compiles for half a minute and longer, mostly on the CPU. So each group of cases is
-a process of its own: several compile at the same time, and are then timed one after
-the other, while the others wait. PyTorch runs afterwards, alone. Each line is printed,
-and the JSON file written, as soon as it is measured; what takes longer than its limit
-is ended. The first call, in which XLA compiles, is in the column "first". A step of an
-attack is a pass forwards and one backwards to the images; one of training is three
-passes. TFLOP/s count the multiplications and additions of convolutions.
+XLA compiles for half a minute and longer, mostly on the CPU. So each group of cases
+runs in a process of its own: several compile at the same time, and are then timed one
+after the other while the rest wait. PyTorch runs afterwards, alone. Each line is
+printed, and the JSON file written, as soon as it is measured; cases that exceed their
+time limit are ended. The column "first" is the first call, in which XLA compiles. A
+step of an attack is a pass forwards and one backwards to the images; a step of training
+is three passes. TFLOP/s count the multiplications and additions of convolutions.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ import timing
 Record = dict[str, Any]
 Case = tuple[Record, Callable[[], Record]]
 
-_USUAL = "matmul,attack,train,torch"
-_READY = {"ready": True}  # What it says in between.
+_DEFAULT_PARTS = "matmul,attack,train,torch"
+_READY = {"ready": True}  # A worker's message that it has compiled.
 _CLASSES = 8
-_KERNELS = 8  # Of a profile that are shown.
+_KERNELS = 8  # The number of kernels of a profile that are shown.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _work(args)
         return
     records: list[Record] = []
-    for together in _together(args):
-        for record in _measured(together, args):
-            records.append(_completed(record, records))
+    for names in _worker_groups(args):
+        for record in _group_records(names, args):
+            records.append(_add_rates(record, records))
             print(_line(records[-1]), flush=True)
             timing.write(args, records)
     timing.write(args, records)
@@ -69,18 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "gpu", rounds=5)
     add = parser.add_argument
-    add("--part", default=_USUAL, help=f"out of {', '.join(_PARTS)}")
+    add("--part", default=_DEFAULT_PARTS, help=f"out of {', '.join(_PARTS)}")
     add("--torch_python", default="", help="a Python that has PyTorch; empty: without")
     add("--batch_sizes", default="8,32", help="of attacks")
     add("--image_size", default="256x512", help="of attacks")
     add("--seconds", type=float, default=200, help="to compile, and to be measured")
     add("--steps", type=int, default=20, help="of PGD")
-    most = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
-    add("--processes", type=int, default=most, help="that compile at the same time")
+    limit = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
+    add("--processes", type=int, default=limit, help="that compile at the same time")
     add("--profile", default="", help="a folder for the trace of one call of each case")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
     add("--worker", default="", help=argparse.SUPPRESS)
-    parser.set_defaults(waits=False)  # Whether a worker must still be told to go on.
+    parser.set_defaults(waits=False)  # Whether a worker has yet to wait for its turn.
     args = parser.parse_args(argv)
     for part in args.part.split(","):
         if part not in _PARTS:
@@ -90,24 +90,28 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _together(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Names of groups of cases whose processes compile at the same time."""
+def _worker_groups(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Yields names of groups of cases whose processes compile at the same time."""
     parts = args.part.split(",")
-    ours = [part for part in parts if not part.startswith("torch")]
-    names = [f"{part}:{i}" for part in ours for i in range(len(_PARTS[part](args)))]
+    tensorflow_parts = [part for part in parts if not part.startswith("torch")]
+    names = [
+        f"{part}:{i}"
+        for part in tensorflow_parts
+        for i in range(len(_PARTS[part](args)))
+    ]
     for i in range(0, len(names), args.processes):
         yield names[i : i + args.processes]
     if args.torch_python:
-        yield from ([f"{part}:0"] for part in parts if part not in ours)
+        yield from ([f"{part}:0"] for part in parts if part not in tensorflow_parts)
 
 
-def _measured(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
-    """The records of groups that compile together and are then timed in turn."""
-    late = time.monotonic() + args.seconds
+def _group_records(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
+    """Yields the records of groups that compile together and are timed in turn."""
+    deadline = time.monotonic() + args.seconds
     processes = [_Process(name, args) for name in names]
     try:
         for process in processes:
-            process.compile(late)
+            process.compile(deadline)
         for process in processes:
             yield from process.records()
     finally:
@@ -116,12 +120,14 @@ def _measured(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record
 
 
 class _Process:
-    """A process that compiles one group of cases, and measures them when told to."""
+    """A process that compiles a group of cases, and measures them on request."""
 
     def __init__(self, name: str, args: argparse.Namespace):
-        """`name`: that of a part, and the group's place in it."""
-        own = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
-        flags = [f"--{key}={value}" for key, value in {**own, "worker": name}.items()]
+        """Starts the process; `name` is "PART:INDEX" with the group's index."""
+        settings = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
+        flags = [
+            f"--{key}={value}" for key, value in {**settings, "worker": name}.items()
+        ]
         self._part = name.partition(":")[0]
         # PyTorch compiles in this time, too.
         self._seconds = args.seconds * (2 if self._part.startswith("torch") else 1)
@@ -144,74 +150,77 @@ class _Process:
 
     def _listen(self) -> None:
         for line in self._process.stdout:
-            if (said := _object(line)) is not None:
-                self._said.put(said)
+            if (record := _parse_record(line)) is not None:
+                self._said.put(record)
         self._said.put(None)
 
     def _read_errors(self) -> None:
         self._errors.extend(self._process.stderr)
 
-    def _next(self, late: float) -> Record | None:
-        """What it says next, None at its end; ends it where it takes too long."""
+    def _next(self, deadline: float) -> Record | None:
+        """The next record of the process; None at its end, or after the deadline.
+
+        At the deadline, the process is ended.
+        """
         try:
-            return self._said.get(timeout=max(0.0, late - time.monotonic()))
+            return self._said.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             self.end()
             self._what["error"] = "took too long; give more --seconds"
             return None
 
-    def compile(self, late: float) -> None:
-        """Waits until it has compiled, or has ended."""
-        while (said := self._next(late)) not in (None, _READY):
-            self._early.append({"part": self._part, **said})
-        self._ended = said is None
+    def compile(self, deadline: float) -> None:
+        """Waits until the process has compiled or ended."""
+        while (record := self._next(deadline)) not in (None, _READY):
+            self._early.append({"part": self._part, **record})
+        self._ended = record is None
 
     def records(self) -> Iterator[Record]:
-        """What it measures now, and how it failed."""
+        """Yields the records that the process measures now, and a record of failure."""
         yield from self._early
-        with contextlib.suppress(BrokenPipeError):  # It has died as it waited.
+        with contextlib.suppress(BrokenPipeError):  # The process died while it waited.
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-        late = time.monotonic() + self._seconds
-        while not self._ended and (said := self._next(late)) is not None:
-            yield {"part": self._part, **said}
+        deadline = time.monotonic() + self._seconds
+        while not self._ended and (record := self._next(deadline)) is not None:
+            yield {"part": self._part, **record}
         if self._process.wait() and "error" not in self._what:
             self._reader.join(5)
-            told = [line.strip() for line in self._errors if line.strip()]
-            self._what["error"] = (told or ["no word"])[-1][:300]
+            error_lines = [line.strip() for line in self._errors if line.strip()]
+            self._what["error"] = (error_lines or ["no word"])[-1][:300]
         if "error" in self._what:
             yield self._what
 
     def end(self) -> None:
-        """Ends it, with what it has started."""
+        """Ends the process and its children."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
-def _object(line: str) -> Record | None:
-    """The record that a line is; None for what others have printed."""
+def _parse_record(line: str) -> Record | None:
+    """The record in a line of output; None if the line is something else."""
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _completed(record: Record, before: Sequence[Record]) -> Record:
-    """The record with what follows from it: rates, and shares of matrix products."""
+def _add_rates(record: Record, earlier_records: Sequence[Record]) -> Record:
+    """The record with derived rates, and its share of the rate of matrix products."""
     if "ms" not in record:
         return record
-    made = dict(record)
-    if "batch" in made:
-        made["images_per_s"] = 1000 * made["batch"] / made["ms"]
-    if "gflop" in made:
-        made["tflops"] = made["gflop"] * made.get("batch", 1) / made["ms"]
-        for other in before:
-            is_product = other["part"] == "matmul" and "tflops" in other
-            if is_product and other["dtype"] == made.get("dtype"):
-                made["share"] = made["tflops"] / other["tflops"]
-    return made
+    result = dict(record)
+    if "batch" in result:
+        result["images_per_s"] = 1000 * result["batch"] / result["ms"]
+    if "gflop" in result:
+        result["tflops"] = result["gflop"] * result.get("batch", 1) / result["ms"]
+        for candidate in earlier_records:
+            is_product = candidate["part"] == "matmul" and "tflops" in candidate
+            if is_product and candidate["dtype"] == result.get("dtype"):
+                result["share"] = result["tflops"] / candidate["tflops"]
+    return result
 
 
 def _line(record: Record) -> str:
@@ -233,30 +242,30 @@ def _line(record: Record) -> str:
     return "\n".join(["  ".join([*cells, *extra]), *kernels])
 
 
-# What follows runs in the processes of the parts.
+# The rest runs in the processes of the parts.
 
 
 def _work(args: argparse.Namespace) -> None:
     """Prints the records of one group as lines of JSON."""
     part, _, place = args.worker.partition(":")
     args.waits = True
-    if not part.startswith("torch"):  # Those need TensorFlow on the CPU alone.
-        _import(part not in _FREE)
+    if not part.startswith("torch"):  # PyTorch's need TensorFlow only on the CPU.
+        _import(part not in _NONDETERMINISTIC)
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())
-    for what, run in _PARTS[part](args)[int(place)]:
-        logging.getLogger("absl").addHandler(handler)  # XLA may be left out.
+    for facts, run in _PARTS[part](args)[int(place)]:
+        logging.getLogger("absl").addHandler(handler)  # Warns if XLA is left out.
         try:
-            found = run()
+            result = run()
         except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:400]}
+            result = {"error": f"{type(error).__name__}: {error}"[:400]}
         if warnings:
-            found["note"] = "; ".join(warnings)[:300]
+            result["note"] = "; ".join(warnings)[:300]
             warnings.clear()
-        if "XLA cannot compile" in found.get("note", ""):
-            found["what"] = f"{what['what']}, but without XLA"
-        print(json.dumps({**what, **found}), flush=True)
+        if "XLA cannot compile" in result.get("note", ""):
+            result["what"] = f"{facts['what']}, but without XLA"
+        print(json.dumps({**facts, **result}), flush=True)
 
 
 def _import(deterministic: bool) -> None:
@@ -269,8 +278,10 @@ def _import(deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _timed(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
-    """Milliseconds per step, a median over rounds, and seconds of the first call."""
+def _measure(
+    run: Callable[[], Any], args: argparse.Namespace, steps: int = 1
+) -> Record:
+    """Milliseconds per step, the median over rounds, and seconds of the first call."""
     import tensorflow as tf
 
     def seconds() -> float:
@@ -281,19 +292,19 @@ def _timed(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Re
     first = seconds()
     _wait_for_turn(args)
     seconds()
-    times = sorted(1000 * seconds() / per for _ in range(args.rounds))
-    found = {"ms": times[len(times) // 2], "first_s": first}
-    found |= {"least_ms": times[0], "most_ms": times[-1]}
+    times = sorted(1000 * seconds() / steps for _ in range(args.rounds))
+    record = {"ms": times[len(times) // 2], "first_s": first}
+    record |= {"least_ms": times[0], "most_ms": times[-1]}
     if tf.config.list_physical_devices("GPU"):
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-        found["peak_gb"] = round(peak / 2**30, 1)
+        record["peak_gb"] = round(peak / 2**30, 1)
     if args.profile:
-        found["kernels"] = _kernels(seconds, pathlib.Path(args.profile))
-    return found
+        record["kernels"] = _kernels(seconds, pathlib.Path(args.profile))
+    return record
 
 
 def _wait_for_turn(args: argparse.Namespace) -> None:
-    """Says that the first call is done, and waits until the others are not timed."""
+    """Reports that the first call is done, and waits while other workers are timed."""
     if args.waits:
         args.waits = False
         print(json.dumps(_READY), flush=True)
@@ -316,10 +327,10 @@ def _kernels(run: Callable[[], float], folder: pathlib.Path) -> list[Record]:
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (path,) = place.rglob("*.xplane.pb")
-    return _longest(xplane_pb2.XSpace.FromString(path.read_bytes()))
+    return _longest_kernels(xplane_pb2.XSpace.FromString(path.read_bytes()))
 
 
-def _longest(space: Any) -> list[Record]:
+def _longest_kernels(space: Any) -> list[Record]:
     """Names, counts and milliseconds of the kernels that take longest in a trace."""
     times: dict[str, float] = collections.defaultdict(float)
     counts: dict[str, int] = collections.Counter()
@@ -335,12 +346,14 @@ def _longest(space: Any) -> list[Record]:
                 counts[name] += 1
     names = sorted(times, key=lambda name: -times[name])
     total = {"name": "all", "count": counts.total(), "ms": sum(times.values())}
-    each = [{"name": n, "count": counts[n], "ms": times[n]} for n in names[:_KERNELS]]
-    return [total, *each] if names else []
+    kernels = [
+        {"name": n, "count": counts[n], "ms": times[n]} for n in names[:_KERNELS]
+    ]
+    return [total, *kernels] if names else []
 
 
 def _matmul(args: argparse.Namespace) -> list[list[Case]]:
-    """How fast matrix products are: what other rates are a share of."""
+    """The speed of matrix products, which the other rates are shares of."""
     side, count = (64, 2) if args.tiny else (8192, 20)
 
     def run(dtype: str) -> Record:
@@ -354,12 +367,12 @@ def _matmul(args: argparse.Namespace) -> list[list[Case]]:
                 x = x @ a
             return x
 
-        return _timed(lambda: products(a, a), args, count)
+        return _measure(lambda: products(a, a), args, count)
 
-    what = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
+    facts = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
     return [
         [
-            ({**what, "dtype": dtype}, lambda dtype=dtype: run(dtype))
+            ({**facts, "dtype": dtype}, lambda dtype=dtype: run(dtype))
             for dtype in ("bfloat16", "float16", "float32")
         ]
     ]
@@ -391,7 +404,7 @@ def _batch_sizes(args: argparse.Namespace) -> list[int]:
 
 
 def _attack(args: argparse.Namespace) -> list[list[Case]]:
-    """The product's PGD, with XLA and without, in float32 and with --fast."""
+    """The library's PGD, with XLA and without, in float32 and with --fast."""
     return [
         [_attack_case(args, batch, dtype, jit) for jit, dtype in group]
         for batch in _batch_sizes(args)
@@ -404,15 +417,15 @@ def _attack(args: argparse.Namespace) -> list[list[Case]]:
 
 
 def _float16(args: argparse.Namespace) -> list[list[Case]]:
-    """The same in float16."""
+    """The library's PGD in float16."""
     return [
         [_attack_case(args, batch, "float16", "on")] for batch in _batch_sizes(args)
     ]
 
 
 def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> Case:
-    what = f"PGD-{args.steps}, jit={jit}"
-    about = {"what": what, "dtype": dtype, "batch": batch, "jit": jit}
+    name = f"PGD-{args.steps}, jit={jit}"
+    description = {"what": name, "dtype": dtype, "batch": batch, "jit": jit}
 
     def run() -> Record:
         from mtr_tf import attacks
@@ -428,11 +441,11 @@ def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> 
         def call():
             return attack(objective, problem.x, seed=0, jit=jit)
 
-        found = _timed(call, args, args.steps)
+        record = _measure(call, args, args.steps)
         loss = problem.head(min(batch, 8)).loss(call()[:8])
-        return {**found, "gflop": 2 * gflop, "loss": round(loss, 5)}
+        return {**record, "gflop": 2 * gflop, "loss": round(loss, 5)}
 
-    return about, run
+    return description, run
 
 
 def _limit(args: argparse.Namespace) -> list[list[Case]]:
@@ -442,7 +455,7 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
         policy = dtype if dtype == "float32" else f"mixed_{dtype}"
         problem, _, _, gflop = _problem(args, batch, policy)
         passes = problem.passes(args.steps, jit=True)
-        return {**_timed(passes, args, args.steps), "gflop": 2 * gflop}
+        return {**_measure(passes, args, args.steps), "gflop": 2 * gflop}
 
     return [
         [
@@ -456,24 +469,24 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
     ]
 
 
-_EVERY = "all"  # Tasks.
+_ALL_TASKS = "all"  # Tasks.
 
 
 def _train(args: argparse.Namespace) -> list[list[Case]]:
-    """Training steps at 64 px: the product's loop with its input, and the bare step."""
+    """Training steps at 64 px: the library's loop with its input, and the bare step."""
     return [
         _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
         _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _EVERY, "on", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "on", "float32"),
     ]
 
 
 def _more_train(args: argparse.Namespace) -> list[list[Case]]:
-    """The same for a small net, for all tasks without XLA, and in half precision."""
+    """Training steps of a small net, of all tasks without XLA, and in bfloat16."""
     return [
         _training_cases(args, "small", "seg,depth", "on", "float32"),
         _training_cases(args, "small", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _EVERY, "off", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "off", "float32"),
         _training_cases(args, "resnet18", "seg,depth", "on", "mixed_bfloat16"),
     ]
 
@@ -481,7 +494,7 @@ def _more_train(args: argparse.Namespace) -> list[list[Case]]:
 def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
     """Training DRN-D-22 on crops of 256, batch 16, as the paper does.
 
-    With one decoder for all tasks: the net of `_problem`, so PyTorch's too.
+    The tasks share a decoder: this is the net of `_problem`, and so PyTorch's.
     """
     return [
         _training_cases(args, "drn_d_22", "seg,depth,autoencoder", "on", policy)
@@ -492,23 +505,23 @@ def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
 def _training_cases(
     args: argparse.Namespace, model: str, names: str, jit: str, policy: str
 ) -> list[Case]:
-    """The bare step on a batch that is on the device, then the product's loop."""
+    """The bare step on a batch on the device, then the library's loop."""
     side, batch, width = (64, 32, None) if model != "drn_d_22" else (256, 16, None)
     if args.tiny:
         side, batch, width = 32, 2, 4
-    what = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
-    if names == _EVERY:
-        what = f"{model}, all tasks, jit={jit}"
-    about = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
-    about |= {"jit": jit, "model": model}
+    name = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
+    if names == _ALL_TASKS:
+        name = f"{model}, all tasks, jit={jit}"
+    description = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
+    description |= {"jit": jit, "model": model}
     state: dict[str, Any] = {}
 
     def bare() -> Record:
         from mtr_tf import tasks
 
-        trained = tuple(tasks.TASKS) if names == _EVERY else tasks.resolve(names)
+        task_names = tuple(tasks.TASKS) if names == _ALL_TASKS else tasks.resolve(names)
         state["steps"] = _Steps(
-            model, trained, jit == "on", policy, (side, side), batch, width
+            model, task_names, jit == "on", policy, (side, side), batch, width
         )
         return state["steps"].bare(args)
 
@@ -516,13 +529,13 @@ def _training_cases(
         return state["steps"].product(args)
 
     return [
-        ({**about, "what": f"step, {what}"}, bare),
-        ({**about, "what": f"loop, {what}"}, product),
+        ({**description, "what": f"step, {name}"}, bare),
+        ({**description, "what": f"loop, {name}"}, product),
     ]
 
 
 class _Steps:
-    """A net that is trained on random images; both ways use one compiled step."""
+    """Trains a net on random images; `bare` and `product` use one compiled step."""
 
     def __init__(self, model, names, jit, policy, sides, batch, width):
         import keras
@@ -598,22 +611,22 @@ class _Steps:
         )
         count = 2 if args.tiny else 20
 
-        def several():
+        def run_steps():
             for _ in range(count):
                 losses = run(batch)
             return losses
 
-        return {**_timed(several, args, count), "gflop": self._gflop}
+        return {**_measure(run_steps, args, count), "gflop": self._gflop}
 
     def product(self, args: argparse.Namespace) -> Record:
         """Steps as `python -m mtr_tf.train` takes them, 20 in one call."""
         import tensorflow as tf
 
         count = 2 if args.tiny else 20
-        found = _timed(
+        record = _measure(
             lambda: self._steps(self._iterator, tf.constant(count)), args, count
         )
-        return {**found, "gflop": self._gflop}
+        return {**record, "gflop": self._gflop}
 
 
 def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -628,7 +641,7 @@ def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
             ("float32", True),
         )
     ]
-    return [_of_torch(args, cases, args.image_size)]
+    return [_torch_cases(args, cases, args.image_size)]
 
 
 def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -639,7 +652,7 @@ def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
         for d in ("float32", "bfloat16")
         for c in (False, True)
     ]
-    return [_of_torch(args, cases, "32" if args.tiny else "256")]
+    return [_torch_cases(args, cases, "32" if args.tiny else "256")]
 
 
 def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
@@ -649,16 +662,16 @@ def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
         for b in _batch_sizes(args)
         for d in ("bfloat16", "float32")
     ]
-    return [_of_torch(args, cases, args.image_size)]
+    return [_torch_cases(args, cases, args.image_size)]
 
 
-def _of_torch(
+def _torch_cases(
     args: argparse.Namespace, cases: Sequence[Record], size: str
 ) -> Iterator[Case]:
-    """Runs the cases in the Python that has PyTorch, with this net."""
-    _wait_for_turn(args)  # It compiles and is timed case by case.
-    environment = _plain_environment()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Here it only describes the net.
+    """Yields the cases, run by the Python that has PyTorch, with this net."""
+    _wait_for_turn(args)  # PyTorch compiles and is timed case by case.
+    environment = _torch_environment()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # This process only describes the net.
     _import(False)
     args = argparse.Namespace(**{**vars(args), "image_size": size})
     problem, spec, arrays, gflop = _problem(args, 1)
@@ -686,7 +699,7 @@ def _of_torch(
             text=True,
         )
         for line in process.stdout:
-            if (record := _object(line)) is None:
+            if (record := _parse_record(line)) is None:
                 continue
             what = f"PyTorch {record['kind']}"
             what += ", torch.compile" if record["compile"] else ", eager"
@@ -698,10 +711,10 @@ def _of_torch(
             yield {"what": "PyTorch"}, lambda: {"error": error}
 
 
-def _plain_environment() -> dict[str, str]:
-    """The environment without what is TensorFlow's: its Python may be another."""
-    ours = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH")
-    return {k: v for k, v in os.environ.items() if k not in ours}
+def _torch_environment() -> dict[str, str]:
+    """The environment without variables of this Python; PyTorch's may be another."""
+    variables = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH")
+    return {k: v for k, v in os.environ.items() if k not in variables}
 
 
 _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
@@ -719,9 +732,9 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "torch_train": _torch_train,
     "torch_compile": _torch_compile,
 }
-# With kernels that need not be deterministic; the others have those that are, as the
-# commands do.
-_FREE = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
+# Parts whose kernels need not be deterministic; the others use deterministic ones, as
+# the commands do.
+_NONDETERMINISTIC = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
 
 if __name__ == "__main__":
     main()

@@ -4,11 +4,11 @@
     python benchmarks/gpu_checks.py
     python benchmarks/gpu_checks.py --tiny    # A rehearsal on a CPU.
 
-Trains and attacks a small net by the commands themselves, several at the same time, and
-compares: two runs of one seed, with XLA and without; an attack with XLA, without, and
-with --fast; `--batch_size=auto`; training in float16, on replicas and with attacks.
-Then a run of one step is made twice, alone, to see how long the second takes with the
-compiled code that the first has kept.
+Trains and attacks a small net with the commands, several at the same time, and compares
+two runs of one seed, with XLA and without; an attack with XLA, without, and with
+--fast; `--batch_size=auto`; training in float16, on replicas and with attacks. Then a
+run of one step is made twice, alone, to see how long the second one takes with the
+compiled code that the first one has stored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TRAIN = {
     "replicas": ("--jit=on", "--strategy=mirrored"),
     "adversarial": ("--jit=on", "--adversarial_tasks=seg", "--adversarial_steps=2"),
 }
-_ATTACK = {  # The model of the first of these.
+_ATTACK = {  # All attack the model of the first training.
     "attack": ("--jit=on",),
     "attack-again": ("--jit=on", "--batch_size=16"),
     "attack-no-xla": ("--jit=off",),
@@ -64,13 +64,13 @@ class Ended:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the commands; prints and writes what each shows as soon as it is known."""
+    """Runs the commands; prints and writes each check as soon as it is done."""
     args = _arguments(argv)
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for row in _checks(args, pathlib.Path(args.folder or folder)):
-            said = "{check}: {found}; wanted: {goal}".format(**row)
-            print(f"{'met   ' if row['met'] else 'MISSED'} {said}", flush=True)
+            text = "{check}: {found}; wanted: {goal}".format(**row)
+            print(f"{'met   ' if row['met'] else 'MISSED'} {text}", flush=True)
             records.append(row)
             timing.write(args, records)
     print(f"written to {args.output}")
@@ -80,8 +80,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "gpu_checks", rounds=1)
     add = parser.add_argument
     add("--folder", default="", help="for the runs; empty: one that is deleted again")
-    most = max(2, min(8, (os.cpu_count() or 1) // 2))
-    add("--processes", type=int, default=most, help="commands at the same time")
+    limit = max(2, min(8, (os.cpu_count() or 1) // 2))
+    add("--processes", type=int, default=limit, help="commands at the same time")
     add("--seconds", type=float, default=300, help="that a command may take")
     add("--only", default="", help="of these names of commands, comma-separated")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
@@ -89,48 +89,52 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """What is checked, with what was found and wanted."""
-    wanted = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, *_STARTS]
-    ended: dict[str, Ended] = {}
+    """The checks as records, each with its result and its goal."""
+    command_names = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, *_STARTS]
+    results: dict[str, Ended] = {}
 
-    def good(*names: str) -> bool:
-        return all(name in ended and not ended[name].code for name in names)
+    def succeeded(*names: str) -> bool:
+        return all(name in results and not results[name].code for name in names)
 
     def run(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
         with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
             names = {
-                pool.submit(_ended, args, folder, name, command): name
+                pool.submit(_run_command, args, folder, name, command): name
                 for name, command in commands.items()
-                if name in ("data", *wanted)
+                if name in ("data", *command_names)
             }
             for future in concurrent.futures.as_completed(names):
                 name = names[future]
-                found = ended[name] = future.result()
-                met = not found.code
-                yield _row(f"{name} ends well", found.last, "exit code 0", met)
+                result = results[name] = future.result()
+                met = not result.code
+                yield _row(f"{name} ends well", result.last, "exit code 0", met)
 
     # Makes the data set.
     yield from run({"data": _train(args, folder / "data", (*_ONE_STEP, "--jit=off"))})
     yield from run({n: _train(args, folder / n, flags) for n, flags in _TRAIN.items()})
     for name in ("xla", "no-xla"):
-        if good(name, f"{name}-again"):
-            one, other = (_digest(folder / n) for n in (name, f"{name}-again"))
-            yield _row(f"equal bits of two runs, {name}", other, one, one == other)
+        if succeeded(name, f"{name}-again"):
+            digest, repeat = (_digest(folder / n) for n in (name, f"{name}-again"))
+            yield _row(
+                f"equal bits of two runs, {name}", repeat, digest, digest == repeat
+            )
     ckpt = folder / "xla"
     yield from run({n: _attack(args, ckpt, n, flags) for n, flags in _ATTACK.items()})
-    if good("attack"):
-        others = [name for name in _ATTACK if name != "attack" and good(name)]
-        yield from _compared(ckpt, others)
+    if succeeded("attack"):
+        attack_names = [
+            name for name in _ATTACK if name != "attack" and succeeded(name)
+        ]
+        yield from _loss_checks(ckpt, attack_names)
     for name in _STARTS:
         yield from run({name: _train(args, folder / name, _ONE_STEP)})
-    if good(*_STARTS):
-        first, second = (ended[name].seconds for name in _STARTS)
-        said = f"{second:.1f} s after {first:.1f}"
-        yield _row("second start, one step and its end", said, "12 s", second <= 12)
+    if succeeded(*_STARTS):
+        first, second = (results[name].seconds for name in _STARTS)
+        finding = f"{second:.1f} s after {first:.1f}"
+        yield _row("second start, one step and its end", finding, "12 s", second <= 12)
 
 
-def _row(check: str, found: str, goal: str, met: bool) -> dict[str, Any]:
-    return {"check": check, "found": found, "goal": goal, "met": met}
+def _row(check: str, value: str, goal: str, met: bool) -> dict[str, Any]:
+    return {"check": check, "found": value, "goal": goal, "met": met}
 
 
 def _train(
@@ -154,14 +158,14 @@ def _attack(
 
 
 def _flags(args: argparse.Namespace, flags: Sequence[str]) -> Sequence[str]:
-    """A rehearsal does without XLA, which on CPUs compiles for minutes."""
+    """The flags, in a rehearsal without XLA, which compiles for minutes on CPUs."""
     return [f.replace("jit=on", "jit=off") if args.tiny else f for f in flags]
 
 
-def _ended(
+def _run_command(
     args: argparse.Namespace, folder: pathlib.Path, name: str, command: Sequence[str]
 ) -> Ended:
-    """Runs a command; what it says goes to a file, too."""
+    """Runs a command and writes its output to FOLDER/NAME.log."""
     start, last = time.perf_counter(), ""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -197,19 +201,19 @@ def _losses(run: pathlib.Path, name: str) -> dict[str, float]:
     return losses
 
 
-def _compared(run: pathlib.Path, others: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """How the losses of other ways to attack differ from those of the first."""
-    exact = _losses(run, "attack")
-    for name in others:
-        found = _losses(run, name)
-        ratios = [found[key] / exact[key] for key in exact]
-        said = f"{min(ratios):.5f} to {max(ratios):.5f}"
+def _loss_checks(run: pathlib.Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Checks of the losses of other ways to attack against those of "attack"."""
+    reference = _losses(run, "attack")
+    for name in names:
+        losses = _losses(run, name)
+        ratios = [losses[key] / reference[key] for key in reference]
+        finding = f"{min(ratios):.5f} to {max(ratios):.5f}"
         if name == "attack-fast":
             strong = all(ratio >= 0.995 for ratio in ratios)
-            yield _row("losses of --fast", said, "at least .995", strong)
+            yield _row("losses of --fast", finding, "at least .995", strong)
         else:
-            near = all(abs(ratio - 1) <= 0.005 for ratio in ratios)
-            yield _row(f"losses of {name}", said, "1, within .005", near)
+            close = all(abs(ratio - 1) <= 0.005 for ratio in ratios)
+            yield _row(f"losses of {name}", finding, "1, within .005", close)
 
 
 if __name__ == "__main__":

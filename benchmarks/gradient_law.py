@@ -3,15 +3,15 @@
 
     python benchmarks/gradient_law.py
 
-Trains a net on all tasks of rooms for each seed, as the variant "eleven" of the study
-`rooms` is; one that is there already is used. The gradients of the tasks' losses are
-taken with respect to the image and to the end of the shared trunk, before the first
-step and after the last, and each is divided by its own norm.
+Trains a net on all tasks of rooms for each seed, like the variant "eleven" of the study
+`rooms`; existing nets are reused. The gradients of the tasks' losses are taken with
+respect to the image and to the end of the shared trunk, before the first step and after
+the last one, and each is divided by its norm.
 
 Cosines of pairs are averaged over the first half of the images, and norms of the mean
-gradient, of every set of tasks, over the second half: what pairs predict is compared
-with images that they were not taken from. Writes theory.json with the numbers of
-docs/theory.md, and its two figures.
+gradient of every set of tasks over the second half, so that predictions from pairs are
+tested on other images. Writes theory.json with the numbers of docs/theory.md, and the
+two figures of that page.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -52,13 +52,13 @@ from mtr_tf.show import style
 from mtr_tf.show import theory
 from mtr_tf.training import loop as training
 
-# What is about the room's shape stands together, and what is about the picture alone.
+# Tasks about the room's shape are neighbours, and so are tasks about the picture alone.
 _TASKS = "s,d,D,n,r,p,E,K,e,k,A"
 _PLACES = {"image": "at the image", "trunk": "at the end of the trunk"}
 _TIMES = {"before": style.COLORS[5], "after": style.COLORS[2]}
 _LOOKS = {"before": "s", "after": "o"}
 _BATCH = 32
-_FIRST = 10  # Pairs, the most aligned, without which the slope is told too.
+_TOP_PAIRS = 10  # The most aligned pairs; slopes are also given without them.
 _SETS = ("sets_measured", "sets_predicted")
 _DIGITS = 4
 
@@ -66,22 +66,22 @@ Numbers = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is not there, measures, prints a table, writes all files."""
+    """Trains missing nets, measures, prints a table, writes all files."""
     args = _arguments(argv)
     configs = [_config(args, seed) for seed in range(args.seeds)]
-    nets = [record for config in configs for record in _of_net(args, config)]
+    nets = [record for config in configs for record in _net_numbers(args, config)]
     means = [
-        _mean_over_nets([net for net in nets if (net["place"], net["time"]) == which])
-        for which in itertools.product(_PLACES, _TIMES)
+        _mean_over_nets([net for net in nets if (net["place"], net["time"]) == key])
+        for key in itertools.product(_PLACES, _TIMES)
     ]
     print("\n".join(table(means)))
-    made = directory.environment() | {"command": _command(argv)}
+    origin = directory.environment() | {"command": _command(argv)}
     train = {k: v for k, v in configs[0].to_dict().items() if k != "seed"}
-    parts = {"made": made, "settings": vars(args), "train": train}
-    parts |= {"means": means, "nets": [_without_sets(net) for net in nets]}
+    parts = {"made": origin, "settings": vars(args), "train": train}
+    parts |= {"means": means, "nets": [_drop_sets(net) for net in nets]}
     folder = pathlib.Path(args.folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "theory.json", _lines(parts))
+    files.write_text(folder / "theory.json", _json_lines(parts))
     figures = {"law": law_figure, "pairs": pairs_figure}
     for name, draw in figures.items():
         path = folder / "images" / f"theory_{name}.png"
@@ -106,8 +106,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _command(argv: Sequence[str] | None) -> str:
-    given = sys.argv[1:] if argv is None else argv
-    return shlex.join(["python", "benchmarks/gradient_law.py", *given])
+    arguments = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", "benchmarks/gradient_law.py", *arguments])
 
 
 def _config(args: argparse.Namespace, seed: int) -> TrainConfig:
@@ -124,21 +124,21 @@ def _config(args: argparse.Namespace, seed: int) -> TrainConfig:
     )
 
 
-def _lines(parts: Mapping[str, Any]) -> str:
+def _json_lines(parts: Mapping[str, Any]) -> str:
     """JSON with a line for each part, or for each member of a part that is a list."""
     texts = []
     for name, part in parts.items():
         rows = part if isinstance(part, list) else [part]
-        joined = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-        texts.append(f'"{name}": ' + (f"[{joined}]" if rows is part else joined))
+        text = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        texts.append(f'"{name}": ' + (f"[{text}]" if rows is part else text))
     return "{" + ",\n".join(texts) + "}\n"
 
 
 # Measuring.
 
 
-def _of_net(args: argparse.Namespace, config: TrainConfig) -> Iterator[Numbers]:
-    """Gives the numbers of one seed, before and after training, at both places."""
+def _net_numbers(args: argparse.Namespace, config: TrainConfig) -> Iterator[Numbers]:
+    """Yields the numbers of one seed, before and after training, at both places."""
     workdir = pathlib.Path(args.workdir, f"{config.epochs}-epochs-seed{config.seed}")
     training.train(config, workdir)
     source = building.open_source(config)
@@ -163,24 +163,26 @@ def _of_net(args: argparse.Namespace, config: TrainConfig) -> Iterator[Numbers]:
 def gradients_of(
     model: keras.Model, tasks: tasks_lib.TaskSet, batches: tf.data.Dataset
 ) -> dict[str, dict[str, np.ndarray]]:
-    """{place: what `steps.gradients` says of all images there}."""
+    """{place: the arrays of `steps.gradients` there, over all images}."""
     trunk, heads = split(model)
     at_image = tf.function(steps.gradients(model, tasks))
     at_trunk = tf.function(steps.gradients(heads, tasks))
-    found = {place: [] for place in _PLACES}
+    arrays_by_place = {place: [] for place in _PLACES}
     for batch in batches:
-        real = np.asarray(batch["index"]) >= 0
-        used = {key: batch[key] for key in ("image", "targets", "masks")}
-        features = trunk(used["image"], training=False)
-        made = {
-            "image": at_image(used),
-            "trunk": at_trunk(used | {"image": features}),
+        is_real = np.asarray(batch["index"]) >= 0
+        inputs = {key: batch[key] for key in ("image", "targets", "masks")}
+        features = trunk(inputs["image"], training=False)
+        gradients = {
+            "image": at_image(inputs),
+            "trunk": at_trunk(inputs | {"image": features}),
         }
-        for place, arrays in made.items():
-            found[place].append({k: v.numpy()[real] for k, v in arrays.items()})
+        for place, arrays in gradients.items():
+            arrays_by_place[place].append(
+                {k: v.numpy()[is_real] for k, v in arrays.items()}
+            )
     return {
         place: {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-        for place, parts in found.items()
+        for place, parts in arrays_by_place.items()
     }
 
 
@@ -192,9 +194,9 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def numbers_of(arrays: Mapping[str, np.ndarray]) -> Numbers:
-    """What the pairs of one half of the images predict, beside the other half.
+    """Predictions from the pairs of one half of the images, and the other half's norms.
 
-    All but "raw_slope" and "raw_rho" are of gradients that are divided by their norms.
+    Gradients are divided by their norms, except for the numbers named "raw_*".
     """
     norms = records_lib.own_norms(arrays, "l2")
     half = len(norms) // 2
@@ -208,29 +210,34 @@ def numbers_of(arrays: Mapping[str, np.ndarray]) -> Numbers:
     law = gradients_lib.factor(rho, k)
     error = predicted / measured - 1
     pairs = np.sort(cosines[np.triu_indices(len(cosines), 1)])[::-1]
-    others = pairs[_FIRST:].sum() / len(pairs)  # As if the first ones had no cosine.
+    # As if the first pairs had no cosine.
+    other_rho = pairs[_TOP_PAIRS:].sum() / len(pairs)
     raw = gradients_lib.scales(norms, "raw")
-    own = gradients_lib.covariance(arrays["gram"][:half], raw[:half])
-    as_is = gradients_lib.mean(_norms_of_means(arrays["gram"][half:], raw[half:]))
-    found = {
+    raw_covariance = gradients_lib.covariance(arrays["gram"][:half], raw[:half])
+    raw_measured = gradients_lib.mean(
+        _norms_of_means(arrays["gram"][half:], raw[half:])
+    )
+    numbers = {
         "cosines": cosines,
         "rho": rho,
         "mean_size_of_cosines": np.abs(pairs).mean(),
-        "rho_of_other_pairs": others,
+        "rho_of_other_pairs": other_rho,
         "by_size": by_size,
         "law": law,
         "slope": gradients_lib.slope(k, by_size),
         "predicted_slope": gradients_lib.slope(k, law),
-        "slope_of_other_pairs": gradients_lib.slope(k, gradients_lib.factor(others, k)),
+        "slope_of_other_pairs": gradients_lib.slope(
+            k, gradients_lib.factor(other_rho, k)
+        ),
         "mean_error": np.abs(error).mean(),
         "largest_error": np.abs(error).max(),
         "sets_measured": measured,
         "sets_predicted": predicted,
-        "raw_rho": gradients_lib.mean_correlation(own),
-        "raw_slope": gradients_lib.slope(k, gradients_lib.by_size(as_is)),
-        "raw_norms": np.sqrt(np.diagonal(own)),
+        "raw_rho": gradients_lib.mean_correlation(raw_covariance),
+        "raw_slope": gradients_lib.slope(k, gradients_lib.by_size(raw_measured)),
+        "raw_norms": np.sqrt(np.diagonal(raw_covariance)),
     }
-    return {name: _plain(value) for name, value in found.items()}
+    return {name: _round(value) for name, value in numbers.items()}
 
 
 def _norms_of_means(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -239,29 +246,29 @@ def _norms_of_means(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return gradients_lib.l2_of_sums(products, scale) / sizes
 
 
-def _without_sets(net: Numbers) -> Numbers:
+def _drop_sets(net: Numbers) -> Numbers:
     return {name: value for name, value in net.items() if name not in _SETS}
 
 
-def _plain(value: Any) -> Any:
+def _round(value: Any) -> Any:
     """Numbers of four significant digits, arrays as lists."""
     if np.ndim(value):
-        return [_plain(one) for one in value]
+        return [_round(item) for item in value]
     return float(f"{float(value):.{_DIGITS}g}")
 
 
 def _mean_over_nets(nets: Sequence[Numbers]) -> Numbers:
-    """The mean of all numbers, and the least and the largest of what is one number.
+    """The mean of all numbers over nets, and the range of those that are scalars.
 
-    Sets are those of the first net: means over nets would hide how far they scatter.
+    Numbers of sets are the first net's: means over nets would hide their scatter.
     """
-    found: Numbers = {key: nets[0][key] for key in ("place", "time")}
-    for name in [name for name in nets[0] if name not in ("seed", *found)]:
+    mean: Numbers = {key: nets[0][key] for key in ("place", "time")}
+    for name in [name for name in nets[0] if name not in ("seed", *mean)]:
         values = np.array([net[name] for net in nets])
-        found[name] = nets[0][name] if name in _SETS else _plain(values.mean(axis=0))
+        mean[name] = nets[0][name] if name in _SETS else _round(values.mean(axis=0))
         if values.ndim == 1:
-            found[f"{name}_range"] = _plain([values.min(), values.max()])
-    return found
+            mean[f"{name}_range"] = _round([values.min(), values.max()])
+    return mean
 
 
 def table(means: Sequence[Numbers]) -> list[str]:
@@ -285,26 +292,28 @@ def table(means: Sequence[Numbers]) -> list[str]:
 
 
 def law_figure(means: Sequence[Numbers], args: argparse.Namespace) -> Figure:
-    """Norms over the number of tasks; below, each set: predicted and measured."""
+    """Norms over the number of tasks; below, measured over predicted for each set."""
     figure, grid = style.grid_of(2, 2, (2.6, 2.5))
     for column, (place, name) in enumerate(_PLACES.items()):
-        above, below = grid[:, column]
-        above.set_title(name)
+        norm_axes, set_axes = grid[:, column]
+        norm_axes.set_title(name)
         for mean in [mean for mean in means if mean["place"] == place]:
             look = {"color": _TIMES[mean["time"]], "marker": _LOOKS[mean["time"]]}
             label = f"{mean['time']} training, measured"
             k = np.arange(1, len(mean["by_size"]) + 1)
-            above.plot(k, mean["by_size"], ls="", label=label, **look)
-            above.plot(k, mean["law"], color=look["color"])
+            norm_axes.plot(k, mean["by_size"], ls="", label=label, **look)
+            norm_axes.plot(k, mean["law"], color=look["color"])
             sets = (mean["sets_predicted"], mean["sets_measured"])
-            below.plot(*sets, ".", color=look["color"], ms=2, alpha=0.4)
-        above.plot(k, 1 / np.sqrt(k), ":", color="0.35", label="no alignment: 1 / √k")
-        style.log_x(above, (1, 2, 4, 8, k[-1]))
-        style.log_y(above)
-        above.set_xlabel("k, tasks in the mean loss")
+            set_axes.plot(*sets, ".", color=look["color"], ms=2, alpha=0.4)
+        norm_axes.plot(
+            k, 1 / np.sqrt(k), ":", color="0.35", label="no alignment: 1 / √k"
+        )
+        style.log_x(norm_axes, (1, 2, 4, 8, k[-1]))
+        style.log_y(norm_axes)
+        norm_axes.set_xlabel("k, tasks in the mean loss")
         ends = (min(1 / np.sqrt(k)), 1)
-        below.plot(ends, ends, color="0.35", lw=0.8)
-        below.set_xlabel("predicted from pairs")
+        set_axes.plot(ends, ends, color="0.35", lw=0.8)
+        set_axes.set_xlabel("predicted from pairs")
     grid[0, 0].set_ylabel("norm of its gradient")
     grid[1, 0].set_ylabel("measured")
     notes = [
@@ -322,8 +331,10 @@ def pairs_figure(means: Sequence[Numbers], args: argparse.Namespace) -> Figure:
     letters = [tasks_lib.TASKS[name].letter for name in names]
     figure, grid = style.grid_of(2, 1, (4.8, 4.5))
     for axes, time in zip(grid[:, 0], _TIMES, strict=True):
-        at = {m["place"]: np.array(m["cosines"]) for m in means if m["time"] == time}
-        _triangles(axes, at["image"], at["trunk"], letters)
+        cosines = {
+            m["place"]: np.array(m["cosines"]) for m in means if m["time"] == time
+        }
+        _triangles(axes, cosines["image"], cosines["trunk"], letters)
         axes.set_title(f"{time} training")
     notes = [
         "above the diagonal: at the image; below: at the end of the trunk",
@@ -337,14 +348,14 @@ def _triangles(axes, upper: np.ndarray, lower: np.ndarray, letters: Sequence[str
     """A matrix of two triangles, from -1 (red) over 0 (white) to 1 (blue)."""
     values = np.triu(upper, 1) + np.tril(lower, -1)
     np.fill_diagonal(values, np.nan)
-    theory.matrix(axes, values, _short)
+    theory.matrix(axes, values, _format_cosine)
     axes.set_xticks(range(len(letters)), letters)
     axes.set_yticks(range(len(letters)), letters)
 
 
-def _short(value: float) -> str:
-    rounded = round(value, 2) + 0.0  # No -0.
-    return f"{rounded:.2f}".replace("0.", ".")
+def _format_cosine(value: float) -> str:
+    number = round(value, 2) + 0.0  # No -0.
+    return f"{number:.2f}".replace("0.", ".")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 
     python benchmarks/joint_speed.py
 
-The same attack on the same net with the same heads evaluated: on the sum of all tasks'
-losses, and on the first task's with weights of nearly 0 for the others (TensorFlow
-leaves out what is multiplied by 0). Beside these, with and without shared decoders: the
-first task's attack that leaves the other heads out, and one gradient per task, as code
-takes it that handles tasks one after the other.
+Compares the same attack on the same net with the same heads evaluated: on the sum of
+all tasks' losses, and on the first task's with weights of nearly 0 for the others
+(TensorFlow leaves out what is multiplied by 0). Further rows, with and without shared
+decoders: the attack on the first task without the other heads, and one gradient per
+task, as in code that handles tasks one after the other.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "decoders": args.decoders,
                     "attack": name,
                     "batch": size,
-                    "ms": 1000 * own.wall,
-                    "over single": own.over(single).wall,
-                    "CPU": own.over(single).cpu,
+                    "ms": 1000 * duration.wall,
+                    "over single": duration.over(single).wall,
+                    "CPU": duration.over(single).cpu,
                 }
-                for name, own in times.items()
+                for name, duration in times.items()
             ]
             ratio = times[_JOINT].over(single).wall
             text = f"{args.decoders} decoders, batch {size}: joint at most {_GOAL} of "
@@ -78,20 +78,22 @@ def _contestants(
     args: argparse.Namespace, problem: problems.Problem
 ) -> dict[str, Callable]:
     attack = attacks.PGD(8 / 255, 2 / 255, args.steps)
-    first, *others = problem.names
+    first_task, *other_tasks = problem.names
 
     def run(objective):
         return lambda: attack(objective, problem.x, seed=0)
 
-    alone = [problem.only(name).objective() for name in problem.names]
+    objectives = [problem.only(name).objective() for name in problem.names]
 
     def one_by_one():
-        return [attack(objective, problem.x, seed=0) for objective in alone][-1]
+        return [attack(objective, problem.x, seed=0) for objective in objectives][-1]
 
     return {
         _JOINT: run(problem.objective()),
-        _SINGLE: run(problem.objective(weights=dict.fromkeys(others, _NEARLY_ZERO))),
-        f"single, {first}'s head only": run(alone[0]),
+        _SINGLE: run(
+            problem.objective(weights=dict.fromkeys(other_tasks, _NEARLY_ZERO))
+        ),
+        f"single, {first_task}'s head only": run(objectives[0]),
         "one gradient per task": one_by_one,
     }
 

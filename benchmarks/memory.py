@@ -3,11 +3,10 @@
 
     python benchmarks/memory.py
 
-Each attack runs in a process of its own. Reported are the process's highest resident
-memory, and the attack's own: how far the memory that TensorFlow had in use rose above
-what was in use before. That is counted by TensorFlow's allocator of memory for GPUs,
-which an environment variable lets it use on CPUs; equal attacks agree within a few per
-cent.
+Each attack runs in a process of its own. The table has the process's peak resident
+memory, and the attack's own: how far the memory in use by TensorFlow rose above what
+was in use before. TensorFlow's allocator for GPUs counts it; an environment variable
+enables that allocator on CPUs. Equal attacks agree within a few percent.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 
 from mtr_tf.cli import startup
 
-os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"  # It counts; read when TensorFlow starts.
+os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"  # Counts; read when TensorFlow starts.
 startup.import_tensorflow()  # Without its start-up noise.
 
 import problems
@@ -33,7 +32,7 @@ import timing
 
 from mtr_tf import attacks
 
-_TOLERANCE = 0.05  # Of the attack's own.
+_TOLERANCE = 0.05  # Of the attack's own memory.
 _COLUMNS = {"attack": "s", "steps": "d", "peak MB": ".1f", "attack's own MB": ".1f"}
 
 
@@ -64,10 +63,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _goals(rows: list[dict]) -> list[tuple[str, bool]]:
     """Compares the attack of the fewest steps with that of the most."""
-    few, many = (choice(rows, key=lambda row: row["steps"]) for choice in (min, max))
-    ratio = many["attack's own MB"] / few["attack's own MB"]
+    fewest, most = (choice(rows, key=lambda row: row["steps"]) for choice in (min, max))
+    ratio = most["attack's own MB"] / fewest["attack's own MB"]
     text = (
-        f"{few['attack']}, {many['steps']} steps against {few['steps']}: its own "
+        f"{fewest['attack']}, {most['steps']} steps against {fewest['steps']}: its own "
         f"memory at most {1 + _TOLERANCE} times: {ratio:.3f}"
     )
     return [(text, ratio <= 1 + _TOLERANCE)]
@@ -75,37 +74,44 @@ def _goals(rows: list[dict]) -> list[tuple[str, bool]]:
 
 def _medians(args: argparse.Namespace, name: str, steps: int) -> dict:
     """Returns a row: medians over processes."""
-    pairs = [_process(args, name, steps) for _ in range(args.rounds)]
-    peak, own = map(statistics.median, zip(*pairs, strict=True))
-    return {"attack": name, "steps": steps, "peak MB": peak, "attack's own MB": own}
+    pairs = [_measure_in_process(args, name, steps) for _ in range(args.rounds)]
+    peak, attack_peak = map(statistics.median, zip(*pairs, strict=True))
+    return {
+        "attack": name,
+        "steps": steps,
+        "peak MB": peak,
+        "attack's own MB": attack_peak,
+    }
 
 
-def _process(args: argparse.Namespace, name: str, steps: int) -> tuple[float, float]:
-    """Returns what `_measure` does in a process of its own."""
+def _measure_in_process(
+    args: argparse.Namespace, name: str, steps: int
+) -> tuple[float, float]:
+    """Returns the result of `_measure`, run in a process of its own."""
     command = [sys.executable, str(pathlib.Path(__file__)), f"--child={name},{steps}"]
     for flag in ("model", "width", "image_size", "decoders", "tasks", "batch_size"):
         if getattr(args, flag) is not None:
             command.append(f"--{flag}={getattr(args, flag)}")
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    peak, own = map(float, done.stdout.split())
-    return peak, own
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    peak, attack_peak = map(float, process.stdout.split())
+    return peak, attack_peak
 
 
 def _measure(args: argparse.Namespace, name: str, steps: int) -> tuple[float, float]:
-    """Returns this process's peak in MB, and what the attack had in use at most."""
+    """Returns the peak memory of this process and of the attack alone, in MB."""
     problem = problems.random(args, args.batch_size)
     objective = problem.objective()
     epsilon = 8 / 255
     attack = attacks.make(name, epsilon, step_size=epsilon / 4, steps=steps)
     attack(objective, problem.x, seed=0).numpy()  # Builds the graph.
-    count = tf.config.experimental
-    count.reset_memory_stats("CPU:0")
-    before = count.get_memory_info("CPU:0")["current"]
+    config = tf.config.experimental
+    config.reset_memory_stats("CPU:0")
+    start_bytes = config.get_memory_info("CPU:0")["current"]
     attack(objective, problem.x, seed=0).numpy()
-    own = count.get_memory_info("CPU:0")["peak"] - before
+    attack_peak = config.get_memory_info("CPU:0")["peak"] - start_bytes
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak / 1e6, own / 1e6
+    return peak / 1e6, attack_peak / 1e6
 
 
 if __name__ == "__main__":

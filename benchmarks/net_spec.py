@@ -27,17 +27,17 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     nodes = [{"name": image, "inputs": [], "op": "input"}]
     arrays, names = {}, {id(model.input): image}
     for node in folding._nodes(model, model.output.values()):
-        layer, (out,) = node.operation, node.output_tensors
+        layer, (output,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
-        made, weights = _node(layer, nodes, inputs)
-        if made is None:  # It changes nothing.
-            names[id(out)] = inputs[0]
+        settings, weights = _node(layer, nodes, inputs)
+        if settings is None:  # The layer changes nothing.
+            names[id(output)] = inputs[0]
             continue
-        names[id(out)] = layer.name
-        nodes.append({"name": layer.name, "inputs": inputs, **made})
+        names[id(output)] = layer.name
+        nodes.append({"name": layer.name, "inputs": inputs, **settings})
         arrays |= {f"{layer.name}/{key}": np.array(a) for key, a in weights.items()}
     outputs = {task: names[id(tensor)] for task, tensor in model.output.items()}
-    return {"nodes": _merged(nodes, outputs), "outputs": outputs}, arrays
+    return {"nodes": _merge_padding(nodes, outputs), "outputs": outputs}, arrays
 
 
 def save(path: pathlib.Path, arrays: _Arrays) -> None:
@@ -85,18 +85,18 @@ def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
     return settings, weights | ({"bias": layer.bias} if layer.use_bias else {})
 
 
-def _merged(nodes: Sequence[dict], outputs: dict[str, str]) -> list[dict]:
-    """Returns the nodes with padding and subsampling within convolutions."""
+def _merge_padding(nodes: Sequence[dict], outputs: dict[str, str]) -> list[dict]:
+    """Returns the nodes with padding and subsampling merged into convolutions."""
     by_name = {node["name"]: node for node in nodes}
-    read: dict[str, int] = {}
+    reader_counts: dict[str, int] = {}
     for name in [n for node in nodes for n in node["inputs"]] + list(outputs.values()):
-        read[name] = read.get(name, 0) + 1
-    dropped = set()
+        reader_counts[name] = reader_counts.get(name, 0) + 1
+    dropped_names = set()
     for node in nodes:
         if node["op"] != "conv":
             continue
         source = by_name[node["inputs"][0]]
-        if read[source["name"]] > 1:
+        if reader_counts[source["name"]] > 1:
             continue
         if source["op"] == "pad":
             node["padding"] += source["size"]
@@ -104,15 +104,15 @@ def _merged(nodes: Sequence[dict], outputs: dict[str, str]) -> list[dict]:
             node["stride"] *= source["stride"]
         else:
             continue
-        dropped.add(source["name"])
+        dropped_names.add(source["name"])
         node["inputs"] = source["inputs"]
-    return [node for node in nodes if node["name"] not in dropped]
+    return [node for node in nodes if node["name"] not in dropped_names]
 
 
 def forward_flops(spec: dict[str, Any], height: int, width: int) -> float:
-    """Returns 2 x multiplications of all convolutions, of one image forwards.
+    """Returns twice the multiplications of all convolutions in an image's forward pass.
 
-    The gradient by the images costs as much again, that by the weights too.
+    The gradient by the images costs the same again, and so does that by the weights.
     """
     sides, total = {}, 0.0
     for node in spec["nodes"]:

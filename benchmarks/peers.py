@@ -4,13 +4,14 @@
     pip install -e ".[bench]"
     python benchmarks/peers.py
 
-One Keras classifier (a ResNet-18 encoder, briefly trained to tell patterns apart),
-because the peers know a single output of classes. All take the same steps from the
-image itself, without a random start. foolbox and ART run as their manuals call them, on
-the Keras model, whose layers then run one by one, and in their best form, on
-`tf.function(model)`; cleverhans compiles its gradient itself. Final losses are
-compared in the same run, over --judged images: ours must be equal or higher. The peers
-return the last point; ours the best one met, or, in a row of its own, the last.
+The model is a Keras classifier, a ResNet-18 encoder briefly trained to tell patterns
+apart, because the peers support only a single output of classes. All attacks take the
+same steps from the image itself, without a random start. foolbox and ART run as in
+their manuals, on the Keras model, whose layers then run one by one, and in their best
+form, on `tf.function(model)`; cleverhans compiles its gradient itself. Final losses are
+compared in the same run, over --judged images: the library's must be equal or higher.
+The peers return the last point; the library returns the best point that it met or, in a
+further row, the last.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -40,7 +41,7 @@ from mtr_tf.models import resnet
 _CLASSES = 8
 _PEERS = ("foolbox", "foolbox compiled", "art", "art compiled", "cleverhans")
 _KEEPS = {"limit": "", "mtr_tf": "best"}  # Which point is returned; else the last.
-_EQUAL = 0.999  # Of the highest loss: rounding turns some signs.
+_EQUAL = 0.999  # Of the highest loss: rounding changes some signs.
 _COLUMNS = {
     "what": "s",
     "keeps": "s",
@@ -63,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"The peers are not installed ({error}): pip install -e '.[bench]'")
     model = _classifier(args.image_size, args.width)
     _train(model, args.train_steps)
-    contestants = {"mtr_tf": _ours("best"), "mtr_tf last": _ours("last"), **peers}
-    judged = _strength(args, model, contestants)
+    contestants = {"mtr_tf": _mtr_tf("best"), "mtr_tf last": _mtr_tf("last"), **peers}
+    judgements = _strength(args, model, contestants)
     records, goals = [], []
     for size in map(int, args.batch_sizes.split(",")):
         rows = _measure(args, model, contestants, size)
         for row in rows:
-            row |= judged.get(
+            row |= judgements.get(
                 row["what"], dict.fromkeys(("loss", "pixels unlike ours"))
             )
         records += rows
@@ -121,7 +122,7 @@ def _train(model: keras.Model, steps: int) -> None:
 # Each adapter: () -> (model, x, y, args) -> function that attacks; imports its library.
 
 
-def _ours(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
+def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
     def prepare(model, x, y, args):
         # A classifier is a segmentation net of one pixel.
         logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
@@ -140,8 +141,8 @@ def _ours(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
     return prepare
 
 
-def _called(model: keras.Model, compiled: bool) -> Callable[..., tf.Tensor]:
-    """The model as its owner may hand it to a peer: as it is, or as one graph."""
+def _peer_model(model: keras.Model, compiled: bool) -> Callable[..., tf.Tensor]:
+    """The model as users may pass it to a peer: as it is, or as one graph."""
     return tf.function(model, autograph=False) if compiled else model
 
 
@@ -149,7 +150,7 @@ def _foolbox(compiled: bool):
     import foolbox
 
     def prepare(model, x, y, args):
-        wrapped = foolbox.TensorFlowModel(_called(model, compiled), bounds=(0, 1))
+        wrapped = foolbox.TensorFlowModel(_peer_model(model, compiled), bounds=(0, 1))
         attack = foolbox.attacks.LinfPGD(
             abs_stepsize=args.step_size / 255, steps=args.steps, random_start=False
         )
@@ -166,7 +167,7 @@ def _art(compiled: bool):
 
     def prepare(model, x, y, args):
         estimator = classification.TensorFlowV2Classifier(
-            _called(model, compiled),
+            _peer_model(model, compiled),
             nb_classes=_CLASSES,
             input_shape=x.shape[1:],
             loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -219,25 +220,25 @@ _ADAPTERS = {
 
 
 def _strength(args: argparse.Namespace, model: keras.Model, contestants: dict) -> dict:
-    """Returns what the table says of each one's images: {name: {column: value}}."""
+    """Returns {name of a contestant: {column: value}} about its images."""
     x, y = _patterns(args.judged, args.image_size, -1)
-    found = {
+    images_by_name = {
         name: np.asarray(prepare(model, x, y, args)())
         for name, prepare in contestants.items()
     }
     return {
         name: {
             "loss": _loss(model, images, y),
-            "pixels unlike ours": _unlike(images, found["mtr_tf"]),
+            "pixels unlike ours": _difference(images, images_by_name["mtr_tf"]),
         }
-        for name, images in found.items()
+        for name, images in images_by_name.items()
     }
 
 
 def _measure(
     args: argparse.Namespace, model: keras.Model, contestants: dict, size: int
 ) -> list[dict]:
-    """Returns the table's rows of one batch size, the limit's first, then ours."""
+    """Returns the rows of one batch size: the limit, the library, then the peers."""
     x, y = _patterns(size, args.image_size, -2)
     runs = {"limit": _limit(model, x, y, args.steps)}
     for name, prepare in contestants.items():
@@ -248,16 +249,16 @@ def _measure(
             "what": name,
             "keeps": _KEEPS.get(name, "last"),
             "batch": size,
-            "ms": 1000 * own.wall,
-            "over limit": own.over(times["limit"]).wall,
-            "over ours": own.over(times["mtr_tf"]).wall,
+            "ms": 1000 * duration.wall,
+            "over limit": duration.over(times["limit"]).wall,
+            "over ours": duration.over(times["mtr_tf"]).wall,
         }
-        for name, own in times.items()
+        for name, duration in times.items()
     ]
 
 
 def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
-    """Returns what calls a compiled forward and backward pass `steps` times."""
+    """Returns a function that runs a compiled forward-backward pass `steps` times."""
 
     @tf.function
     def gradient(x, y):
@@ -269,8 +270,8 @@ def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
 
     def run():
         for _ in range(steps):
-            found = gradient(x, y)
-        return found
+            result = gradient(x, y)
+        return result
 
     return run
 
@@ -281,20 +282,20 @@ def _loss(model, images: np.ndarray, y) -> float:
     return float(tf.reduce_mean(losses))
 
 
-def _unlike(images: np.ndarray, ours: np.ndarray) -> float:
-    """Returns the share of values that differ from ours by more than 1e-5."""
-    return float(np.mean(np.abs(images - ours) > 1e-5))
+def _difference(images: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the share of values that differ from `reference` by more than 1e-5."""
+    return float(np.mean(np.abs(images - reference) > 1e-5))
 
 
 def _goals(rows: list[dict], size: int) -> list[tuple[str, bool]]:
-    ours, others = rows[1], rows[3:]  # Without the limit and our last point.
+    our_row, peer_rows = rows[1], rows[3:]  # Without the limit and our last point.
     goals = []
-    for row in others:
+    for row in peer_rows:
         text = (
             f"batch {size}: {row['what']} takes {row['over ours']:.2f} of ours (1 or "
             "more wanted) at a loss no higher than ours"
         )
-        strong = ours["loss"] >= _EQUAL * row["loss"]
+        strong = our_row["loss"] >= _EQUAL * row["loss"]
         goals.append((text, row["over ours"] >= 1 and strong))
     return goals
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks attack: a net and a batch, and the gradient without the library.
+"""The problems that benchmarks attack, a net and a batch, with reference gradients.
 
 The limit of every comparison is `Problem.passes`: as many calls of one compiled forward
 and backward-to-input pass as the attack takes steps.
@@ -38,7 +38,7 @@ class Problem:
     masks: dict[str, tf.Tensor]
 
     def objective(self, model: Model | None = None, **options) -> attacks.TaskObjective:
-        """Returns the library's: the sum of the attacked tasks' losses."""
+        """Returns the library's objective, the sum of the attacked tasks' losses."""
         model = self.model if model is None else model
         return attacks.objective(model, self.targets, self.masks, self.names, **options)
 
@@ -47,9 +47,9 @@ class Problem:
     ) -> Callable[[], tf.Tensor]:
         """Returns the compiled gradient by the images, written without the library.
 
-        Its losses are the library's, which on CPU take less time than TensorFlow's
-        cross-entropy; or `plain`, as a user of TensorFlow would write them. With `jit`
-        it is compiled by XLA.
+        Its losses are the library's, which take less time on CPU than TensorFlow's
+        cross-entropy, or, with `plain`, losses as a user of TensorFlow would write
+        them. With `jit`, XLA compiles it.
         """
         loss_of = _plain_losses if plain else tasks_lib.task_losses
 
@@ -67,13 +67,13 @@ class Problem:
     def passes(
         self, count: int, plain: bool = False, jit: bool = False
     ) -> Callable[[], tf.Tensor]:
-        """Returns the limit: a function that calls the gradient so many times."""
+        """Returns the limit: a function that calls the gradient `count` times."""
         gradient = self.gradient(plain, jit)
 
         def run():
             for _ in range(count):
-                found = gradient()
-            return found
+                result = gradient()
+            return result
 
         return run
 
@@ -84,19 +84,19 @@ class Problem:
         return float(tf.reduce_mean(tf.add_n(list(losses.values()))))
 
     def only(self, name: str) -> Problem:
-        """Returns it with one attacked task."""
+        """Returns the problem with one attacked task."""
         return dataclasses.replace(self, names=(name,))
 
     def head(self, size: int) -> Problem:
-        """Returns it with the first `size` images only."""
-        cut = tf.nest.map_structure(
+        """Returns the problem with the first `size` images only."""
+        arrays = tf.nest.map_structure(
             lambda t: t[:size], (self.x, self.targets, self.masks)
         )
-        return Problem(self.model, self.names, *cut)
+        return Problem(self.model, self.names, *arrays)
 
 
 def _plain_losses(names, outputs, targets, masks) -> dict[str, tf.Tensor]:
-    """Returns {task: float32 [batch]}, means over the pixels that are there."""
+    """Returns {task: float32 [batch]}, means over the valid pixels."""
 
     def pixels(name):
         if tasks_lib.TASKS[name].discrete:
@@ -115,7 +115,7 @@ def _plain_losses(names, outputs, targets, masks) -> dict[str, tf.Tensor]:
 
 
 def add_flags(parser: argparse.ArgumentParser, **defaults) -> None:
-    """Adds the flags that `build` and `batch` read."""
+    """Adds the flags that `random` reads."""
     parser.add_argument("--model", default="resnet18", help="a key of models.MODELS")
     parser.add_argument("--width", type=int, help="of the first layer; resnet18: 16")
     parser.add_argument("--image_size", default="64", help="sides, such as 128x256")
@@ -151,5 +151,7 @@ def trained(ckpt: str, size: int) -> Problem:
     loading.check_named(run.config.dataset, "", run.directory)
     columns = building.open_source(run.config).columns("validation")
     batch = batching.gather(columns, names, range(size))
-    read = tf.nest.map_structure(tf.convert_to_tensor, batch)
-    return Problem(run.model, names, read["image"], read["targets"], read["masks"])
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
+    return Problem(
+        run.model, names, tensors["image"], tensors["targets"], tensors["masks"]
+    )

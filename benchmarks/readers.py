@@ -3,8 +3,8 @@
 
     python benchmarks/readers.py
 
-The data set sleeps in each example, as one does that waits for a disk or a network.
-Batches come as in training. One reader is also what versions before "readers" had.
+The data set sleeps for each example, like one that waits for a disk or a network.
+Batches come as in training. Versions before the setting "readers" had one reader.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _speed(args: argparse.Namespace, readers: int) -> float:
-    """Images a second of a round."""
+    """Images per second in one round."""
     examples = args.batches * args.batch_size
-    given = {"train": Slow(examples, args.sleep_ms / 1000), "readers": readers}
-    given |= {"mean": [0.5] * 3, "std": [0.5] * 3, "ranges": {"depth": (0, 1)}}
-    source = reading.open_given("slow", given)
+    dataset = {"train": Slow(examples, args.sleep_ms / 1000), "readers": readers}
+    dataset |= {"mean": [0.5] * 3, "std": [0.5] * 3, "ranges": {"depth": (0, 1)}}
+    source = reading.open_given("slow", dataset)
     batches = batching.train_batches(
         source.columns("train"),
         ("depth",),
@@ -83,10 +83,10 @@ def _speed(args: argparse.Namespace, readers: int) -> float:
         first_step=0,
         last_step=args.batches,
     )
-    start, seen = time.perf_counter(), 0
+    start, count = time.perf_counter(), 0
     for batch in batches:
-        seen += len(batch["index"])
-    return seen / (time.perf_counter() - start)
+        count += len(batch["index"])
+    return count / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

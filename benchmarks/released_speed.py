@@ -4,10 +4,11 @@
     pip install -e ".[bench]"
     python benchmarks/released_speed.py
 
-Shared decoders, which is what the released code computes. The rows of PyTorch, with the
-same weights: all layers, or the decoder's, run anew for each task and gradients by all
-weights taken with those by the image (the released code runs the decoder anew); and at
-its best, what tasks share computed once and only the gradient by the image.
+The net has shared decoders, which is what the released code computes. PyTorch has the
+same weights. In its first two rows, all layers or only the decoder's run again for each
+task, and gradients by all weights are taken with those by the image (the released code
+runs the decoder again). In its best row, shared layers run once, and only the gradient
+by the image is taken.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -32,7 +33,7 @@ _GOAL = 3.3
 _EPSILON = 4 / 255
 _STEP_SIZE = 1 / 255
 _OURS = "mtr_tf"
-_WRITTEN = "PyTorch, network per task, weight gradients"
+_NAIVE = "PyTorch, network per task, weight gradients"
 _BEST = "PyTorch, trunk once, image gradient only"
 _COLUMNS = {
     "what": "s",
@@ -54,27 +55,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     problem = problems.random(args, args.batch_size)
     contestants = {
-        _OURS: _ours(problem, args.steps),
+        _OURS: _mtr_tf(problem, args.steps),
         **_torch_loops(problem, args.steps),
     }
-    found = {name: run() for name, run in contestants.items()}
+    images_by_name = {name: run() for name, run in contestants.items()}
     times = timing.alternate(contestants, args.rounds, warm_up=1)
-    ours = times[_OURS]
+    our_duration = times[_OURS]
     records = [
         {
             "what": name,
             "batch": args.batch_size,
-            "ms per step": 1000 * own.wall / args.steps,
-            "over ours": own.over(ours).wall,
-            "CPU over ours": own.over(ours).cpu,
-            "loss": problem.loss(found[name]),
+            "ms per step": 1000 * duration.wall / args.steps,
+            "over ours": duration.over(our_duration).wall,
+            "CPU over ours": duration.over(our_duration).cpu,
+            "loss": problem.loss(images_by_name[name]),
         }
-        for name, own in times.items()
+        for name, duration in times.items()
     ]
     gains = {row["what"]: row["over ours"] for row in records}
     goals = [
-        (f"{gains[_WRITTEN]:.2f} times as fast as {_WRITTEN}, goal {_GOAL}",
-         gains[_WRITTEN] >= _GOAL),
+        (f"{gains[_NAIVE]:.2f} times as fast as {_NAIVE}, goal {_GOAL}",
+         gains[_NAIVE] >= _GOAL),
         (f"{gains[_BEST]:.2f} times as fast as {_BEST}, goal 1", gains[_BEST] >= 1),
     ]  # fmt: skip
     timing.finish(args, records, _COLUMNS, goals)
@@ -94,7 +95,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _ours(problem: problems.Problem, steps: int) -> Callable[[], np.ndarray]:
+def _mtr_tf(problem: problems.Problem, steps: int) -> Callable[[], np.ndarray]:
     objective = problem.objective()
     attack = attacks.PGD(_EPSILON, _STEP_SIZE, steps, random_start=False)
     return lambda: attack(objective, problem.x).numpy()
@@ -123,12 +124,12 @@ def _torch_loops(
                 slope = point.grad
             else:
                 (slope,) = torch.autograd.grad(losses, point)
-            moved = point.detach() + _STEP_SIZE * slope.sign()
-            point = torch.clamp(moved.clamp(x - _EPSILON, x + _EPSILON), 0, 1)
+            next_point = point.detach() + _STEP_SIZE * slope.sign()
+            point = torch.clamp(next_point.clamp(x - _EPSILON, x + _EPSILON), 0, 1)
         return np.transpose(point.numpy(), (0, 2, 3, 1))
 
     return {
-        _WRITTEN: lambda: loop(net.network_per_head, True),
+        _NAIVE: lambda: loop(net.network_per_head, True),
         "PyTorch, decoder per task, weight gradients": lambda: loop(
             net.decoder_per_head, True
         ),
@@ -144,7 +145,7 @@ def _torch_target(target):
 
 
 def _torch_losses(outputs, targets):
-    """Returns the sum of the tasks' losses, each a mean: as mtr_tf.losses has them."""
+    """Returns the sum of the tasks' losses, each a mean, as in mtr_tf.losses."""
     from torch.nn import functional
 
     losses = {

@@ -26,9 +26,9 @@ SCENES = 7
 
 
 def columns(count: int, size: int) -> list[dict[str, np.ndarray]]:
-    """For each scene {row's name: uint8 RGB}: the picture, then every task but it."""
+    """For each scene {name of a row: uint8 RGB}: the picture, then the other tasks."""
     info = reading.dataset_info(size)
-    drawn = []
+    scenes = []
     for index in range(count):
         arrays = workers.example(0, scene.SPLITS.index("validation"), index, size)
         cells = {"image": arrays["image"]}
@@ -40,14 +40,14 @@ def columns(count: int, size: int) -> list[dict[str, np.ndarray]]:
             else:
                 target = picture.compute(name, arrays["image"][None])[0]
             cells[name] = tasks.TASKS[name].to_rgb(target, info)
-        drawn.append(cells)
-    return drawn
+        scenes.append(cells)
+    return scenes
 
 
 def main(path: str) -> None:
     """Writes the sheet: one column per scene, one row per task."""
-    drawn = columns(SCENES, SIZE)
-    rows = list(drawn[0])
+    scenes = columns(SCENES, SIZE)
+    rows = list(scenes[0])
     inch = SIZE / 96
     sheet = figure.Figure(figsize=(inch * SCENES + 0.2, inch * len(rows)), dpi=96)
     axes = sheet.subplots(len(rows), SCENES)
@@ -57,7 +57,7 @@ def main(path: str) -> None:
     )  # fmt: skip
     for line, name in zip(axes, rows, strict=True):
         line[0].set_ylabel(name, fontsize=5.5)
-        for axis, cells in zip(line, drawn, strict=True):
+        for axis, cells in zip(line, scenes, strict=True):
             axis.imshow(cells[name], interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

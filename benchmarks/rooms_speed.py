@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures how many rooms one core renders per second, with all stored targets.
 
-Run `python benchmarks/rooms_speed.py [SCENES]`. One thread; every size takes its turn
-in three rounds, and the best round counts, so that other work on the machine disturbs
-little.
+Run `python benchmarks/rooms_speed.py [SCENES]`. It uses one thread. Every size takes
+its turn in three rounds, and the best round counts, so that other work on the machine
+has little effect.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def measure(size: int, scenes: int) -> float:
 
 def main(scenes: int) -> None:
     """Prints the table."""
-    best = dict.fromkeys(layout.SIZES, 0.0)
+    best_speeds = dict.fromkeys(layout.SIZES, 0.0)
     for _ in range(ROUNDS):
-        for size in best:
-            best[size] = max(best[size], measure(size, scenes))
+        for size in best_speeds:
+            best_speeds[size] = max(best_speeds[size], measure(size, scenes))
     records = [
         {"size": size, "images/s per core": speed, "goal": GOALS.get(size)}
-        for size, speed in best.items()
+        for size, speed in best_speeds.items()
     ]
     columns = {"size": "", "images/s per core": ".0f", "goal": ""}
     print(timing.table(records, columns))

@@ -3,10 +3,10 @@
 
     python benchmarks/scheduling.py --cells=1000,10000
 
-Each command "runs" in no time and leaves the files of a cell, so what is measured is
-the runner's own work: finding the cells, choosing the next one, writing its marker with
-checksums, the index, the estimates of the time left. A last line says what it costs to
-start a command that does nothing, beside what Python alone takes for that.
+Each command "runs" in no time and leaves the files of a cell, so the times are those of
+the runner itself: finding the cells, choosing the next one, writing its marker with
+checksums, the index, and estimates of the remaining time. A last line compares the cost
+of starting a command that does nothing with that of starting Python alone.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _COLUMNS = {
     "ms a cell": ".2f",
     "look again, s": ".2f",
 }
-_VARIANTS, _ATTACKS = 10, 9  # So ten cells for each variant and seed.
+_VARIANTS, _ATTACKS = 10, 9  # Ten cells per variant and seed: a training, 9 attacks.
 
 
 def study(cells: int) -> Study:
-    """A study of about so many cells."""
+    """A study of about `cells` cells."""
     names = tuple(f"v{i}" for i in range(_VARIANTS))
     return Study(
         name="many",
@@ -66,17 +66,17 @@ class Nothing(futures.Executor):
     """Leaves the files of a cell and does nothing else."""
 
     def __init__(self, cells: dict[tuple[str, ...], Cell], workdir: pathlib.Path):
-        """Takes the cells by their commands."""
+        """Takes {command: its cell}."""
         self._cells, self._workdir = cells, workdir
-        self.seconds = 0.0  # Of its own.
+        self.seconds = 0.0  # Spent in this executor.
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> futures.Future:
         """See `Executor`."""
         start = time.perf_counter()
-        (given,) = args
-        cell = self._cells[given.arguments]
+        (job,) = args
+        cell = self._cells[job.arguments]
         folder = self._workdir / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         if cell.kind == "train":
@@ -97,21 +97,23 @@ def measure(cells: int) -> dict[str, float]:
         workdir = pathlib.Path(folder)
         start = time.perf_counter()
         runner = Runner(study(cells), workdir)
-        looked = time.perf_counter()
+        look_end = time.perf_counter()
         by_command = {cell.command: cell for cell in runner.queue.cells}
         executor = Nothing(by_command, workdir)
         runner.run(executors.Engine(executor, 100, 100))
-        ran = time.perf_counter()
-        again = Runner(study(cells), workdir)
-        seen = time.perf_counter()
-        if again.queue.count(queue.DONE) != len(by_command):
+        run_end = time.perf_counter()
+        second_runner = Runner(study(cells), workdir)
+        second_look_end = time.perf_counter()
+        if second_runner.queue.count(queue.DONE) != len(by_command):
             raise RuntimeError("not all cells are done")
         return {
             "cells": len(by_command),
-            "look, s": looked - start,
-            "run, s": ran - looked - executor.seconds,
-            "ms a cell": 1e3 * (ran - looked - executor.seconds) / len(by_command),
-            "look again, s": seen - ran,
+            "look, s": look_end - start,
+            "run, s": run_end - look_end - executor.seconds,
+            "ms a cell": 1e3
+            * (run_end - look_end - executor.seconds)
+            / len(by_command),
+            "look again, s": second_look_end - run_end,
         }
 
 
@@ -126,8 +128,8 @@ def processes(count: int) -> float:
         )
         start = time.perf_counter()
         for _, future in executors.results(engine, lambda: next(commands, None)):
-            if why := executors.failure(future):
-                raise RuntimeError(why)
+            if reason := executors.failure(future):
+                raise RuntimeError(reason)
         return 1e3 * (time.perf_counter() - start) / count
 
 

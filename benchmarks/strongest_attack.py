@@ -4,16 +4,16 @@
     python benchmarks/strongest_attack.py --quick
     python benchmarks/strongest_attack.py --camvid=CamVid
 
-Trains small nets on rooms, and on CamVid where that is given, each once without and
+Trains small nets on rooms, and on CamVid if --camvid is given, each once without and
 once with adversarial training; or takes --ckpt. Each task of a net is attacked alone,
-by every attack that fits its kind, at every radius and number of gradients. All are
-judged as `--judge=auto` has it, so that PGD on the losses segpgd and cospgd is SegPGD
-and CosPGD. An ensemble divides the gradients among its members; a query of Square
-counts as one. "worst" is that of `--attack=worst`: APGD, PGD and Square.
+by every attack that fits its kind, at every radius and number of gradients. Attacks are
+judged as with `--judge=auto`, so that PGD on the losses segpgd and cospgd is SegPGD and
+CosPGD. An ensemble divides the gradients among its members; a query of Square counts as
+one gradient. "worst" is `--attack=worst`: APGD, PGD and Square.
 
-Lower is stronger for accuracy and mean IoU, higher for errors. The last lines say what
-to claim robustness with: the attacks' harm as a share of the strongest one's, mean over
-nets, tasks and radii.
+Lower values mean stronger attacks for accuracy and mean IoU, higher ones for errors.
+The last lines rank the attacks for claims of robustness: their harm as a share of the
+strongest one's, the mean over nets, tasks and radii.
 """
 
 # ruff: noqa: E402  (TensorFlow is imported after its noise is off)
@@ -41,7 +41,7 @@ from mtr_tf.attacks import ensemble
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.training import loop as training
 
-# What is raised, for classes and for all else; those that fit a task.
+# The losses that attacks raise, for tasks with classes and for others, if they fit.
 _LOSSES = {
     True: ("own", "segpgd", "cospgd", "masked_ce", "js"),
     False: ("own", "cospgd", "l2", "relative", "angular"),
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, problem in _nets(args):
         for task in problem.names:
             for eps in map(float, args.eps.split(",")):
-                rows = _attacked(args, problem.only(task), eps, budgets)
+                rows = _attack_rows(args, problem.only(task), eps, budgets)
                 records += (rows := [{"net": name, **row} for row in rows])
                 print(timing.table(rows, _columns(budgets)), flush=True)
     print()
@@ -103,84 +103,88 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _nets(args: argparse.Namespace) -> Iterator[tuple[str, problems.Problem]]:
-    """Gives each net with its first validation images; trains what is not there."""
+    """Yields each net with its first validation images; trains missing nets."""
     for ckpt in filter(None, args.ckpt.split(",")):
         yield pathlib.Path(ckpt).name, problems.trained(ckpt, args.images)
     if args.ckpt:
         return
-    shared = {"model": args.model, "width": args.width, "learning_rate": 2e-3}
+    net_settings = {"model": args.model, "width": args.width, "learning_rate": 2e-3}
     rooms = {"tasks": tasks_lib.resolve(args.tasks), "image_size": args.image_size}
     sets = {"rooms": {**rooms, "epochs": args.epochs}}
     if args.camvid:
         camvid = {"image_size": args.camvid_size, "data_dir": args.camvid}
         sets["camvid"] = {**camvid, "tasks": ("seg",), "epochs": 3 * args.epochs}
-    for (data, own), (name, defence) in itertools.product(
+    for (data, settings), (name, defence) in itertools.product(
         sets.items(), _DEFENCES.items()
     ):
         examples = args.train_examples
         config = TrainConfig(
-            dataset=data, train_examples=examples, **shared, **own, **defence
+            dataset=data, train_examples=examples, **net_settings, **settings, **defence
         )
-        sizes = f"{own['image_size']}-{args.width}-{own['epochs']}-{examples}"
+        sizes = f"{settings['image_size']}-{args.width}-{settings['epochs']}-{examples}"
         workdir = pathlib.Path(args.workdir) / f"{data}-{name}-{args.model}-{sizes}"
         training.train(config, workdir)
         yield f"{data} {name}", problems.trained(str(workdir), args.images)
 
 
-def _attacked(
+def _attack_rows(
     args: argparse.Namespace,
     problem: problems.Problem,
     eps: float,
     budgets: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    """Gives a row per attack and metric: the metric after so many gradients."""
+    """Yields a row per attack and metric: its value for each number of gradients."""
     (name,) = problem.names
     task = tasks_lib.TASKS[name]
-    shown = dict.fromkeys((task.harm, *task.metrics[:1]))
+    metrics = dict.fromkeys((task.harm, *task.metrics[:1]))
     facts = {"task": name, "eps": eps, "kind": "classes" if task.discrete else "maps"}
-    clean = _measured(problem, problem.x, shown)
-    yield from _rows({"attack": "none", **facts}, shown, dict.fromkeys(budgets, clean))
+    clean = _metric_values(problem, problem.x, metrics)
+    yield from _rows(
+        {"attack": "none", **facts}, metrics, dict.fromkeys(budgets, clean)
+    )
     for attack, losses in _contestants(task):
         options = {"losses": losses} if losses in attacks.ATTACK_LOSSES else {}
         objective = problem.objective(**options)
-        found = {}
+        by_budget = {}
         for budget in budgets:
-            made = _make(attack, eps / 255, budget)
-            each = [
-                _measured(problem, made(objective, problem.x, seed), shown)
+            search = _make(attack, eps / 255, budget)
+            seed_values = [
+                _metric_values(problem, search(objective, problem.x, seed), metrics)
                 for seed in range(args.seeds)
             ]
-            found[budget] = [statistics.fmean(v) for v in zip(*each, strict=True)]
+            by_budget[budget] = [
+                statistics.fmean(v) for v in zip(*seed_values, strict=True)
+            ]
         label = attack if attack == "sea" else f"{attack} {losses}"
-        yield from _rows({"attack": label, **facts}, shown, found)
+        yield from _rows({"attack": label, **facts}, metrics, by_budget)
 
 
-def _rows(facts: dict, shown: dict, found: dict) -> Iterator[dict[str, Any]]:
-    for number, metric in enumerate(shown):
-        values = {str(budget): means[number] for budget, means in found.items()}
+def _rows(facts: dict, metrics: dict, by_budget: dict) -> Iterator[dict[str, Any]]:
+    for number, metric in enumerate(metrics):
+        values = {str(budget): means[number] for budget, means in by_budget.items()}
         yield {**facts, "metric": metric.name, **values}
 
 
 def _contestants(task: tasks_lib.Task) -> list[tuple[str, str]]:
-    """Pairs of an attack and what it raises."""
+    """Pairs of an attack and the loss that it raises."""
     losses = [
         loss
         for loss in _LOSSES[task.discrete]
         if loss == "own"
-        or (attacks.ATTACK_LOSSES[loss].fits(task) and not _same(loss, task))
+        or (attacks.ATTACK_LOSSES[loss].fits(task) and not _is_own_loss(loss, task))
     ]
     pairs = list(itertools.product(("pgd", "apgd"), losses))
     pairs += [("worst", loss) for loss in losses if loss in ("own", "cospgd")]
     return [*pairs, ("sea", "")] if task.discrete else pairs
 
 
-def _same(loss: str, task: tasks_lib.Task) -> bool:
+def _is_own_loss(loss: str, task: tasks_lib.Task) -> bool:
     """Whether the loss is the task's own under another name."""
     return loss == "cospgd" and task.channels == 1
 
 
 def _make(attack: str, epsilon: float, budget: int) -> attacks.Attack:
-    """Returns the attack of so many gradients; ensembles divide them."""
+    """Returns the attack with `budget` gradients; ensembles divide them."""
     if attack == "pgd":
         return attacks.PGD(epsilon, epsilon / 4, budget)
     if attack == "apgd":
@@ -197,14 +201,14 @@ def _make(attack: str, epsilon: float, budget: int) -> attacks.Attack:
     )
 
 
-def _measured(problem: problems.Problem, x: Any, shown: dict) -> list[float]:
-    """The metrics of the net itself on these images."""
+def _metric_values(problem: problems.Problem, x: Any, metrics: dict) -> list[float]:
+    """The values of the net's metrics on the images `x`."""
     (name,) = problem.names
     outputs = problem.model(x, training=False)[name]
     case = (problem.targets[name], outputs, problem.masks[name])
     return [
         float(m.value(np.sum(m.statistics(*case, outputs.shape[-1]), 0, np.float64)))
-        for m in shown
+        for m in metrics
     ]
 
 
@@ -212,10 +216,10 @@ def _ranking(records: list[dict], budget: str) -> list[tuple[str, float]]:
     """Attacks with their mean harm, as a share of each group's strongest."""
     groups: dict[tuple, dict[str, float]] = {}
     for record in records:
-        metric = tasks_lib.TASKS[record["task"]].harm
-        if record["metric"] == metric.name and record["attack"] != "none":
+        harm_metric = tasks_lib.TASKS[record["task"]].harm
+        if record["metric"] == harm_metric.name and record["attack"] != "none":
             harm = record[budget]
-            harm = 1 - harm if metric.better == "higher" else harm
+            harm = 1 - harm if harm_metric.better == "higher" else harm
             place = (record["net"], record["task"], record["eps"])
             groups.setdefault(place, {})[record["attack"]] = harm
     names = dict.fromkeys(name for group in groups.values() for name in group)

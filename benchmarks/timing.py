@@ -53,13 +53,13 @@ class Times(NamedTuple):
 
 def parser(doc: str, name: str, rounds: int = 15) -> argparse.ArgumentParser:
     """Returns a parser with the flags that every benchmark has."""
-    made = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         description=doc.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--rounds", type=int, default=rounds, help="of each contestant")
-    made.add_argument("--output", default=f"runs/benchmarks/{name}.json")
-    return made
+    flags.add_argument("--rounds", type=int, default=rounds, help="of each contestant")
+    flags.add_argument("--output", default=f"runs/benchmarks/{name}.json")
+    return flags
 
 
 def alternate(
@@ -68,18 +68,17 @@ def alternate(
     """Runs every contestant once per round, in an order that changes every round.
 
     Args:
-      contestants: {name: function}; what it returns is waited for: an array, a tensor,
-        or None.
-      rounds: Over which the medians are taken.
-      warm_up: Runs of each before the first round: the first compiles.
+      contestants: {name: function}; its result, an array, a tensor or None, is awaited.
+      rounds: The number of rounds that medians are over.
+      warm_up: Runs of each contestant before the first round; the first one compiles.
     """
     for run in contestants.values():
         for _ in range(warm_up):
             run()
-    shuffled = random.Random(0)
+    generator = random.Random(0)
     times = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name in shuffled.sample(list(contestants), len(contestants)):
+        for name in generator.sample(list(contestants), len(contestants)):
             wall, cpu = time.perf_counter(), time.process_time()
             np.asarray(contestants[name]())
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -100,8 +99,8 @@ def finish(
     Args:
       args: The settings; `args.output` is the file.
       records: The table's rows.
-      columns: {key of a record: format of its cell, as in "8.3f"}, in their order.
-      goals: (what was wanted, whether it was met).
+      columns: {key of a record: format of its cell, such as "8.3f"}, in order.
+      goals: (goal in words, whether it was met).
     """
     print(table(records, columns))
     goals = list(goals)
@@ -131,7 +130,7 @@ def write(
 
 
 def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Returns lines of aligned cells; None is an empty one."""
+    """Returns lines of aligned cells; None becomes an empty cell."""
     rows = [list(columns)]
     for record in records:
         cells = ((record[key], form) for key, form in columns.items())
@@ -140,10 +139,10 @@ def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> s
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

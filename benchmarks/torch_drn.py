@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DRN-D-22 in PyTorch, as `mtr_tf.models` has it, with the weights of a Keras model.
 
-What the names of layers mean is said in mtr_tf/models/drn.py; they are the same here,
-so that weights go over by name.
+Layers have the same names as in mtr_tf/models/drn.py, which explains them, so that
+weights are copied by name.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class Net(nn.Module):
         return self.parts[f"upsample_{task}"](self.parts[f"head_{task}"](x))
 
     def trunk_once(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; what they share is computed once."""
+        """All outputs; shared layers run once."""
         features = self.decode(self.encode(x))
         return {task: self.head(features, task) for task in self.tasks}
 
     def decoder_per_head(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; the shared decoder runs once for each, as released."""
+        """All outputs; the shared decoder runs for each task, as in released code."""
         features = self.encode(x)
         return {task: self.head(self.decode(features), task) for task in self.tasks}
 
     def network_per_head(self, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """All outputs; the whole network runs once for each."""
+        """All outputs; the whole network runs for each task."""
         return {
             task: self.head(self.decode(self.encode(x)), task) for task in self.tasks
         }
@@ -78,8 +78,10 @@ class Net(nn.Module):
         return self._block(self._block(x, f"{name}_block0"), f"{name}_block1")
 
     def _block(self, x, name):
-        changes = f"{name}_shortcut_conv" in self.parts
-        shortcut = self._conv_norm(x, f"{name}_shortcut", False) if changes else x
+        has_projection = f"{name}_shortcut_conv" in self.parts
+        shortcut = (
+            self._conv_norm(x, f"{name}_shortcut", False) if has_projection else x
+        )
         x = self._conv_norm(self._conv_norm(x, f"{name}_1"), f"{name}_2", False)
         return torch.relu(x + shortcut)
 
@@ -91,40 +93,42 @@ class Net(nn.Module):
 def _convolution(layer: keras.layers.Conv2D) -> nn.Conv2d:
     kernel = np.transpose(layer.kernel.numpy(), (3, 2, 0, 1))
     size, dilation = layer.kernel_size[0], layer.dilation_rate[0]
-    # Keras has strided 1x1 kernels as subsampling before.
-    halved = size == 1 and layer.name.endswith("shortcut_conv") and _subsampled(layer)
-    made = nn.Conv2d(
+    # The Keras model replaces the stride of 1x1 kernels by subsampling before them.
+    is_halved = (
+        size == 1 and layer.name.endswith("shortcut_conv") and _is_subsampled(layer)
+    )
+    convolution = nn.Conv2d(
         kernel.shape[1],
         kernel.shape[0],
         size,
-        2 if halved else layer.strides[0],
+        2 if is_halved else layer.strides[0],
         dilation * (size // 2),
         dilation,
         bias=layer.use_bias,
     )
-    made.weight.data = torch.tensor(kernel)
+    convolution.weight.data = torch.tensor(kernel)
     if layer.use_bias:
-        made.bias.data = torch.tensor(layer.bias.numpy())
-    return made
+        convolution.bias.data = torch.tensor(layer.bias.numpy())
+    return convolution
 
 
-def _subsampled(layer: keras.layers.Conv2D) -> bool:
+def _is_subsampled(layer: keras.layers.Conv2D) -> bool:
     source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
     return isinstance(source, keras.layers.MaxPooling2D)
 
 
 def _norm(layer: keras.layers.BatchNormalization) -> nn.BatchNorm2d:
-    made = nn.BatchNorm2d(layer.gamma.shape[0], layer.epsilon)
-    made.weight.data = torch.tensor(layer.gamma.numpy())
-    made.bias.data = torch.tensor(layer.beta.numpy())
-    made.running_mean = torch.tensor(layer.moving_mean.numpy())
-    made.running_var = torch.tensor(layer.moving_variance.numpy())
-    return made
+    norm = nn.BatchNorm2d(layer.gamma.shape[0], layer.epsilon)
+    norm.weight.data = torch.tensor(layer.gamma.numpy())
+    norm.bias.data = torch.tensor(layer.beta.numpy())
+    norm.running_mean = torch.tensor(layer.moving_mean.numpy())
+    norm.running_var = torch.tensor(layer.moving_variance.numpy())
+    return norm
 
 
 def _upsampling(channels: int) -> nn.ConvTranspose2d:
     """Returns the fixed bilinear transposed convolution of the released code."""
-    made = nn.ConvTranspose2d(
+    upsampling = nn.ConvTranspose2d(
         channels,
         channels,
         2 * _FACTOR,
@@ -134,6 +138,6 @@ def _upsampling(channels: int) -> nn.ConvTranspose2d:
         bias=False,
     )
     ramp = 1 - (torch.arange(2 * _FACTOR) + 0.5 - _FACTOR).abs() / _FACTOR
-    made.weight.data = torch.outer(ramp, ramp).repeat(channels, 1, 1, 1)
-    made.weight.requires_grad = False
-    return made
+    upsampling.weight.data = torch.outer(ramp, ramp).repeat(channels, 1, 1, 1)
+    upsampling.weight.requires_grad = False
+    return upsampling

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch on a net that `net_spec` describes: PGD steps and training steps, timed.
 
-A program of its own, which needs PyTorch alone, so that it runs under another Python
-than TensorFlow's. It prints a JSON object per line, each as soon as it is measured.
+This program needs only PyTorch and NumPy, so that it can run under another Python than
+TensorFlow's. It prints a JSON object per line, each as soon as it is measured.
 
     python benchmarks/torch_spec.py SETTINGS.json
 """
@@ -32,43 +32,43 @@ class Net(nn.Module):
         self.spec = spec
         self.parts = nn.ModuleDict()
         for node in spec["nodes"]:
-            made = _MADE.get(node["op"])
-            if made is not None:
+            make_module = _MODULES.get(node["op"])
+            if make_module is not None:
                 prefix = f"{node['name']}."
-                own = {
+                weights = {
                     key.removeprefix(prefix): torch.tensor(array)
                     for key, array in arrays.items()
                     if key.startswith(prefix)
                 }
-                self.parts[node["name"]] = made(node, own)
+                self.parts[node["name"]] = make_module(node, weights)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes the nodes one after the other."""
         values = {}
         for node in self.spec["nodes"]:
-            given = [values[name] for name in node["inputs"]]
+            inputs = [values[name] for name in node["inputs"]]
             if node["op"] == "input":
-                made = x
+                value = x
             elif node["op"] == "add":
-                made = given[0] + given[1]
+                value = inputs[0] + inputs[1]
             elif node["op"] == "relu":
-                made = torch.relu(given[0])
+                value = torch.relu(inputs[0])
             elif node["op"] == "pool":
                 size = node["size"]
-                made = functional.max_pool2d(given[0], size, node["stride"])
+                value = functional.max_pool2d(inputs[0], size, node["stride"])
             elif node["op"] == "pad":
-                made = functional.pad(given[0], [node["size"]] * 4)
+                value = functional.pad(inputs[0], [node["size"]] * 4)
             else:
-                made = self.parts[node["name"]](given[0])
-            values[node["name"]] = made
+                value = self.parts[node["name"]](inputs[0])
+            values[node["name"]] = value
         return {task: values[name] for task, name in self.spec["outputs"].items()}
 
 
 class _Rescale(nn.Module):
-    def __init__(self, node, own):
+    def __init__(self, node, weights):
         super().__init__()
         for key in ("scale", "offset"):
-            self.register_buffer(key, own[key].float().reshape(1, -1, 1, 1))
+            self.register_buffer(key, weights[key].float().reshape(1, -1, 1, 1))
 
     def forward(self, x):
         return x * self.scale + self.offset
@@ -77,7 +77,7 @@ class _Rescale(nn.Module):
 class _Up(nn.Module):
     """Bilinear, as one frozen transposed convolution per channel."""
 
-    def __init__(self, node, own):
+    def __init__(self, node, weights):
         super().__init__()
         factor = node["factor"]
         ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
@@ -96,8 +96,8 @@ class _Up(nn.Module):
         )
 
 
-def _conv(node, own):
-    made = nn.Conv2d(
+def _conv(node, weights):
+    convolution = nn.Conv2d(
         node["in"],
         node["out"],
         node["size"],
@@ -106,30 +106,33 @@ def _conv(node, own):
         node["dilation"],
         bias=node["bias"],
     )
-    made.weight.data = own["kernel"].permute(3, 2, 0, 1).contiguous()
+    convolution.weight.data = weights["kernel"].permute(3, 2, 0, 1).contiguous()
     if node["bias"]:
-        made.bias.data = own["bias"]
-    return made
+        convolution.bias.data = weights["bias"]
+    return convolution
 
 
-def _transposed(node, own):
-    made = nn.ConvTranspose2d(
+def _transposed(node, weights):
+    convolution = nn.ConvTranspose2d(
         node["in"], node["out"], node["size"], node["stride"], bias=node["bias"]
     )
-    made.weight.data = own["kernel"].permute(3, 2, 0, 1).contiguous()
+    convolution.weight.data = weights["kernel"].permute(3, 2, 0, 1).contiguous()
     if node["bias"]:
-        made.bias.data = own["bias"]
-    return made
+        convolution.bias.data = weights["bias"]
+    return convolution
 
 
-def _norm(node, own):
-    made = nn.BatchNorm2d(len(own["gamma"]), node["epsilon"])
-    made.weight.data, made.bias.data = own["gamma"], own["beta"]
-    made.running_mean, made.running_var = own["moving_mean"], own["moving_variance"]
-    return made
+def _norm(node, weights):
+    norm = nn.BatchNorm2d(len(weights["gamma"]), node["epsilon"])
+    norm.weight.data, norm.bias.data = weights["gamma"], weights["beta"]
+    norm.running_mean, norm.running_var = (
+        weights["moving_mean"],
+        weights["moving_variance"],
+    )
+    return norm
 
 
-_MADE = {
+_MODULES = {
     "conv": _conv,
     "transposed": _transposed,
     "norm": _norm,
@@ -161,8 +164,8 @@ def pgd(net, x, targets, steps: int, dtype: torch.dtype | None) -> torch.Tensor:
         with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=bool(dtype)):
             outputs = net(point)
         (slope,) = torch.autograd.grad(losses(outputs, targets), point)
-        moved = point.detach() + step * slope.sign()
-        point = moved.clamp(x - epsilon, x + epsilon).clamp(0, 1)
+        next_point = point.detach() + step * slope.sign()
+        point = next_point.clamp(x - epsilon, x + epsilon).clamp(0, 1)
     return point
 
 
@@ -187,7 +190,7 @@ def _channels(spec, name: str) -> int:
     return by_name[name]["out"]
 
 
-def timed(run: Callable[[], Any], rounds: int, per: int) -> dict[str, float]:
+def timed(run: Callable[[], Any], rounds: int, steps: int) -> dict[str, float]:
     """Returns milliseconds per step, a median, and the seconds of the first call."""
     start = time.perf_counter()
     run()
@@ -200,7 +203,7 @@ def timed(run: Callable[[], Any], rounds: int, per: int) -> dict[str, float]:
         run()
         _wait()
         times.append(time.perf_counter() - start)
-    return {"ms": 1000 * sorted(times)[len(times) // 2] / per, "first_s": first}
+    return {"ms": 1000 * sorted(times)[len(times) // 2] / steps, "first_s": first}
 
 
 def _wait() -> None:
@@ -218,17 +221,17 @@ def _case(settings: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         net = net.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     dtype = {"float32": None, "bfloat16": torch.bfloat16}[case["dtype"]]
-    made = torch.compile(net, dynamic=False) if case["compile"] else net
+    forward_net = torch.compile(net, dynamic=False) if case["compile"] else net
     steps, rounds = settings["steps"], settings["rounds"]
     if case["kind"] == "pgd":
         net.eval().requires_grad_(False)
-        return timed(lambda: pgd(made, x, targets, steps, dtype), rounds, steps)
+        return timed(lambda: pgd(forward_net, x, targets, steps, dtype), rounds, steps)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
 
     def train():
         for _ in range(steps):
             with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=bool(dtype)):
-                outputs = made(x)
+                outputs = forward_net(x)
             optimizer.zero_grad()
             losses(outputs, targets).backward()
             optimizer.step()
@@ -245,10 +248,10 @@ def main(path: str) -> None:
     torch.backends.cudnn.benchmark = True
     for case in settings["cases"]:
         try:
-            found = _case(settings, case)
-        except Exception as error:  # The other cases shall be measured all the same.
-            found = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps({**case, **found}), flush=True)
+            result = _case(settings, case)
+        except Exception as error:  # The other cases are still measured.
+            result = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps({**case, **result}), flush=True)
         if case["compile"]:
             torch._dynamo.reset()
 

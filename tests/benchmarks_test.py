@@ -250,7 +250,7 @@ def test_a_process_that_dies_as_it_waits_is_one_record(script, monkeypatch, tmp_
     )
     monkeypatch.setattr(gpu, "__file__", str(fake))
     args = gpu._arguments([f"--output={tmp_path / 'x.json'}"])
-    records = list(gpu._measured(["attack:0", "attack:1"], args))
+    records = list(gpu._group_records(["attack:0", "attack:1"], args))
     assert [record["what"] for record in records] == ["attack:0", "attack:1"]
     assert {record["error"] for record in records} == {"no word"}
 
@@ -258,9 +258,9 @@ def test_a_process_that_dies_as_it_waits_is_one_record(script, monkeypatch, tmp_
 def test_the_usual_parts_compile_together(script):
     gpu = script("gpu")
     args = gpu._arguments(["--processes=10", "--torch_python=x"])
-    assert [len(names) for names in gpu._together(args)] == [10, 1]
+    assert [len(names) for names in gpu._worker_groups(args)] == [10, 1]
     args = gpu._arguments(["--processes=4"])
-    together = list(gpu._together(args))
+    together = list(gpu._worker_groups(args))
     assert [len(names) for names in together] == [4, 4, 2]
     assert together[0] == ["matmul:0", "attack:0", "attack:1", "attack:2"]
 
@@ -269,10 +269,10 @@ def test_shares_are_of_products_that_were_measured(script):
     gpu = script("gpu")
     record = {"part": "attack", "dtype": "float32", "ms": 2.0, "gflop": 4.0, "batch": 3}
     failed = {"part": "matmul", "dtype": "float32", "error": "no memory"}
-    found = gpu._completed(record, [failed])
+    found = gpu._add_rates(record, [failed])
     assert (found["tflops"], found.get("share")) == (6, None)
     measured = {"part": "matmul", "dtype": "float32", "tflops": 24.0}
-    assert gpu._completed(record, [failed, measured])["share"] == 0.25
+    assert gpu._add_rates(record, [failed, measured])["share"] == 0.25
 
 
 def test_the_longest_kernels_of_a_trace(script):
@@ -284,7 +284,7 @@ def test_the_longest_kernels_of_a_trace(script):
             for i, (kernel, ps) in enumerate([("a", 5e9), ("b", 3e9), ("b", 4e9)]):
                 plane.event_metadata[i].name = kernel
                 line.events.add(metadata_id=i, duration_ps=int(ps))
-    assert script("gpu")._longest(space) == [
+    assert script("gpu")._longest_kernels(space) == [
         {"name": "all", "count": 3, "ms": 12.0},
         {"name": "b", "count": 2, "ms": 7.0},
         {"name": "a", "count": 1, "ms": 5.0},

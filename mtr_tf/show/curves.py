@@ -17,10 +17,10 @@ from mtr_tf.show import style
 from mtr_tf.show import tables
 
 Record = Mapping[str, Any]
-_MOST_BANDS = 6  # More lines than that are drawn without their intervals.
-_TOGETHER = 3  # Lines in one plot beside the first; more become plots of their own.
+_MAX_BANDS = 6  # With more lines than this, no intervals are drawn.
+_LINES_PER_PLOT = 3  # Beside the first line; further ones get plots of their own.
 _SIZE = (4.1, 2.9)  # Inches, of a small multiple.
-_LOW = 2.4  # The height where several stand above each other.
+_LOW_HEIGHT = 2.4  # Inches, of each of several plots above each other.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Line:
 
     Attributes:
       label: Its name.
-      eps: `[E]`, growing; 0 is without an attack.
+      eps: `[E]`, ascending; 0 means no attack.
       values: `[seeds, E]`, NaN where there is none.
-      ends: `[2, seeds, E]`, their intervals over images; None: none.
+      ends: `[2, seeds, E]`, their intervals over images; None if there are none.
       look: As `style.look` returns it.
     """
 
@@ -46,16 +46,16 @@ class Line:
         if band:
             style.band(axes, self.eps, self.values, self.ends, self.look["color"])
         mean = series.mean(self.values)
-        known = ~np.isnan(mean)
-        changed = {**self.look, **changes}
-        axes.plot(self.eps[known], mean[known], label=label, **changed)
+        valid = ~np.isnan(mean)
+        look = {**self.look, **changes}
+        axes.plot(self.eps[valid], mean[valid], label=label, **look)
 
     @property
     def end(self) -> float:
-        """The last mean that is known."""
+        """The last mean over seeds that is not NaN; -inf where all are."""
         mean = series.mean(self.values)
-        known = mean[~np.isnan(mean)]
-        return known[-1] if len(known) else -np.inf
+        values = mean[~np.isnan(mean)]
+        return values[-1] if len(values) else -np.inf
 
 
 def of_variants(
@@ -63,19 +63,19 @@ def of_variants(
 ) -> Figure:
     """One metric, a line per variant or run, the mean over its seeds.
 
-    Of many lines a few stand out in each of several plots, with the first for
-    comparison; there the others are grey.
+    Many lines are divided among several plots. Each highlights a few, with the first
+    line for comparison, and shows the others in grey.
 
     Args:
       title: Above the plot.
       lines: The first is what others are compared with.
       facts: "metric", "unit", "better" and "norm", of the records.
-      reference: What values are differences from; empty: they are none.
+      reference: What the values are differences from; empty if they are no differences.
     """
     parts = _parts(lines, not reference)
-    short = style.short_names(line.label for line in lines)
-    width, height = style.SIZE if len(parts) == 1 else (style.SIZE[0], _LOW)
-    size = width + style.legend_room(short.values()), height
+    short_names = style.short_names(line.label for line in lines)
+    width, height = style.SIZE if len(parts) == 1 else (style.SIZE[0], _LOW_HEIGHT)
+    size = width + style.legend_room(short_names.values()), height
     figure, grid = style.grid_of(len(parts), 1, size, sharex=True, sharey=True)
     for axes, part in zip(grid[:, 0], parts, strict=True):
         for line in lines:
@@ -83,39 +83,42 @@ def of_variants(
                 grey = {"color": "0.8", "marker": "", "lw": 0.8, "zorder": 1}
                 line.draw(axes, "_nolegend_", False, **grey)
         for line in part:
-            line.draw(axes, short[line.label], True)
+            line.draw(axes, short_names[line.label], True)
         axes.set_ylabel(_quantity(facts, "difference" if reference else ""))
         if not reference:
             style.log_y_if_wide(axes)
-        style.end_legend(axes, {short[line.label]: line.end for line in part})
+        style.end_legend(axes, {short_names[line.label]: line.end for line in part})
     radii = sorted({eps for line in lines for eps in line.eps})
     style.radii(axes, radii, facts["norm"])
     for axes in grid[:, 0] if reference else ():
         axes.axhline(0, color="0.3", lw=0.8)
     grey = ["grey: the others"] if len(parts) > 1 else []
-    notes = [*style.spelt_out(short), *grey]
+    notes = [*style.spelt_out(short_names), *grey]
     return style.finish(figure, title, notes, legend=False)
 
 
 def _parts(lines: Sequence[Line], repeat: bool) -> list[Sequence[Line]]:
-    """The lines of each plot; `repeat`: the first is in all of them."""
-    if len(lines) <= 1 + _TOGETHER:
+    """The lines of each plot; with `repeat` the first line is in all of them."""
+    if len(lines) <= 1 + _LINES_PER_PLOT:
         return [lines]
-    first = list(lines[: int(repeat)])
-    others = lines[len(first) :]
-    starts = range(0, len(others), _TOGETHER)
-    return [[*first, *others[start : start + _TOGETHER]] for start in starts]
+    reference_lines = list(lines[: int(repeat)])
+    other_lines = lines[len(reference_lines) :]
+    starts = range(0, len(other_lines), _LINES_PER_PLOT)
+    return [
+        [*reference_lines, *other_lines[start : start + _LINES_PER_PLOT]]
+        for start in starts
+    ]
 
 
-def _quantity(facts: Mapping[str, Any], instead: str = "") -> str:
-    """What stands along y."""
+def _quantity(facts: Mapping[str, Any], name: str = "") -> str:
+    """The label of the y axis."""
     unit = f" [{facts['unit']}]" if facts.get("unit") else ""
     better = f"\n{facts['better']} is better" if facts.get("better") else ""
-    return f"{instead or facts['metric']}{unit}{better}"
+    return f"{name or facts['metric']}{unit}{better}"
 
 
 def save_run(records: Sequence[Record], path: pathlib.Path, more: str = "") -> None:
-    """Draws what `of_run` does into a PNG file."""
+    """Writes the figure of `of_run` as a PNG file."""
     style.save(lambda: of_run(records, more), path)
 
 
@@ -124,32 +127,36 @@ def of_run(records: Sequence[Record], more: str = "") -> Figure:
 
     Args:
       records: As `results.make_records` returns them.
-      more: What else is to be said of the attacks, in the title; empty: nothing.
+      more: A remark on the attacks, added to the title; may be empty.
     """
     tasks = list(dict.fromkeys(record["task"] for record in records))
     groups = dict.fromkeys("+".join(record["attacked"]) for record in records)
-    short = style.short_names(groups)
+    short_names = style.short_names(groups)
     figure, grid = style.multiples(len(tasks), _SIZE)
-    faint = bands = False
+    has_faint = has_bands = False
     for axes, task in zip(grid, tasks, strict=True):
-        of_task = series.chosen(records, task=task)
-        chosen = series.chosen(of_task, metric=of_task[0]["metric"])
-        lines = _lines(chosen)
-        few = sum(task in group for _, group in lines) <= _MOST_BANDS
-        bands |= few
+        task_records = series.chosen(records, task=task)
+        headline = series.chosen(task_records, metric=task_records[0]["metric"])
+        lines = _lines(headline)
+        with_bands = sum(task in group for _, group in lines) <= _MAX_BANDS
+        has_bands |= with_bands
         for (attack, group), line in lines.items():
-            hit = task in group
-            faint |= not hit
-            label = f"{attack} on {short['+'.join(group)]}"
-            weaker = {} if hit else {"alpha": 0.4, "lw": 0.8, "ms": 2.5}
-            line.draw(axes, label, hit and few, **weaker)
+            is_attacked = task in group
+            has_faint |= not is_attacked
+            label = f"{attack} on {short_names['+'.join(group)]}"
+            changes = {} if is_attacked else {"alpha": 0.4, "lw": 0.8, "ms": 2.5}
+            line.draw(axes, label, is_attacked and with_bands, **changes)
         axes.set_title(task)
-        axes.set_ylabel(_quantity(chosen[0]))
-        style.radii(axes, sorted({0.0, *(r["eps"] for r in chosen)}), chosen[0]["norm"])
+        axes.set_ylabel(_quantity(headline[0]))
+        style.radii(
+            axes,
+            sorted({0.0, *(r["eps"] for r in headline)}),
+            headline[0]["norm"],
+        )
         style.log_y_if_wide(axes)
-    notes = [tables.about_intervals(records)] if bands else []
-    notes += style.spelt_out(short)
-    if faint:
+    notes = [tables.about_intervals(records)] if has_bands else []
+    notes += style.spelt_out(short_names)
+    if has_faint:
         notes.append("thin and pale: attacks on other tasks only")
     title = " and ".join(dict.fromkeys(record["attack"] for record in records))
     title += f"; {more}" if more else ""
@@ -157,25 +164,26 @@ def of_run(records: Sequence[Record], more: str = "") -> Figure:
 
 
 def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]:
-    """A line per attack and group: its dashes are the attack's, its colour the group's.
+    """A line per attack and group; dashes tell attacks apart, colours groups.
 
-    Of one task and metric; {(attack, attacked tasks): line from the clean value on}.
+    The records are of one task and metric. Returns {(attack, attacked tasks): line};
+    each line begins with the clean value.
     """
     attacks = [name for (name,) in series.distinct(records, "attack")]
     groups = [group for (group,) in series.distinct(records, "attacked")]
     lines = {}
     for attack, group in series.distinct(records, "attack", "attacked"):
-        of_line = series.chosen(records, attack=attack, attacked=list(group))
+        line_records = series.chosen(records, attack=attack, attacked=list(group))
         points = [
             (record["eps"], record["attacked_value"], *record["attacked_interval"])
-            for record in of_line
+            for record in line_records
             if record["eps"]
         ]
         if points:
-            first = of_line[0]
+            first = line_records[0]
             clean = (0.0, first["clean"], *first["clean_interval"])
-            place, number = groups.index(group), attacks.index(attack)
-            look = style.attack_look(number, place, len(attacks) == 1)
+            group_index, attack_index = groups.index(group), attacks.index(attack)
+            look = style.attack_look(attack_index, group_index, len(attacks) == 1)
             lines[attack, group] = from_points(attack, [clean, *sorted(points)], look)
     return lines
 

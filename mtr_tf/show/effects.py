@@ -13,15 +13,18 @@ from matplotlib.ticker import MaxNLocator
 
 from mtr_tf.show import style
 
-# Of each verdict: its colour and its mark, so that colour alone says nothing.
+# The colour and the marker of each verdict: nobody must rely on colour alone.
 _LOOKS = {
     "holds": (style.COLORS[3], "o"),
     "does not hold": (style.COLORS[1], "X"),
     "undecided": ("0.45", "D"),
 }
-_WIDTH = 3.9  # Inches: as wide as a phone shows it without making it smaller.
+_WIDTH = 3.9  # Inches: what a phone shows without scaling it down.
 _ROW, _EDGE = 0.3, 0.55  # Inches of a row, and of a panel's axis and title.
-_LETTERS, _LINE = 40, 0.17  # Of a unit on one line; inches of each further line.
+_UNIT_LETTERS, _LINE_HEIGHT = (
+    40,
+    0.17,
+)  # Letters of a unit per line; inches of further lines.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Effect:
 
     Attributes:
       label: The claim's name.
-      unit: What it is a number of; rows of one unit share a panel.
+      unit: The unit of its numbers; rows of one unit share a panel.
       verdict: A key of `_LOOKS`.
       mean: Over seeds.
       interval: Its interval; None where there is none.
       by_seed: `[seeds]`, NaN where there is none.
       margin: Effects below it are too small to matter; 0: no margin.
-      within: Of a claim that two numbers are near: how near to 0; 0: it is another one.
+      within: For a claim that two numbers are close, how far from 0 is close; else 0.
     """
 
     label: str
@@ -58,20 +61,22 @@ def draw(title: str, effects: Sequence[Effect]) -> Figure:
     """
     units = list(dict.fromkeys(effect.unit for effect in effects))
     panels = [[e for e in effects if e.unit == unit] for unit in units]
-    labels = [textwrap.fill(unit, _LETTERS) for unit in units]
+    labels = [textwrap.fill(unit, _UNIT_LETTERS) for unit in units]
     heights = [
-        _EDGE + _ROW * len(panel) + _LINE * label.count("\n")
+        _EDGE + _ROW * len(panel) + _LINE_HEIGHT * label.count("\n")
         for panel, label in zip(panels, labels, strict=True)
     ]
     figure, grid = style.grid_of(
         len(panels), 1, (_WIDTH, sum(heights) / len(heights)), height_ratios=heights
     )
-    short = style.short_names(effect.label for effect in effects)
+    short_names = style.short_names(effect.label for effect in effects)
     for axes, label, panel in zip(grid[:, 0], labels, panels, strict=True):
         for row, effect in enumerate(panel):
             _draw_row(axes, row, effect)
         axes.axvline(0, color="0.3", lw=0.8, zorder=1)
-        axes.set_yticks(range(len(panel)), [short[effect.label] for effect in panel])
+        axes.set_yticks(
+            range(len(panel)), [short_names[effect.label] for effect in panel]
+        )
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(axis="y", length=0)
@@ -82,7 +87,7 @@ def draw(title: str, effects: Sequence[Effect]) -> Figure:
         notes.append("grey: too small to matter")
     if any(effect.within for effect in effects):
         notes.append("green: near 0, as claimed there")
-    notes += style.spelt_out(short)
+    notes += style.spelt_out(short_names)
     return style.finish(figure, title, notes)
 
 

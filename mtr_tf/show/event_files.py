@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard's files of a training that continues: each step is there once, in order.
+"""TensorBoard's files of a training that continues: each step appears once, in order.
 
-A training that was killed has already shown steps after its last checkpoint, which it
-will do again; and readers take files in the order of their names, which begin with the
-time. So, when training continues, it puts the valid steps into one file, whose name
-comes before that of the next.
+A training that was killed may have written steps after its last checkpoint, which it
+repeats when it continues. Readers take files in the order of their names, which begin
+with the time. So a training that continues first puts the valid steps into one file,
+whose name sorts before that of its next file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from mtr_tf import files
 
-# As `Board` has them named: TIME.HOST.PID.NUMBER.SUFFIX; a training has no suffix.
-_OF_TRAINING = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?")
+# The names that `Board` gives: TIME.HOST.PID.NUMBER.SUFFIX; a training has no suffix.
+_TRAINING_FILE = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?")
 
 
 def keep_until(
@@ -32,48 +32,51 @@ def keep_until(
     step: int,
     places: Mapping[pathlib.Path, Callable[[str], str]],
 ) -> None:
-    """Leaves of the steps in a folder those from 1 to `step`.
+    """Merges the events of several folders into one file, keeping steps 1 to `step`.
 
-    What stands at step 0 is for the next start to write. A reader that has the former
-    files open learns by a session's start to forget them.
+    The next start of the training writes step 0 again. The merged file begins a new
+    session, which tells readers that have the old files open to forget them.
 
     Args:
-      folder: Where they are written.
-      step: The last that is kept.
-      places: Folders from which they are put there, that one too, each with what makes
-        its tags the new ones.
+      folder: Where the merged file is written.
+      step: The last step that is kept.
+      places: {folder with event files, `folder` among them: function from an old tag
+        to the new one}.
     """
-    former = {
-        file: renamed
-        for place, renamed in places.items()
+    sources = {
+        file: rename
+        for place, rename in places.items()
         for file in files.listed(place)
-        if _OF_TRAINING.fullmatch(file.name)
+        if _TRAINING_FILE.fullmatch(file.name)
     }
-    if not former:
+    if not sources:
         return
     folder.mkdir(exist_ok=True)
     files.clear_leftovers(*places)
-    kept = {}
-    for file, renamed in former.items():
+    events = {}
+    for file, rename in sources.items():
         for event in _events(file):
             if 0 < event.step <= step:
                 for value in event.summary.value:
-                    value.tag = renamed(value.tag)
+                    value.tag = rename(value.tag)
                 tags = tuple(value.tag for value in event.summary.value)
-                kept[event.step, tags] = event
+                events[event.step, tags] = event
     stamp = f"{int(time.time()) - 1:010d}.{socket.gethostname()}.{os.getpid()}"
-    written = folder / "before"  # No name that readers know, until it is whole.
-    with files.whole_file(written) as beside, tf.io.TFRecordWriter(str(beside)) as out:
+    path = folder / "before"  # A name that readers ignore, until it is complete.
+    with (
+        files.whole_file(path) as temp_path,
+        tf.io.TFRecordWriter(str(temp_path)) as writer,
+    ):
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        again = {"session_log": start}  # Twice: readers pass over the first they meet.
-        for head in ({"file_version": "brain.Event:2"}, again, again):
-            event = tf.compat.v1.Event(wall_time=time.time(), **head)
-            out.write(event.SerializeToString())
-        for key in sorted(kept, key=lambda key: key[0]):
-            out.write(kept[key].SerializeToString())
-    whole = written.rename(folder / f"events.out.tfevents.{stamp}.0.before")
-    for file in former:
-        if file != whole:
+        session_start = {"session_log": start}  # Twice: readers skip the first one.
+        for fields in ({"file_version": "brain.Event:2"}, session_start, session_start):
+            event = tf.compat.v1.Event(wall_time=time.time(), **fields)
+            writer.write(event.SerializeToString())
+        for key in sorted(events, key=lambda key: key[0]):
+            writer.write(events[key].SerializeToString())
+    merged_file = path.rename(folder / f"events.out.tfevents.{stamp}.0.before")
+    for file in sources:
+        if file != merged_file:
             file.unlink()
     for place in reversed(list(places)):
         with contextlib.suppress(OSError):  # It is not empty.
@@ -81,7 +84,7 @@ def keep_until(
 
 
 def _events(file: pathlib.Path) -> Iterator[tf.compat.v1.Event]:
-    """The events of a file with a summary, up to where a killed process broke off."""
+    """The events of a file with a summary, up to where a killed process stopped."""
     records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     while True:
         try:

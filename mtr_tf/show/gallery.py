@@ -18,7 +18,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks.palettes import distinct_colors
 
 _TILE = 1.25  # Inches: the shorter side of a picture.
-_MOST_ROWS = 12  # With more, two examples stand side by side instead of all below.
+_MAX_ROWS = 12  # With more, two examples stand side by side instead of all below.
 INPUTS = ("image", "attacked image", "perturbation\n(magnified)")
 OUTPUTS = ("target", "output, clean", "output, attacked")
 
@@ -34,7 +34,7 @@ def save_run(
     colors: Mapping[str, Mapping[str, Color]],
     more: str = "",
 ) -> None:
-    """Draws what `of_run` does of one of the results into a PNG file."""
+    """Writes the figure of `of_run` for one of the results as a PNG file."""
     style.save(lambda: of_run(clean, shown_result(results), colors, more), path)
 
 
@@ -42,17 +42,17 @@ def class_colors(
     tasks: Iterable[Task], info: DatasetInfo
 ) -> dict[str, dict[str, Color]]:
     """{task: {class: its color}} of the tasks that have a class for each pixel."""
-    found = {}
+    task_colors = {}
     for task in tasks:
         names = task.classes or info.classes
         if task.is_map and task.discrete and names:
             colors = task.colors or info.colors or distinct_colors(len(names))
-            found[task.name] = dict(zip(names, colors, strict=False))
-    return found
+            task_colors[task.name] = dict(zip(names, colors, strict=False))
+    return task_colors
 
 
 def shown_result(results: Sequence[Result]) -> Result:
-    """The result to show: with most attacked tasks, and of these the largest radius."""
+    """The result to show: of those with most attacked tasks, the largest radius."""
     return max(results, key=lambda r: (len(r.attack_cell.tasks), r.attack_cell.eps))
 
 
@@ -62,11 +62,11 @@ def of_run(
     colors: Mapping[str, Mapping[str, Color]] | None = None,
     more: str = "",
 ) -> Figure:
-    """Of each example a block: a row of its images, then one of each task's outputs.
+    """A block per example: a row of its images, then a row of each task's outputs.
 
-    All examples below each other while these are few rows, else two side by side. The
-    legend is of those of the classes in `colors` (see `class_colors`) that are seen.
-    `more` is what else is to be said of the attack, in the title.
+    The blocks stand below each other if that takes few rows; else two of them stand
+    side by side. The legend shows the classes in `colors` (see `class_colors`) that
+    are visible. `more` is a remark on the attack, added to the title.
     """
     tasks = list(clean.scores)
     rows = 1 + len(tasks)
@@ -74,51 +74,59 @@ def of_run(
     blocks = [_block(clean, attacked, example) for example in range(across * down)]
     lines = []
     for start in range(0, len(blocks), across):
-        together = blocks[start : start + across]
-        lines += [sum(parts, []) for parts in zip(*together, strict=True)]
+        row_blocks = blocks[start : start + across]
+        lines += [sum(parts, []) for parts in zip(*row_blocks, strict=True)]
     headings = [INPUTS * across, OUTPUTS * across, *[()] * (rows - 2)] * down
     cell = attacked.attack_cell
     norm = cell.threat.norm
     title = f"{cell.label} on {cell.group}, {norm} eps {cell.eps:g}"
     title = f"{title} ({style.unit_of(norm)}){f'; {more}' if more else ''}"
-    legend = _seen(clean, attacked, colors or {}, across * down)
+    legend = _visible_classes(clean, attacked, colors or {}, across * down)
     return sheet(title, ["", *tasks] * down, headings, lines, legend)
 
 
-def _seen(
+def _visible_classes(
     clean: Result,
     attacked: Result,
     colors: Mapping[str, Mapping[str, Color]],
     examples: int,
 ) -> dict[str, Color]:
-    """The classes whose color is somewhere in what is shown of their task.
+    """The classes whose color appears in the pictures of their task.
 
-    They are named with their tasks where these do not agree on colors.
+    Their names include the task where tasks do not agree on colors.
     """
-    known = {(n, tuple(c)) for of_one in colors.values() for n, c in of_one.items()}
-    apart = any(len({pair[side] for pair in known}) < len(known) for side in (0, 1))
-    seen = {}
-    for task, of_classes in colors.items():
-        outputs = [found.pictures[f"output/{task}"] for found in (clean, attacked)]
-        shown = np.stack([clean.pictures[f"target/{task}"], *outputs])[:, :examples]
-        for name, color in of_classes.items():
-            if (shown == color).all(axis=-1).any():
-                seen[f"{task}: {name}" if apart and len(colors) > 1 else name] = color
-    return seen
+    pairs = {
+        (n, tuple(c)) for task_colors in colors.values() for n, c in task_colors.items()
+    }
+    clash = any(len({pair[side] for pair in pairs}) < len(pairs) for side in (0, 1))
+    legend = {}
+    for task, task_colors in colors.items():
+        outputs = [result.pictures[f"output/{task}"] for result in (clean, attacked)]
+        pictures = np.stack([clean.pictures[f"target/{task}"], *outputs])[:, :examples]
+        for name, color in task_colors.items():
+            if (pictures == color).all(axis=-1).any():
+                legend[f"{task}: {name}" if clash and len(colors) > 1 else name] = color
+    return legend
 
 
 def _blocks(examples: int, rows: int) -> tuple[int, int]:
     """How many examples stand side by side, and below each other."""
-    return (1, examples) if examples * rows <= _MOST_ROWS else (min(examples, 2), 1)
+    return (1, examples) if examples * rows <= _MAX_ROWS else (min(examples, 2), 1)
 
 
 def _block(clean: Result, attacked: Result, example: int) -> list[list[np.ndarray]]:
     """The rows of one example, each of three pictures `[H, W, 3]`."""
-    before, after = clean.pictures, attacked.pictures
-    block = [[before["image"], after["adversarial"], after["perturbation"]]]
+    clean_pictures, attacked_pictures = clean.pictures, attacked.pictures
+    block = [
+        [
+            clean_pictures["image"],
+            attacked_pictures["adversarial"],
+            attacked_pictures["perturbation"],
+        ]
+    ]
     for task in clean.scores:
-        outputs = before[f"output/{task}"], after[f"output/{task}"]
-        block.append([before[f"target/{task}"], *outputs])
+        outputs = clean_pictures[f"output/{task}"], attacked_pictures[f"output/{task}"]
+        block.append([clean_pictures[f"target/{task}"], *outputs])
     return [[picture[example] for picture in row] for row in block]
 
 
@@ -130,7 +138,7 @@ def of_variants(
     Args:
       title: Above all.
       variants: Their names.
-      pictures: Of each variant, those of `INPUTS` and `OUTPUTS`, `[examples, H, W, 3]`.
+      pictures: For each variant, its `INPUTS` and `OUTPUTS`, `[examples, H, W, 3]`.
     """
     rows = [[tiles[0] for tiles in row] for row in pictures]
     headings = [(*INPUTS, *OUTPUTS), *[()] * (len(rows) - 1)]
@@ -149,42 +157,44 @@ def sheet(
     Args:
       title: Above all.
       names: One per row.
-      headings: Of each row those above its pictures; empty: none.
+      headings: For each row, what stands above its pictures; empty: nothing.
       rows: Pictures, uint8 `[H, W, 3]`.
-      legend: What colors mean; None: there is none.
+      legend: {what a color means: color}; None: no legend.
     """
     height, width = rows[0][0].shape[:2]
     scale = _TILE / min(height, width)
     size = (scale * width + 0.08, scale * height + 0.08)
     figure, grid = style.grid_of(len(rows), len(rows[0]), size)
-    short = style.short_names(name for name in names if name)
-    for axes_row, name, above, pictures in zip(
+    short_names = style.short_names(name for name in names if name)
+    for axes_row, name, row_headings, pictures in zip(
         grid, names, headings, rows, strict=True
     ):
         for axes, picture in zip(axes_row, pictures, strict=True):
-            own_size = picture.shape[:2] == (height, width)
-            # Pixels stay sharp; letters on what is larger must not lose their lines.
-            axes.imshow(picture, interpolation="nearest" if own_size else "hanning")
+            same_size = picture.shape[:2] == (height, width)
+            # Pixels stay sharp; larger pictures hold letters, which smoothing keeps.
+            axes.imshow(picture, interpolation="nearest" if same_size else "hanning")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.grid(visible=False)
-        for axes, heading in zip(axes_row, above, strict=False):
+        for axes, heading in zip(axes_row, row_headings, strict=False):
             axes.set_title(heading, size=8, pad=2)
         label = {"rotation": 0, "ha": "right", "va": "center", "size": 8}
-        axes_row[0].set_ylabel(short.get(name, ""), **label)
+        axes_row[0].set_ylabel(short_names.get(name, ""), **label)
     for name, color in (legend or {}).items():
         mark = {"color": np.divide(color, 255), "label": name}
         grid[0, 0].plot([], [], "s", **mark)
-    _add_room(figure, names, short, headings)
+    _add_room(figure, names, short_names, headings)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    return style.finish(figure, title, style.spelt_out(short), legend=bool(legend))
+    return style.finish(
+        figure, title, style.spelt_out(short_names), legend=bool(legend)
+    )
 
 
-def _add_room(figure: Figure, names, short, headings) -> None:
-    """Makes the figure larger by what is written beside and above its pictures."""
+def _add_room(figure: Figure, names, short_names, headings) -> None:
+    """Enlarges the figure by the room for text beside and above its pictures."""
     lines = [max((h.count("\n") + 1 for h in row), default=0) for row in headings]
     widest = max(
-        (style.text_width(short[name], 8) for name in names if name), default=0
+        (style.text_width(short_names[name], 8) for name in names if name), default=0
     )
     width, height = figure.get_size_inches()
     figure.set_size_inches(width + (widest + 8) / 72, height + sum(lines) * 0.15)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of models under attack that others can collect, and a page made of them.
 
-A file of records is a JSON list; each record says of one model, which may have been
-trained with several seeds, how one metric of one task holds under one attack. Studies
-write them (report/records.json), and so does `mtr_tf.compare --leaderboard`. Records
-of several files, whoever made them, give one page: for each task, data and radius the
-models in the order of what is left under the attack that did them the most harm.
+A file of records is a JSON list. Each record says how a metric of one task of a model,
+which may have been trained with several seeds, holds under one attack. Studies write
+such files (report/records.json), and so does `mtr_tf.compare --leaderboard`. Records
+of several files, whoever made them, give one page: for each task, data set and radius,
+the models are sorted by the metric under the attack that did them the most harm.
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ from mtr_tf.show.side_by_side import size_of
 Record = Mapping[str, Any]
 
 SCHEMA = "mtr_tf/robustness/1"
-_WHAT = ("task", "metric", "better", "unit", "ignored", "dataset", "split", "n")
-# What chooses an attack, as results.json has it; records are of one of each. The model
-# that images were made on differs from seed to seed: `of_results` says `transfer`.
+_RESULT = ("task", "metric", "better", "unit", "ignored", "dataset", "split", "n")
+# The fields of results.json that identify the attack of a record. The model that images
+# were made on differs from seed to seed: `of_results` writes `transfer` instead.
 _ATTACK = ("eps", "attacked", "step_size")
-_ATTACK += tuple(name for name in SAME if name not in (*_WHAT, "source_fingerprint"))
-_TRAINED = ("model", "width", "image_size", "adversarial_tasks")
-_SHARING = {"decoders": "separate", "shared_stages": -1}  # Said where it is unusual.
+_ATTACK += tuple(name for name in SAME if name not in (*_RESULT, "source_fingerprint"))
+_TRAIN = ("model", "width", "image_size", "adversarial_tasks")
+_SHARING = {"decoders": "separate", "shared_stages": -1}  # Usual values, left out.
 
 
 def of_results(
-    name: str, seed: int, records: Iterable[Record], config: Record, made: Record
+    name: str, seed: int, records: Iterable[Record], config: Record, settings: Record
 ) -> list[dict[str, Any]]:
-    """The records of one seed, to be put together by `together`; six digits are kept.
+    """The records of one seed, for `together` to merge; values have six digits.
 
     Args:
       name: Of the model, the same for all its seeds.
-      seed: Its own.
-      records: Of results.json.
-      config: Of the run's config.json; empty for a model of one's own.
-      made: Of the attack's settings.json: commit, versions, platform.
+      seed: The seed of this run.
+      records: The content of results.json.
+      config: The content of the run's config.json; empty for a user's own model.
+      settings: The content of the attack's settings.json: commit, versions, platform.
     """
-    trained = config.get("train") or {}
-    sharing = {k: trained[k] for k, v in _SHARING.items() if trained.get(k, v) != v}
-    about = {
+    train = config.get("train") or {}
+    sharing = {k: train[k] for k, v in _SHARING.items() if train.get(k, v) != v}
+    model = {
         "schema": SCHEMA,
         "name": name,
-        "tasks": list(trained.get("tasks") or ()),
-        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)} | sharing,
+        "tasks": list(train.get("tasks") or ()),
+        "architecture": {k: train[k] for k in _TRAIN if train.get(k)} | sharing,
     }
-    traced = {
-        "commit": made.get("commit"),
-        "version": (made.get("versions") or {}).get("mtr_tf"),
-        "platform": made.get("platform"),
+    origin = {
+        "commit": settings.get("commit"),
+        "version": (settings.get("versions") or {}).get("mtr_tf"),
+        "platform": settings.get("platform"),
     }
     return [
-        _of_seed(about, seed, record)
-        | {key: [value] for key, value in traced.items() if value}
+        _seed_record(model, seed, record)
+        | {key: [value] for key, value in origin.items() if value}
         for record in records
         if record["eps"]
         and record.get("better")
@@ -82,54 +82,61 @@ def of_results(
     ]
 
 
-def _of_seed(about: Record, seed: int, record: Record) -> dict[str, Any]:
-    """What is said of a model and of one record of its results."""
-    found = {**about, **{k: record[k] for k in (*_WHAT, *_ATTACK) if record.get(k)}}
-    found |= {key: record[key] for key in ("eps", "n", "attacked")}
+def _seed_record(model: Record, seed: int, record: Record) -> dict[str, Any]:
+    """The record of one seed from a model's fields and a record of its results."""
+    entry = {
+        **model,
+        **{k: record[k] for k in (*_RESULT, *_ATTACK) if record.get(k)},
+    }
+    entry |= {key: record[key] for key in ("eps", "n", "attacked")}
     if record.get("source_fingerprint"):
-        found["transfer"] = True
+        entry["transfer"] = True
     if _has_own_data(record):
-        found["images"] = record["images"]
-    if (size := size_of(record)) not in ("", _size(about)):
-        found["size"] = size
-    found["seeds"] = [seed]
-    found["models"] = [str(record.get("model_fingerprint", ""))[:12]]
+        entry["images"] = record["images"]
+    if (size := size_of(record)) not in ("", _trained_size(model)):
+        entry["size"] = size
+    entry["seeds"] = [seed]
+    entry["models"] = [str(record.get("model_fingerprint", ""))[:12]]
     for key in ("clean", "attacked_value"):
-        found[key] = [float(f"{record[key]:.6g}")]
-    return found
+        entry[key] = [float(f"{record[key]:.6g}")]
+    return entry
 
 
 def _stays_in_ball(record: Record) -> bool:
-    """Whether its attack does: others may do more harm than the radius allows."""
+    """Whether the record's attack does; other attacks may go beyond the radius."""
     words = f"{record['attack']}-"  # As "pgd-dgba".
-    unbound = (name for name, kind in KINDS.items() if not kind.bounded)
-    return not any(words.startswith(f"{name}-") for name in unbound)
+    unbounded = (name for name, kind in KINDS.items() if not kind.bounded)
+    return not any(words.startswith(f"{name}-") for name in unbounded)
 
 
 def _has_own_data(record: Record) -> bool:
-    """Whether the name of its data does not say which these are."""
+    """Whether the name of the record's data set does not identify the data."""
     name = record["dataset"]
     return bool(record.get("images")) and (name == "examples" or ":" in name)
 
 
 def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of RUN/attacks/NAME, or of --out: a finished attack on a model.
+    """The records of a finished attack on a model: of RUN/attacks/NAME, or of --out.
 
     Args:
       name: Of the model.
-      folder: With results.json; what else it holds may be absent.
+      folder: Must hold results.json; its other files are optional.
 
     Raises:
       InputError: A file is damaged.
     """
     try:
-        made = _json(folder / "settings.json")
+        settings = _json_object(folder / "settings.json")
         # A folder of --out has the run's settings itself.
-        apart = made.get("attack", {}).get("out")
-        config = made if apart else _json(folder.parent.parent / "config.json")
+        out_folder = settings.get("attack", {}).get("out")
+        config = (
+            settings
+            if out_folder
+            else _json_object(folder.parent.parent / "config.json")
+        )
         records = files.read_json(folder / "results.json")
         seed = (config.get("train") or {}).get("seed", 0)
-        return of_results(name, seed, records, config, made)
+        return of_results(name, seed, records, config, settings)
     except files.DAMAGED as error:
         raise InputError(
             f"the results in {folder} are damaged ({files.reason(error)}); repeat the "
@@ -137,98 +144,100 @@ def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none."""
+def _json_object(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file."""
     return dict(files.read_json(path)) if path.exists() else {}
 
 
 def together(records: Iterable[Record]) -> list[dict[str, Any]]:
     """One record for each model and attack, with lists over its seeds.
 
-    Where records tell of the same attack on the same model twice, the one that did it
-    more harm counts. Those of another model of the same name, architecture and seed are
-    left out, with a warning, for those that come last: they are taken to be older.
+    Of two results of the same attack on the same model, the more harmful one counts. Of
+    different models with the same name, architecture and seed, only the one whose
+    records come last is taken, with a warning: the others are assumed to be older.
     """
     records = list(records)
-    newest = {
-        (*_model(record), seed): made
+    fingerprints = {
+        (*_model(record), seed): fingerprint
         for record in records
-        for seed, made in zip(record["seeds"], _models(record), strict=True)
-        if made
+        for seed, fingerprint in zip(record["seeds"], _models(record), strict=True)
+        if fingerprint
     }
-    found: dict[str, dict[str, Any]] = {}
-    replaced = set()
+    by_key: dict[str, dict[str, Any]] = {}
+    replaced_models = set()
     for record in records:
-        same = {k: v for k, v in record.items() if k not in _BY_SEED + _TRACED}
-        key = json.dumps(same, sort_keys=True)
-        model, taken = _model(record), []
-        columns = [*(record[field] for field in _VALUES), _models(record)]
+        common = {
+            k: v for k, v in record.items() if k not in _SEED_FIELDS + _ORIGIN_FIELDS
+        }
+        key = json.dumps(common, sort_keys=True)
+        model, rows = _model(record), []
+        columns = [*(record[field] for field in _VALUE_FIELDS), _models(record)]
         for row in zip(*columns, strict=True):
-            seed, *_, made = row
-            if made and newest[*model, seed] != made:
-                replaced.add(f"{record['name']} (seed {seed})")
+            seed, *_, fingerprint = row
+            if fingerprint and fingerprints[*model, seed] != fingerprint:
+                replaced_models.add(f"{record['name']} (seed {seed})")
             else:
-                taken.append(row)
-        if not taken:
+                rows.append(row)
+        if not rows:
             continue
-        kept = found.setdefault(key, same | {k: [] for k in _BY_SEED})
-        for row in taken:
-            _take(kept, dict(zip(_BY_SEED, row, strict=True)))
-        for field in _TRACED:
-            several = [*kept.get(field, ()), *record.get(field, ())]
-            if several:
-                kept[field] = list(dict.fromkeys(several))
-    if replaced:
+        merged = by_key.setdefault(key, common | {k: [] for k in _SEED_FIELDS})
+        for row in rows:
+            _add_row(merged, dict(zip(_SEED_FIELDS, row, strict=True)))
+        for field in _ORIGIN_FIELDS:
+            origins = [*merged.get(field, ()), *record.get(field, ())]
+            if origins:
+                merged[field] = list(dict.fromkeys(origins))
+    if replaced_models:
         logging.warning(
             "several models have the same name: of %s only the records of the one that "
             "is given last are taken; to keep others, rename their runs",
-            ", ".join(sorted(replaced)),
+            ", ".join(sorted(replaced_models)),
         )
-    return list(found.values())
+    return list(by_key.values())
 
 
 def _model(record: Record) -> tuple[str, str]:
-    """What a model is known by."""
+    """The key of a record's model: its name and architecture."""
     return record["name"], json.dumps(record.get("architecture"), sort_keys=True)
 
 
 def _models(record: Record) -> Sequence[str]:
-    """The fingerprint of each seed's model; empty where older records do not say."""
+    """The fingerprint of each seed's model; empty in older records, which lack it."""
     return record.get("models") or [""] * len(record["seeds"])
 
 
-def _take(kept: dict[str, Any], row: Mapping[str, Any]) -> None:
-    """Adds what is of a seed to a record, or takes it for what did it less harm."""
-    if row["seeds"] not in kept["seeds"]:
+def _add_row(record: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Adds the values of a seed to a record, or replaces less harmful ones of it."""
+    if row["seeds"] not in record["seeds"]:
         for field, value in row.items():
-            kept[field].append(value)
+            record[field].append(value)
         return
-    place = kept["seeds"].index(row["seeds"])
-    before, now = kept["attacked_value"][place], row["attacked_value"]
-    if now < before if kept["better"] == "higher" else now > before:
+    index = record["seeds"].index(row["seeds"])
+    old_value, new_value = record["attacked_value"][index], row["attacked_value"]
+    if new_value < old_value if record["better"] == "higher" else new_value > old_value:
         for field, value in row.items():
-            kept[field][place] = value
+            record[field][index] = value
 
 
-_VALUES = ("seeds", "clean", "attacked_value")
-_BY_SEED = (*_VALUES, "models")
-_TRACED = ("commit", "version", "platform")
+_VALUE_FIELDS = ("seeds", "clean", "attacked_value")
+_SEED_FIELDS = (*_VALUE_FIELDS, "models")
+_ORIGIN_FIELDS = ("commit", "version", "platform")
 
 
 def write(records: Sequence[Record], path: pathlib.Path) -> None:
     """Writes records as JSON, a line for each."""
-    lines = ",\n".join(json.dumps(dict(one), allow_nan=False) for one in records)
+    lines = ",\n".join(json.dumps(dict(record), allow_nan=False) for record in records)
     files.write_text(path, f"[\n{lines}\n]\n")
 
 
-# Reading those of others.
+# Reading records of others.
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The records of a file.
 
     Raises:
-      InputError: It cannot be read, or one of them is no such record.
+      InputError: It cannot be read, or has something else than such records.
     """
     try:
         records = files.read_json(path)
@@ -244,61 +253,61 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _numbers(value: Any) -> bool:
+def _is_number_list(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+        and all(type(item) in (int, float) and math.isfinite(item) for item in value)
     )
 
 
-def _is(*kinds: type) -> Callable[[Any], bool]:
+def _is_type(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: type(value) in kinds
 
 
-_TEXT = "a text", _is(str)
-_TEXTS = "a list of texts", _texts
-# What records have, what it must be in words, and whether it is.
+_TEXT = "a text", _is_type(str)
+_TEXTS = "a list of texts", _is_text_list
+# {required field: (what it must be, in words; check of a value)}.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("name", "attack", "norm", "task", "metric"), _TEXT),
     **dict.fromkeys(("dataset", "split"), _TEXT),
     "better": ("higher or lower", lambda value: value in ("higher", "lower")),
-    "eps": ("a finite number", lambda value: _numbers([value])),
-    "n": ("a whole number", _is(int)),
+    "eps": ("a finite number", lambda value: _is_number_list([value])),
+    "n": ("a whole number", _is_type(int)),
     **dict.fromkeys(("tasks", "attacked"), _TEXTS),
-    **dict.fromkeys(_VALUES, ("a list of finite numbers", _numbers)),
+    **dict.fromkeys(_VALUE_FIELDS, ("a list of finite numbers", _is_number_list)),
 }
-# What they may have.
+# The same for optional fields.
 _OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("unit", "images", "size", "targets"), _TEXT),
-    "restarts": ("a whole number", _is(int)),
-    **dict.fromkeys(("architecture", "weights"), ("an object", _is(dict))),
-    **dict.fromkeys((*_TRACED, "models", "ensemble"), _TEXTS),
+    "restarts": ("a whole number", _is_type(int)),
+    **dict.fromkeys(("architecture", "weights"), ("an object", _is_type(dict))),
+    **dict.fromkeys((*_ORIGIN_FIELDS, "models", "ensemble"), _TEXTS),
     **dict.fromkeys(
-        ("attack_block", "attack_classes", "ignored"), ("a list", _is(list))
+        ("attack_block", "attack_classes", "ignored"), ("a list", _is_type(list))
     ),
 }
 
 
 def _check(record: Any, number: int) -> None:
-    """Raises `ValueError` or `LookupError` for what is no record."""
+    """Raises `ValueError` or `LookupError` unless `record` is a valid record."""
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema of record {number} is not {SCHEMA!r}")
-    there = {name: field for name, field in _OPTIONAL.items() if name in record}
-    for name, (what, fits) in (_FIELDS | there).items():
-        if not fits(record[name]):
+    optional = {name: field for name, field in _OPTIONAL.items() if name in record}
+    for name, (requirement, is_valid) in (_FIELDS | optional).items():
+        if not is_valid(record[name]):
             raise ValueError(
-                f"{name} of record {number} must be {what}, got "
+                f"{name} of record {number} must be {requirement}, got "
                 f"{shortened(record[name])}"
             )
-    by_seed = [record[name] for name in _VALUES]
-    if len({len(each) for each in (*by_seed, _models(record))}) > 1:
+    columns = [record[name] for name in _VALUE_FIELDS]
+    if len({len(column) for column in (*columns, _models(record))}) > 1:
         raise ValueError(f"record {number} has not one value for each seed")
-    json.dumps(record, allow_nan=False)  # Else it cannot be written again.
+    json.dumps(record, allow_nan=False)  # Raises for what `write` could not write.
 
 
 # The page.
@@ -309,15 +318,15 @@ class Row:
     """A model on a board.
 
     Attributes:
-      place: From 1.
-      name: The model's.
-      tasks: What it predicts.
-      clean: Mean over seeds.
-      attacked: The same under the attack that did the most harm, with its deviation.
-      attack: That attack.
-      tried: How many attacks there are records of.
-      seeds: How many the attack that counts is of.
-      commit: Short; several are named.
+      place: Its rank, from 1.
+      name: The model's name.
+      tasks: The tasks that it predicts.
+      clean: The clean value, the mean over seeds.
+      attacked: The same under the most harmful attack, with the standard deviation.
+      attack: The most harmful attack.
+      tried: The number of attacks with records.
+      seeds: The number of seeds under the most harmful attack.
+      commit: The abbreviated commits.
     """
 
     place: int
@@ -341,98 +350,99 @@ class Board:
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
-    """All boards that the records allow: of tasks that were attacked alone.
+    """All boards that the records allow, for tasks that were attacked alone.
 
-    Of each model and task the first metric is taken.
+    A board shows the first metric of a model's task.
     """
-    grouped: dict[tuple, list[Record]] = {}
+    groups: dict[tuple, list[Record]] = {}
     headline: dict[tuple, str] = {}
     for record in records:
         task = record["task"]
         metric = headline.setdefault((_model(record), task), record["metric"])
-        alone = record["attacked"] == [task] and record["metric"] == metric
-        if alone and _stays_in_ball(record):
-            grouped.setdefault(_board(record), []).append(record)
-    return [_made(members) for members in grouped.values()]
+        attacked_alone = record["attacked"] == [task] and record["metric"] == metric
+        if attacked_alone and _stays_in_ball(record):
+            groups.setdefault(_board_key(record), []).append(record)
+    return [_make_board(members) for members in groups.values()]
 
 
-def _board(record: Record) -> tuple:
-    """What all models of a board have in common."""
-    size = record.get("size") or _size(record)
+def _board_key(record: Record) -> tuple:
+    """The key of a record's board: what all models of a board have in common."""
+    size = record.get("size") or _trained_size(record)
     data = (record["dataset"], record["split"], record["n"], size)
-    of = (record["task"], record["metric"], record.get("targets") or "data")
-    on = (record["norm"], record["eps"])
+    subject = (record["task"], record["metric"], record.get("targets") or "data")
+    ball = (record["norm"], record["eps"])
     kind = (record.get("unit") or "", record["better"], record.get("images") or "")
-    return (*of, *data, *on, *kind, tuple(map(str, record.get("ignored") or ())))
+    return (*subject, *data, *ball, *kind, tuple(map(str, record.get("ignored") or ())))
 
 
-def _size(record: Record) -> str:
-    """The size that a model was trained at, height x width; empty if not known."""
+def _trained_size(record: Record) -> str:
+    """The image size that a model was trained at, height x width; empty if unknown."""
     size = str((record.get("architecture") or {}).get("image_size", ""))
     return f"{size}x{size}" if size.isdigit() else size
 
 
-def _made(records: Sequence[Record]) -> Board:
+def _make_board(records: Sequence[Record]) -> Board:
     by_model: dict[tuple, list[Record]] = {}
     for record in records:
         by_model.setdefault(_model(record), []).append(record)
     first = records[0]
     higher = first["better"] == "higher"
     sign = -1 if higher else 1
-    worst = [(_strongest(own, sign), len(own)) for own in by_model.values()]
-    worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
-    board = _board(first)
-    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = board
+    entries = [(_strongest(group, sign), len(group)) for group in by_model.values()]
+    entries.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
+    key = _board_key(first)
+    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = key
     unit = f" [{unit}]" if unit else ""
-    pixels = f" at {size} pixels" if size else ""
-    ignored = ", ".join(board[-1])
-    but = f", without the classes numbered {ignored}" if ignored else ""
-    own = ", judged by the models' own clean outputs" if targets == "own" else ""
+    size_note = f" at {size} pixels" if size else ""
+    ignored = ", ".join(key[-1])
+    ignored_note = f", without the classes numbered {ignored}" if ignored else ""
+    judge = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(
-        f"{task} {metric}{unit}, {norm} eps {eps:g} ({style.unit_of(norm)}){own}",
-        f"{n} images of {dataset} ({split}){pixels}{but}; "
+        f"{task} {metric}{unit}, {norm} eps {eps:g} ({style.unit_of(norm)}){judge}",
+        f"{n} images of {dataset} ({split}){size_note}{ignored_note}; "
         f"{'higher' if higher else 'lower'} is better.",
-        [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
+        [_row(place, *pair) for place, pair in enumerate(entries, start=1)],
     )
 
 
 def _strongest(records: Sequence[Record], sign: int) -> Record:
-    """The attack that did a model the most harm: of two, on the seeds that both have.
+    """The record of the attack that did a model the most harm.
 
-    One that lacks seeds takes the place of another only if it did more harm than the
-    choice of seeds makes: how far the other's mean over them is from that over all of
-    its own. So an unlucky seed is no stronger attack. Where they share no seed, the
-    means of both are compared.
+    Two attacks are compared by their means over the seeds that both have, or over all
+    their seeds if they share none. The attack with fewer seeds counts as stronger only
+    if its additional harm exceeds the effect of the choice of seeds: how far the other
+    attack's mean over the shared seeds is from its mean over all. So an unlucky seed
+    does not make an attack stronger.
 
     Args:
-      records: Of one model.
+      records: The records of one model, one per attack.
       sign: -1 where higher values are better, else 1.
     """
-    best, *others = sorted(records, key=lambda record: -len(record["seeds"]))
-    for other in others:
-        shared = [seed for seed in best["seeds"] if seed in other["seeds"]]
-        of_best = _mean(best, shared or best["seeds"])
-        harm = sign * (_mean(other, shared or other["seeds"]) - of_best)
-        if harm > abs(_mean(best, best["seeds"]) - of_best):
-            best = other
-    return best
+    strongest, *candidates = sorted(records, key=lambda record: -len(record["seeds"]))
+    for candidate in candidates:
+        seeds = [seed for seed in strongest["seeds"] if seed in candidate["seeds"]]
+        strongest_mean = _mean(strongest, seeds or strongest["seeds"])
+        harm = sign * (_mean(candidate, seeds or candidate["seeds"]) - strongest_mean)
+        if harm > abs(_mean(strongest, strongest["seeds"]) - strongest_mean):
+            strongest = candidate
+    return strongest
 
 
 def _mean(record: Record, seeds: Sequence[int]) -> float:
-    """What an attack left, the mean over some of its seeds."""
-    left = dict(zip(record["seeds"], record["attacked_value"], strict=True))
-    return statistics.fmean(left[seed] for seed in seeds)
+    """The mean over some seeds of the metric's value under a record's attack."""
+    values = dict(zip(record["seeds"], record["attacked_value"], strict=True))
+    return statistics.fmean(values[seed] for seed in seeds)
 
 
-def _row(place: int, record: Record, tried: int) -> Row:
+def _row(place: int, record: Record, attack_count: int) -> Row:
     values = record["attacked_value"]
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     attack = [record["attack"]]
     attack += [f"{record['steps']} steps"] if record.get("steps") else []
     restarts = record.get("restarts", 1)
     attack += [f"{restarts} restarts"] if restarts > 1 else []
-    said = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
-    attack += details(said)  # The title says whose targets they are.
+    facts = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
+    attack += details(facts)  # The board's title says whose targets count.
     attack += ["transferred"] if "transfer" in record else []
     return Row(
         place=place,
@@ -441,13 +451,14 @@ def _row(place: int, record: Record, tried: int) -> Row:
         clean=text.number(statistics.fmean(record["clean"])),
         attacked=f"{text.number(statistics.fmean(values))}{spread}",
         attack=", ".join(attack),
-        tried=tried,
+        tried=attack_count,
         seeds=len(record["seeds"]),
-        commit=", ".join(str(one)[:7] for one in record.get("commit", ())) or text.NONE,
+        commit=", ".join(str(commit)[:7] for commit in record.get("commit", ()))
+        or text.NONE,
     )
 
 
 def html(records: Sequence[Record]) -> str:
-    """The page, one file that needs nothing else."""
+    """The page as a single file that needs no others."""
     environment = pages.environment("mtr_tf.show", autoescape=True)
     return environment.get_template("leaderboard.html").render(boards=boards(records))

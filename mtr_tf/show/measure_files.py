@@ -26,23 +26,23 @@ def write(
     """Writes measures.json, .csv, plots and TensorBoard's files; returns a table.
 
     Args:
-      records: Of the measures; the table is of these.
-      folder: Where to. Records that are there of other measures stay, unless they
-        depend on something else.
-      measures: Names of those that the records are of.
-      facts: What records depend on beside the measure.
+      records: Records of the measures; the table shows these.
+      folder: Where files go. Its records of other measures stay if they depend on the
+        same facts.
+      measures: Names of the measures in `records`.
+      facts: What records depend on besides the measure.
     """
-    about = folder / "measures" / "facts.json"
-    kept: list[Record] = []
-    if store.read_kept(about).get("facts") == store.as_json(facts):
-        kept = _others(folder / "measures.json", measures)
-    about.unlink(missing_ok=True)  # Until all that it speaks for is there.
-    written = [*kept, *records]
-    files.write_json(folder / "measures.json", written)
-    files.write_csv(folder / "measures.csv", written)
-    plots = theory.save_run(written, folder)
-    tensorboard.write_measures(written, plots, folder / "measures")
-    store.write_file(about, {"facts": facts})
+    facts_file = folder / "measures" / "facts.json"
+    other_records: list[Record] = []
+    if store.read_kept(facts_file).get("facts") == store.as_json(facts):
+        other_records = _other_records(folder / "measures.json", measures)
+    facts_file.unlink(missing_ok=True)  # Until all that it describes is written.
+    all_records = [*other_records, *records]
+    files.write_json(folder / "measures.json", all_records)
+    files.write_csv(folder / "measures.csv", all_records)
+    plots = theory.save_run(all_records, folder)
+    tensorboard.write_measures(all_records, plots, folder / "measures")
+    store.write_file(facts_file, {"facts": facts})
     return "\n".join(
         [
             tables.measures(records),
@@ -54,8 +54,8 @@ def write(
     )
 
 
-def _others(path: pathlib.Path, measures: Sequence[str]) -> list[Record]:
-    """The records in a file of other measures; none where it is damaged or missing."""
+def _other_records(path: pathlib.Path, measures: Sequence[str]) -> list[Record]:
+    """A file's records of other measures; none where it is damaged or missing."""
     try:
         return [r for r in files.read_json(path) if r["measure"] not in measures]
     except FileNotFoundError:

@@ -7,17 +7,17 @@ from typing import Any
 
 import jinja2
 
-_OWN = "mtr_tf.show"
+_PACKAGE = "mtr_tf.show"
 
 
 def environment(package: str, **options: Any) -> jinja2.Environment:
-    """The templates of a package: unknown names are errors, blocks leave no lines.
+    """The templates of a package: undefined names are errors, blocks leave no lines.
 
-    They may import those of this package, such as tables.html, too.
+    They may also import the templates of this package, such as tables.html.
     """
-    packages = dict.fromkeys((package, _OWN))
+    packages = dict.fromkeys((package, _PACKAGE))
     return jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one) for one in packages]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

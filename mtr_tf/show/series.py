@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 def chosen(records: Iterable[Record], **fields: Any) -> list[Record]:
-    """The records that have these fields."""
+    """The records whose fields have these values."""
     return [
         record
         for record in records
@@ -23,79 +23,81 @@ def chosen(records: Iterable[Record], **fields: Any) -> list[Record]:
 
 
 def distinct(records: Iterable[Record], *names: str) -> list[tuple]:
-    """Each combination of what the records have under these names, once, in order."""
-    return list(dict.fromkeys(tuple(map(_plain, map(r.get, names))) for r in records))
+    """The distinct combinations of the values of these fields, in order."""
+    return list(
+        dict.fromkeys(tuple(map(_hashable, map(r.get, names))) for r in records)
+    )
 
 
-def _plain(value: Any) -> Any:
+def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def over(
     records: Sequence[Record], along: str, *names: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What stands under some names, along another, by seed.
+    """The values of some fields along another one, by seed.
 
     Args:
-      records: One per seed and value of `along` at most; those of one run need not
-        say their seed.
+      records: At most one per seed and value of `along`; records of a single run may
+        lack the seed.
       along: "count" or "eps".
-      *names: Such as "value" and "predicted".
+      *names: The fields, such as "value" and "predicted".
 
     Returns:
-      (x `[X]`, growing; values `[names, seeds, X]`, NaN where there is none).
+      (x `[X]`, ascending; values `[names, seeds, X]`, NaN where there is none).
     """
     x = np.array(sorted({record[along] for record in records}), float)
     seeds = seeds_of(records)
     values = np.full((len(names), len(seeds), len(x)), np.nan)
     for record in records:
-        place = seeds.index(record.get("seed", 0)), np.searchsorted(x, record[along])
+        index = seeds.index(record.get("seed", 0)), np.searchsorted(x, record[along])
         for row, name in zip(values, names, strict=True):
             number = record.get(name)
-            row[place] = np.nan if number is None else number
+            row[index] = np.nan if number is None else number
     return x, values
 
 
 def seeds_of(records: Iterable[Record]) -> list[int]:
-    """The seeds that there are records of, growing."""
+    """The seeds of the records, ascending."""
     return sorted({record.get("seed", 0) for record in records})
 
 
 def ends(records: Sequence[Record], along: str, name: str = "interval") -> np.ndarray:
-    """Both ends of an interval over images, `[2, seeds, X]`, along as `over` has it."""
-    flat = [
+    """Both ends of an interval over images, `[2, seeds, X]`; `along` as in `over`."""
+    end_records = [
         {**record, "low": low, "high": high}
         for record in records
         for low, high in [record.get(name) or (None, None)]
     ]
-    return over(flat, along, "low", "high")[1]
+    return over(end_records, along, "low", "high")[1]
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Over seeds, the first axis, without NaN; NaN where there is none."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
+    """The mean over seeds, the first axis, ignoring NaN; NaN where all are."""
+    valid = ~np.isnan(values)
+    count = valid.sum(axis=0)
+    total = np.where(valid, values, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def by_seed(records: Iterable[Record], name: str = "value") -> np.ndarray:
     """One number per record, `[records]`; NaN where there is none."""
-    found = [record.get(name) for record in records]
-    return np.array([np.nan if value is None else value for value in found], float)
+    values = [record.get(name) for record in records]
+    return np.array([np.nan if value is None else value for value in values], float)
 
 
 def matrix(
     records: Sequence[Record], quantity: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """(tasks, the mean over seeds of a symmetric matrix `[M, M]` of pairs of them)."""
-    own = chosen(records, quantity=quantity)
-    tasks = tuple(dict.fromkeys(record["tasks"][0] for record in own))
+    """(tasks, symmetric matrix `[M, M]` of their pairs, the mean over seeds)."""
+    pairs = chosen(records, quantity=quantity)
+    tasks = tuple(dict.fromkeys(record["tasks"][0] for record in pairs))
     total, count = np.zeros((2, len(tasks), len(tasks)))
-    for record in own:
+    for record in pairs:
         if record["value"] is not None:
             i, j = (tasks.index(task) for task in record["tasks"])
-            for place in {(i, j), (j, i)}:
-                total[place] += record["value"]
-                count[place] += 1
+            for index in {(i, j), (j, i)}:
+                total[index] += record["value"]
+                count[index] += 1
     return tasks, np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -59,11 +59,11 @@ SAME = (
 )
 
 
-# What holds of records that do not say, as those of older versions.
-_UNSAID = {"attack_channels": [], "fast": False, "targets": "data"}
-_CLOSE = 1e-4  # Means of images that may be the same, on other machines.
-# What makes another model of one run or file.
-_MODEL = ("model_fingerprint", "precision", "input")
+# The values of settings that records of older versions lack.
+_DEFAULTS = {"attack_channels": [], "fast": False, "targets": "data"}
+_MEAN_TOLERANCE = 1e-4  # Between means of the same images on two machines.
+# The fields that differ between models from the same run or file.
+_MODEL_FIELDS = ("model_fingerprint", "precision", "input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Model:
     """The finished attacks on one model.
 
     Attributes:
-      label: What tables call it.
-      path: What the user calls it.
-      attacks: By settings, values of SAME as text, the records.
+      label: Its name in tables.
+      path: Its name as the user gave it.
+      attacks: {settings, the values of SAME as text: records}.
     """
 
     label: str
@@ -83,12 +83,13 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How one task holds up in each model when it alone is attacked, in one way.
+    """How one task holds up in each model under the same attack on it alone.
 
     Attributes:
       task: The task.
       facts: One of the records, for what all have in common.
-      points: By model's label: (eps, value, low, high), the clean one at eps 0 first.
+      points: {label of a model: [(eps, value, low, high)]}, first the clean value at
+        eps 0.
     """
 
     task: str
@@ -103,7 +104,7 @@ class Comparison:
         better = f", {facts['better']} is better" if facts.get("better") else ""
         return (
             f"{self.task} {facts['metric']}{unit}{better}: {facts['attack']} on "
-            f"{self.task} alone ({_how(facts)}; {facts['n']} images "
+            f"{self.task} alone ({_setup(facts)}; {facts['n']} images "
             f"of {facts['dataset']} {facts['split']}; 95 % intervals over "
             f"{facts.get('interval_over', 'images')})"
         )
@@ -115,7 +116,7 @@ class Comparison:
         for eps in radii:
             row = [f"{eps:g}" if eps else "clean"]
             for line in self.points.values():
-                cells = {at: _cell(value, ends) for at, value, *ends in line}
+                cells = {radius: _cell(value, ends) for radius, value, *ends in line}
                 row.append(cells.get(eps, "-"))
             rows.append(row)
         return rows
@@ -144,8 +145,8 @@ class Comparison:
         return curves.of_variants(title, lines, self.facts)
 
 
-def _how(facts: Record) -> str:
-    """An attack's norm and unit of radii, steps, restarts and `details`, in words."""
+def _setup(facts: Record) -> str:
+    """An attack's norm, unit of radii, steps, restarts and `details`, in words."""
     norm, restarts = facts["norm"], facts.get("restarts") or 1
     parts = [f"{norm}, eps: {style.unit_of(norm)}"]
     parts += [f"{facts['steps']} steps"] if facts.get("steps") else []
@@ -154,18 +155,18 @@ def _how(facts: Record) -> str:
 
 
 def details(facts: Record) -> list[str]:
-    """What is not as usual about an attack and is not in its name, a phrase each.
+    """Phrases for what is unusual about an attack and is not in its name.
 
-    With the name, the norm, the steps and the restarts it tells any two attacks apart
-    that differ in SAME.
+    With the name, norm, steps and restarts, they distinguish any two attacks that
+    differ in SAME.
     """
     parts = []
-    kind, starts = KINDS.get(facts.get("algorithm", "")), facts.get("random_start")
-    if kind and starts not in (
+    kind, start = KINDS.get(facts.get("algorithm", "")), facts.get("random_start")
+    if kind and start not in (
         None,
         kind.start_at_random(None, facts.get("restarts") or 1),
     ):
-        parts.append(f"from {'a random point' if starts else 'the image'}")
+        parts.append(f"from {'a random point' if start else 'the image'}")
     if facts.get("weights"):
         weights = (f"{task}:{number}" for task, number in facts["weights"].items())
         parts.append(f"weights {', '.join(weights)}")
@@ -184,8 +185,8 @@ def details(facts: Record) -> list[str]:
     if facts.get("source_fingerprint"):
         parts.append(f"by transfer from model {facts['source_fingerprint'][:8]}")
     if facts.get("fast"):
-        half = "bfloat16" if facts["fast"] is True else facts["fast"]
-        parts.append(f"gradients in {half} (--fast)")
+        dtype = "bfloat16" if facts["fast"] is True else facts["fast"]
+        parts.append(f"gradients in {dtype} (--fast)")
     if _setting(facts, "targets") == "own":
         parts.append("against the model's own clean outputs")
     return parts
@@ -199,7 +200,7 @@ def read(paths: Sequence[str], name: str = "") -> list[Model]:
       name: Only RUN/attacks/NAME; empty: all.
 
     Raises:
-      InputError: there is no such thing, no finished attack, or a damaged one.
+      InputError: a path does not exist, has no finished attack, or a damaged one.
     """
     labels = labels_of(paths)
     return [
@@ -220,42 +221,45 @@ def compare(
       models: At least one.
       attacks: Names of attacks; empty: all that all models share.
       tasks: Names of tasks; empty: all that were attacked alone in all models.
-      metric: Of each task; empty: the headline, the first that records have.
+      metric: Of each task; empty: the headline metric, the first one in the records.
 
     Raises:
       InputError: the models have no such attack in common.
     """
-    _check_named(models, attacks)
-    shared = [
+    _check_attack_names(models, attacks)
+    shared_settings = [
         settings
         for settings in models[0].attacks
         if all(settings in model.attacks for model in models)
         and (not attacks or settings[0] in attacks)
     ]
-    if not shared:
+    if not shared_settings:
         raise InputError(_difference(models, attacks))
-    chosen = tasks or _tasks_alone(models, shared)
-    found = []
-    for settings in shared:
-        for task in chosen:
-            one = _comparison(models, settings, task, metric)
-            if one:
-                found.append(one)
-    if not found:
-        raise InputError(_nothing(models, shared, tasks, metric))
-    return found
+    task_names = tasks or _tasks_alone(models, shared_settings)
+    comparisons = []
+    for settings in shared_settings:
+        for task in task_names:
+            comparison = _comparison(models, settings, task, metric)
+            if comparison:
+                comparisons.append(comparison)
+    if not comparisons:
+        raise InputError(_empty_reason(models, shared_settings, tasks, metric))
+    return comparisons
 
 
-def _nothing(
-    models: Sequence[Model], shared: Sequence[tuple], tasks: Sequence[str], metric: str
+def _empty_reason(
+    models: Sequence[Model],
+    shared_settings: Sequence[tuple],
+    tasks: Sequence[str],
+    metric: str,
 ) -> str:
-    """Why there is nothing to compare, and what there is."""
-    alone = _tasks_alone(models, shared)
-    missing = [task for task in tasks if task not in alone]
-    if missing or not alone:
+    """The message that says why there is nothing to compare, and what there is."""
+    candidates = _tasks_alone(models, shared_settings)
+    missing = [task for task in tasks if task not in candidates]
+    if missing or not candidates:
         return (
             f"{', '.join(missing) or 'A task'} must have been attacked alone in all "
-            f"runs to be compared, but only {', '.join(alone) or 'none'} was; run "
+            f"runs to be compared, but only {', '.join(candidates) or 'none'} was; run "
             f"mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
         )
     if not metric:
@@ -266,9 +270,9 @@ def _nothing(
         )
     metrics = dict.fromkeys(
         record["metric"]
-        for settings in shared
+        for settings in shared_settings
         for record in models[0].attacks[settings]
-        if record["task"] in (tasks or alone)
+        if record["task"] in (tasks or candidates)
     )
     return (
         f"--metric must be one of {', '.join(metrics)}, got {metric!r}."
@@ -277,27 +281,27 @@ def _nothing(
 
 
 def joint_rows(records: Sequence[Record]) -> list[list[str]]:
-    """How much of its rise in loss under an attack on it alone each task suffers.
+    """Each task's rise in loss under a joint attack, relative to an attack on it alone.
 
-    A head, and a row for each radius and group of tasks attacked together; only the
-    head where there is none.
+    Returns a head, and a row for each radius and group of tasks attacked together; only
+    the head if there is no joint attack.
     """
-    losses = {
+    rises = {
         (r["eps"], tuple(r["attacked"]), r["task"]): r["attacked_value"] - r["clean"]
         for r in records
         if r["metric"] == "loss" and None not in (r["attacked_value"], r["clean"])
     }
-    tasks = list(dict.fromkeys(task for *_, task in losses))
-    groups = list(dict.fromkeys(group for _, group, _ in losses if len(group) > 1))
+    tasks = list(dict.fromkeys(task for *_, task in rises))
+    groups = list(dict.fromkeys(group for _, group, _ in rises if len(group) > 1))
     rows = [["eps", "attacked together", *tasks]]
-    for eps in sorted({eps for eps, *_ in losses if eps}):
+    for eps in sorted({eps for eps, *_ in rises if eps}):
         for group in groups:
             row = [f"{eps:g}", "+".join(group)]
             for task in tasks:
-                joint = losses.get((eps, group, task))
-                alone = losses.get((eps, (task,), task))
-                known = task in group and joint is not None and alone
-                row.append(f"{joint / alone:.2f}" if known else "-")
+                joint_rise = rises.get((eps, group, task))
+                single_rise = rises.get((eps, (task,), task))
+                has_ratio = task in group and joint_rise is not None and single_rise
+                row.append(f"{joint_rise / single_rise:.2f}" if has_ratio else "-")
             rows.append(row)
     return rows
 
@@ -306,39 +310,39 @@ def joint_rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
-    """By settings, the records of a model's finished attacks, the newest of each.
+    """{settings: newest records} of a model's finished attacks.
 
-    Of pictures of several sizes, only those of the newest size.
+    If pictures had several sizes, only records of the newest size are taken.
     """
-    found = [
-        (_settings(record), record)
+    pairs = [
+        (_settings_key(record), record)
         for file in result_files(path, name)
         for record in _records(file)
         if record["eps"]
     ]
-    newest = {settings: size for settings, r in found if (size := size_of(r))}
+    newest_sizes = {settings: size for settings, r in pairs if (size := size_of(r))}
     by_settings: dict[tuple[str, ...], dict[tuple, Record]] = {}
-    older = set()
-    for settings, record in found:
-        if (size := size_of(record)) not in ("", newest.get(settings)):
-            older.add(size)
+    older_sizes = set()
+    for settings, record in pairs:
+        if (size := size_of(record)) not in ("", newest_sizes.get(settings)):
+            older_sizes.add(size)
             continue
-        kept = by_settings.setdefault(settings, {})
-        kept.pop(_place(record), None)  # The newest come last.
-        kept[_place(record)] = record
-    if older:
+        by_key = by_settings.setdefault(settings, {})
+        by_key.pop(_record_key(record), None)  # The newest come last.
+        by_key[_record_key(record)] = record
+    if older_sizes:
         logging.warning(
             "%s was attacked at several sizes of pictures; left out where there is a "
             "newer attack: %s (choose with --name)",
             path,
-            ", ".join(sorted(older)),
+            ", ".join(sorted(older_sizes)),
         )
     if not by_settings:
         raise InputError(
             f"{path} has no attack with a radius above 0 in its results; attack it "
             "with another --eps."
         )
-    return {settings: list(kept.values()) for settings, kept in by_settings.items()}
+    return {settings: list(by_key.values()) for settings, by_key in by_settings.items()}
 
 
 def _records(file: pathlib.Path) -> list[Record]:
@@ -355,22 +359,22 @@ def _records(file: pathlib.Path) -> list[Record]:
         ) from error
 
 
-def _number(value: Any) -> bool:
-    """Whether it is a number or none, as JSON has them where they do not exist."""
+def _is_number(value: Any) -> bool:
+    """Whether `value` is finite, or None, which is JSON's null for a missing number."""
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
-def _interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _images(value: Any) -> bool:
-    """Whether it is a size of images, and their means behind it; see `cell_store`."""
-    if not _text(value):
+def _is_images(value: Any) -> bool:
+    """Whether `value` is the size of images followed by means; see `cell_store`."""
+    if not _is_text(value):
         return False
     try:
         return all(map(math.isfinite, _means({"images": value})))
@@ -378,29 +382,29 @@ def _images(value: Any) -> bool:
         return False
 
 
-# What is read of a record, and what it must be.
+# {field that is read from a record: check of its value}.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "attack": _text,
-    "task": _text,
-    "metric": _text,
-    "norm": _text,
-    "dataset": _text,
-    "split": _text,
+    "attack": _is_text,
+    "task": _is_text,
+    "metric": _is_text,
+    "norm": _is_text,
+    "dataset": _is_text,
+    "split": _is_text,
     "n": lambda value: type(value) is int,
-    "eps": lambda value: value is not None and _number(value),
-    "attacked": lambda value: isinstance(value, list) and all(map(_text, value)),
-    "clean": _number,
-    "attacked_value": _number,
-    "clean_interval": _interval,
-    "attacked_interval": _interval,
+    "eps": lambda value: value is not None and _is_number(value),
+    "attacked": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "clean": _is_number,
+    "attacked_value": _is_number,
+    "clean_interval": _is_interval,
+    "attacked_interval": _is_interval,
 }
-# The same of what records may lack.
+# The same for optional fields.
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("algorithm", "source_fingerprint"), _text),
-    "images": _images,
+    **dict.fromkeys(("algorithm", "source_fingerprint"), _is_text),
+    "images": _is_images,
     "restarts": lambda value: type(value) is int,
     "weights": lambda value: isinstance(value, dict),
-    "ensemble": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "ensemble": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     **dict.fromkeys(
         ("attack_block", "attack_classes"), lambda value: isinstance(value, list)
     ),
@@ -408,136 +412,149 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
 
 
 def _check(record: Record, number: int) -> None:
-    """Raises `LookupError` or `ValueError` for what is no record."""
-    said = {n: fits for n, fits in _OPTIONAL.items() if record.get(n) is not None}
-    for name, fits in (_FIELDS | said).items():
-        if not fits(record[name]):
-            shown = shortened(record[name])
-            raise ValueError(f"{name} of record {number} is {shown}")
+    """Raises `LookupError` or `ValueError` unless `record` is a valid record."""
+    optional = {
+        field: is_valid
+        for field, is_valid in _OPTIONAL.items()
+        if record.get(field) is not None
+    }
+    for name, is_valid in (_FIELDS | optional).items():
+        if not is_valid(record[name]):
+            value_text = shortened(record[name])
+            raise ValueError(f"{name} of record {number} is {value_text}")
 
 
 def result_files(path: str, name: str = "") -> list[pathlib.Path]:
     """The files of results of a model's finished attacks, the oldest first.
 
-    Of those on other weights in the same folder, say of a checkpoint, or in another
-    precision, only those on the newest are taken, and it is said which are not.
+    If the attacks in a folder are on different weights, for example of a checkpoint, or
+    in different precisions, only those like the newest are taken, with a warning.
 
     Args:
       path: A run directory, .keras file, or folder of results of an attack.
       name: Only RUN/attacks/NAME; empty: all.
 
     Raises:
-      InputError: there is no such thing, or no finished attack.
+      InputError: the path does not exist, or has no finished attack.
     """
     run = remote.fetched_results(path, "--runs")
     if (run / "results.json").is_file():
         return [run / "results.json"]
     if run.suffix == ".keras":
-        run = _of_file(run)
+        run = _results_folder(run)
     if not run.is_dir():
         raise InputError(
             f"--runs must name run directories, but {path!r} "
             f"{'is a file' if run.exists() else 'does not exist'}."
         )
-    finished = {
+    result_paths = {
         folder.name: folder / "results.json"
         for folder in files.listed(run / "attacks")
         if (folder / "results.json").exists()
     }
-    if name and name not in finished:
+    if name and name not in result_paths:
         raise InputError(
             f"--name must be a finished attack of {path} "
-            f"({', '.join(finished) or 'there are none'}); got "
-            f"{name!r}.{did_you_mean(name, finished)}"
+            f"({', '.join(result_paths) or 'there are none'}); got "
+            f"{name!r}.{did_you_mean(name, result_paths)}"
         )
-    if not finished:
-        begun = ", ".join(folder.name for folder in files.listed(run / "attacks"))
+    if not result_paths:
+        unfinished = ", ".join(folder.name for folder in files.listed(run / "attacks"))
         raise InputError(
-            f"{path} has no finished attack{begun and f' (only unfinished: {begun})'}; "
+            f"{path} has no finished attack"
+            f"{unfinished and f' (only unfinished: {unfinished})'}; "
             f"run python -m mtr_tf.attack --ckpt={path} first."
         )
-    chosen = [finished[name]] if name else list(finished.values())
-    return _of_newest(path, sorted(chosen, key=lambda file: file.stat().st_mtime))
+    chosen_paths = [result_paths[name]] if name else list(result_paths.values())
+    return _newest_model_files(
+        path, sorted(chosen_paths, key=lambda file: file.stat().st_mtime)
+    )
 
 
-def _of_newest(path: str, found: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Those of the files that are of the same model as the last one.
+def _newest_model_files(path: str, paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that are of the same model as the last one, with a warning.
 
-    Or as the last one on a whole model, where there are some: times of files are those
-    of a copy after a copy.
+    If some are on a fully trained model, the last of those decides instead, because
+    copying changes the times, and so the order, of files.
     """
-    models = [_model(file) for file in found]
-    steps = [_settings_of(file.parent).get("checkpoint_step") for file in found]
-    whole = [place for place, step in enumerate(steps) if step is None]
-    last = max(whole, default=len(found) - 1)
-    of_newest = [_may_be_one(model, models[last]) for model in models]
-    pairs = list(zip(found, of_newest, strict=True))
-    others = [file.parent.name for file, its in pairs if not its]
-    if others:
+    models = [_model_identity(file) for file in paths]
+    steps = [_attack_settings(file.parent).get("checkpoint_step") for file in paths]
+    complete_attacks = [index for index, step in enumerate(steps) if step is None]
+    newest_index = max(complete_attacks, default=len(paths) - 1)
+    is_newest = [_may_be_same(model, models[newest_index]) for model in models]
+    pairs = list(zip(paths, is_newest, strict=True))
+    other_names = [file.parent.name for file, newest in pairs if not newest]
+    if other_names:
         logging.warning(
             "%s has attacks on other weights, or in another precision or input range, "
             "than the newest, %s; left out: %s (choose them with --name)",
             path,
-            found[last].parent.name,
-            ", ".join(others),
+            paths[newest_index].parent.name,
+            ", ".join(other_names),
         )
-    return [file for file, its in pairs if its]
+    return [file for file, newest in pairs if newest]
 
 
-def _model(file: pathlib.Path) -> Mapping[str, Any]:
-    """What tells the model of results; empty where that is not known."""
+def _model_identity(file: pathlib.Path) -> Mapping[str, Any]:
+    """The fields that identify the model of results; empty where unknown."""
     try:
         record = files.read_json(file)[0]
-        return {name: record[name] for name in _MODEL if name in record}
-    except files.DAMAGED:  # What reads it says so.
+        return {name: record[name] for name in _MODEL_FIELDS if name in record}
+    except files.DAMAGED:  # Reported where the file is read.
         return {}
 
 
-def _may_be_one(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether nothing says that two models differ; older versions said less."""
-    if "precision" in one and "precision" in other:
-        return one == other
-    prints = [its.get("model_fingerprint") for its in (one, other)]
-    return None in prints or prints[0] == prints[1]
+def _may_be_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two models may be the same; older versions stored fewer fields."""
+    if "precision" in first and "precision" in second:
+        return first == second
+    fingerprints = [model.get("model_fingerprint") for model in (first, second)]
+    return None in fingerprints or fingerprints[0] == fingerprints[1]
 
 
-def _of_file(file: pathlib.Path) -> pathlib.Path:
-    """The folder with the results of attacks on a model of one's own."""
-    made = [
+def _results_folder(file: pathlib.Path) -> pathlib.Path:
+    """The folder with the results of attacks on a user's own model."""
+    folders = [
         folder
         for folder in files.listed(pathlib.Path("runs"))
-        if folder.name.rpartition("-")[0] == file.stem and _is_of(file, folder)
+        if folder.name.rpartition("-")[0] == file.stem and _has_attack_on(file, folder)
     ]
-    if len(made) == 1:
-        return made[0]
-    if not made:
+    if len(folders) == 1:
+        return folders[0]
+    if not folders:
         raise InputError(
             f"runs/ has no attack results for {file}; run python -m mtr_tf.attack "
             f"--ckpt={file} first."
         )
     raise InputError(
         f"there are results for several versions of {file}: "
-        f"{', '.join(map(str, made))}; name one of these folders in --runs."
+        f"{', '.join(map(str, folders))}; name one of these folders in --runs."
     )
 
 
-def _is_of(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether some attack in a folder is on a model's file as it is now.
+def _has_attack_on(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether some attack in a folder is on the present version of a model's file.
 
-    So it is taken to be where no attack says: until 0.2 none did.
+    True if no attack has stored the file's digest, as none did until version 0.2.
     """
-    made = [_settings_of(attack) for attack in files.listed(folder / "attacks")]
-    known = {one["ckpt_sha256"] for one in made if "ckpt_sha256" in one}
-    return not known or not file.is_file() or store.file_digest(file) in known
+    all_settings = [
+        _attack_settings(attack) for attack in files.listed(folder / "attacks")
+    ]
+    digests = {
+        settings["ckpt_sha256"]
+        for settings in all_settings
+        if "ckpt_sha256" in settings
+    }
+    return not digests or not file.is_file() or store.file_digest(file) in digests
 
 
-def _settings_of(attack: pathlib.Path) -> Mapping[str, Any]:
-    """What is in an attack's settings.json; empty where there is none."""
+def _attack_settings(attack: pathlib.Path) -> Mapping[str, Any]:
+    """The content of an attack's settings.json; empty if there is none."""
     return files.read_object(attack / "settings.json")
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
-    """The ends of the paths, as long as it takes to tell them apart."""
+    """The shortest ends of the paths that tell them apart."""
     parts = [pathlib.Path(path).parts or (path,) for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         labels = ["/".join(part[-length:]) for part in parts]
@@ -550,175 +567,186 @@ def labels_of(paths: Sequence[str]) -> list[str]:
     )
 
 
-def _settings(record: Record) -> tuple[str, ...]:
+def _settings_key(record: Record) -> tuple[str, ...]:
     return tuple(str(_setting(record, name)) for name in SAME)
 
 
 def _setting(record: Record, name: str) -> Any:
-    return record.get(name, _UNSAID.get(name))
+    return record.get(name, _DEFAULTS.get(name))
 
 
-def _place(record: Record) -> tuple:
+def _record_key(record: Record) -> tuple:
     return record["eps"], tuple(record["attacked"]), record["task"], record["metric"]
 
 
 # Comparing.
 
 
-def _check_named(models: Sequence[Model], attacks: Iterable[str]) -> None:
+def _check_attack_names(models: Sequence[Model], attacks: Iterable[str]) -> None:
     for model in models:
-        known = sorted({settings[0] for settings in model.attacks})
+        names = sorted({settings[0] for settings in model.attacks})
         for attack in attacks:
-            if attack not in known:
+            if attack not in names:
                 raise InputError(
-                    f"{model.path} has no attack {attack!r}, only {', '.join(known)}; "
-                    f"choose among these with --attack.{did_you_mean(attack, known)}"
+                    f"{model.path} has no attack {attack!r}, only {', '.join(names)}; "
+                    f"choose among these with --attack.{did_you_mean(attack, names)}"
                 )
 
 
 def _difference(models: Sequence[Model], attacks: Sequence[str]) -> str:
-    """In which settings the attacks on two models differ that are most alike."""
-    found = [
+    """The message that says how the most similar attacks on two models differ."""
+    candidates = [
         (m.path, {s for s in m.attacks if not attacks or s[0] in attacks})
         for m in models
     ]
-    pairs = itertools.combinations(found, 2)
-    apart = [pair for pair in pairs if not pair[0][1] & pair[1][1]]
-    if not apart:
+    pairs = itertools.combinations(candidates, 2)
+    disjoint_pairs = [pair for pair in pairs if not pair[0][1] & pair[1][1]]
+    if not disjoint_pairs:
         return (
             "Runs can be compared only if all were attacked with the same settings, "
             "but each attack is missing in the results of one of "
-            f"{', '.join(path for path, _ in found)}; repeat one there, or compare "
-            "fewer runs."
+            f"{', '.join(path for path, _ in candidates)}; repeat one there, or "
+            "compare fewer runs."
         )
-    (path, own), (other, others) = apart[0]
-    _, one, two = min(
-        (sum(a != b for a, b in zip(one, two, strict=True)), one, two)
-        for one in own
-        for two in others
-        if not attacks or one[0] == two[0]
+    (path, path_settings), (other_path, other_settings) = disjoint_pairs[0]
+    _, first, second = min(
+        (sum(a != b for a, b in zip(first, second, strict=True)), first, second)
+        for first in path_settings
+        for second in other_settings
+        if not attacks or first[0] == second[0]
     )
-    different = [
-        f"{name} is {a} in {path} and {b} in {other}"
-        for name, a, b in zip(SAME, one, two, strict=True)
+    differences = [
+        f"{name} is {a} in {path} and {b} in {other_path}"
+        for name, a, b in zip(SAME, first, second, strict=True)
         if a != b
     ]
     return (
         "Runs can be compared only if they were attacked with the same settings, but "
-        f"{'; '.join(different)}. Repeat one attack with the other's settings."
+        f"{'; '.join(differences)}. Repeat one attack with the other's settings."
     )
 
 
-def _tasks_alone(models: Sequence[Model], shared: Sequence[tuple]) -> list[str]:
+def _tasks_alone(
+    models: Sequence[Model], shared_settings: Sequence[tuple]
+) -> list[str]:
     """The tasks that were attacked alone in all models, in the first one's order.
 
-    In the same way in all: of two attacks on one task, each on another model, none is.
+    The settings must be the same in all: a task that each model saw attacked with other
+    settings is left out.
     """
     by_model = [
         dict.fromkeys(
             (settings, record["task"])
-            for settings in shared
+            for settings in shared_settings
             for record in model.attacks[settings]
             if record["attacked"] == [record["task"]]
         )
         for model in models
     ]
-    in_all = [way for way in by_model[0] if all(way in ways for ways in by_model)]
-    return list(dict.fromkeys(task for _, task in in_all))
+    common_ways = [way for way in by_model[0] if all(way in ways for ways in by_model)]
+    return list(dict.fromkeys(task for _, task in common_ways))
 
 
 def _comparison(
     models: Sequence[Model], settings: tuple[str, ...], task: str, metric: str
 ) -> Comparison | None:
-    """None where a model has no such results."""
+    """The comparison of a task; None if a model lacks the results."""
     points, facts = {}, None
     name = metric
     for model in models:
-        of_task = [
+        task_records = [
             record
             for record in model.attacks[settings]
             if record["attacked"] == [task] and record["task"] == task
         ]
-        name = name or (of_task[0]["metric"] if of_task else "")
-        chosen = [record for record in of_task if record["metric"] == name]
-        if not chosen:
+        name = name or (task_records[0]["metric"] if task_records else "")
+        matches = [record for record in task_records if record["metric"] == name]
+        if not matches:
             return None
-        facts = facts or chosen[0]
-        _check_alike(facts, models[0].label, chosen[0], model.label)
-        clean = (0.0, chosen[0]["clean"], *chosen[0]["clean_interval"])
-        attacked = [
-            (r["eps"], r["attacked_value"], *r["attacked_interval"]) for r in chosen
+        facts = facts or matches[0]
+        _check_comparable(facts, models[0].label, matches[0], model.label)
+        clean_point = (0.0, matches[0]["clean"], *matches[0]["clean_interval"])
+        attacked_points = [
+            (r["eps"], r["attacked_value"], *r["attacked_interval"]) for r in matches
         ]
-        points[model.label] = [clean, *sorted(attacked, key=lambda point: point[0])]
+        points[model.label] = [
+            clean_point,
+            *sorted(attacked_points, key=lambda point: point[0]),
+        ]
     return Comparison(task, facts, points) if facts else None
 
 
-def _check_alike(one: Record, label: str, other: Record, other_label: str) -> None:
+def _check_comparable(
+    first: Record, first_label: str, second: Record, second_label: str
+) -> None:
     """Raises `InputError` unless two models were judged in the same way.
 
-    Pictures of another size are only warned of.
+    Pictures of different sizes only cause a warning.
     """
-    task = one["task"]
-    if one.get("unit") != other.get("unit"):
+    task = first["task"]
+    if first.get("unit") != second.get("unit"):
         raise InputError(
-            f"{task} is not in the same unit in all models: {one.get('unit')!r} "
-            f"in {label}, {other.get('unit')!r} in {other_label}; "
+            f"{task} is not in the same unit in all models: {first.get('unit')!r} "
+            f"in {first_label}, {second.get('unit')!r} in {second_label}; "
             "compare models with the same targets, or leave this task out with "
             "--task."
         )
-    if one.get("ignored") != other.get("ignored"):
-        left_out = [record.get("ignored", "none") for record in (one, other)]
+    if first.get("ignored") != second.get("ignored"):
+        ignored = [record.get("ignored", "none") for record in (first, second)]
         raise InputError(
             f"{task} must be judged by the same classes in all models, but the "
-            f"numbers of those left out are {left_out[0]} in {label} and "
-            f"{left_out[1]} in {other_label}; attack both on the same data (and "
+            f"numbers of those left out are {ignored[0]} in {first_label} and "
+            f"{ignored[1]} in {second_label}; attack both on the same data (and "
             "again what an earlier version attacked, which did not say them), or leave "
             "this task out with --task."
         )
-    if other_images(one, other):
+    if other_images(first, second):
         raise InputError(
-            f"{label} and {other_label} were attacked on other images "
-            f"of {one['dataset']} {one['split']}; attack both on the same."
+            f"{first_label} and {second_label} were attacked on other images "
+            f"of {first['dataset']} {first['split']}; attack both on the same."
         )
-    if other_size(one, other):
+    if other_size(first, second):
         logging.warning(
             "%s: pictures are %s in %s and %s in %s; a radius is not the same at "
             "another size",
             task,
-            size_of(one),
-            label,
-            size_of(other),
-            other_label,
+            size_of(first),
+            first_label,
+            size_of(second),
+            second_label,
         )
 
 
-def other_images(one: Record, other: Record) -> bool:
-    """Whether images of one size differ; those of two sizes cannot be told."""
-    means = [_means(record) for record in (one, other)]
-    if not all(means) or other_size(one, other):
+def other_images(first: Record, second: Record) -> bool:
+    """Whether two records of images of one size are of different images.
+
+    False if the sizes differ or a record lacks the means of its images.
+    """
+    means = [_means(record) for record in (first, second)]
+    if not all(means) or other_size(first, second):
         return False
-    return any(abs(a - b) > _CLOSE for a, b in zip(*means, strict=True))
+    return any(abs(a - b) > _MEAN_TOLERANCE for a, b in zip(*means, strict=True))
 
 
 def size_of(record: Record) -> str:
-    """Height x width of a record's images; empty where it does not say."""
+    """Height x width of a record's images; empty where the record lacks it."""
     size = str(record.get("images", "")).partition(" ")[0]
     return "x".join(size.split("x")[:2])
 
 
-def other_size(one: Record, other: Record) -> bool:
-    """Whether two records are of pictures of other sizes, as far as they say."""
-    sizes = size_of(one), size_of(other)
+def other_size(first: Record, second: Record) -> bool:
+    """Whether the pictures of two records differ in size, if both have a size."""
+    sizes = size_of(first), size_of(second)
     return all(sizes) and sizes[0] != sizes[1]
 
 
 def _means(record: Record) -> list[float]:
-    """Those of a record's images."""
+    """The means of a record's images."""
     return [float(mean) for mean in str(record.get("images", "")).split(" ")[1:]]
 
 
 def _cell(value: float | None, ends: Sequence[float | None]) -> str:
-    if value is None:  # What is not a number in JSON.
+    if value is None:  # JSON's null for what is not a number.
         return "-"
     if None in ends:
         return plain(value)
@@ -727,23 +755,27 @@ def _cell(value: float | None, ends: Sequence[float | None]) -> str:
 
 def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as plain text."""
-    parts = [f"{one.title}\n\n{tables.aligned(one.rows(), 'r')}" for one in comparisons]
-    for title, rows in _joint(comparisons, models):
+    parts = [
+        f"{comparison.title}\n\n{tables.aligned(comparison.rows(), 'r')}"
+        for comparison in comparisons
+    ]
+    for title, rows in _joint_tables(comparisons, models):
         parts.append(f"{title}\n\n{tables.aligned(rows, 'r')}")
     return "\n\n".join([*parts, _CAUTION])
 
 
 def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as Markdown."""
-    shown = [(one.title, one.rows()) for one in comparisons]
-    shown += _joint(comparisons, models)
+    titled_rows = [(comparison.title, comparison.rows()) for comparison in comparisons]
+    titled_rows += _joint_tables(comparisons, models)
     parts = [
-        f"**{escaped(title)}**\n\n{tables.markdown(rows)}" for title, rows in shown
+        f"**{escaped(title)}**\n\n{tables.markdown(rows)}"
+        for title, rows in titled_rows
     ]
     return "\n\n".join([*parts, _CAUTION])
 
 
-_JOINT = "rise of each task's loss, attacked together / attacked alone"
+_JOINT_TITLE = "rise of each task's loss, attacked together / attacked alone"
 _CAUTION = (
     "One training run per model says nothing about the method: with another seed the\n"
     "order may be reversed. Intervals cover the choice of images, not of "
@@ -751,44 +783,49 @@ _CAUTION = (
 )
 
 
-def _joint(
+def _joint_tables(
     comparisons: Sequence[Comparison], models: Sequence[Model]
 ) -> list[tuple[str, list[list[str]]]]:
-    """The titles and tables of joint attacks, of models that have been attacked so."""
-    shared = dict.fromkeys(_settings(one.facts) for one in comparisons)
-    found = []
-    for settings in shared:
+    """The titles and tables of joint attacks, for the models that have any."""
+    shared_settings = dict.fromkeys(
+        _settings_key(comparison.facts) for comparison in comparisons
+    )
+    titled_rows = []
+    for settings in shared_settings:
         for model in models:
-            for kept in _joined(model.attacks, settings, shared):
-                rows, facts = joint_rows(kept), kept[-1]
+            for records in _joint_records(model.attacks, settings, shared_settings):
+                rows, facts = joint_rows(records), records[-1]
                 if len(rows) > 1:
-                    attack = f"{facts['attack']} ({_how(facts)})"
-                    found.append((f"{model.label}, {attack}: {_JOINT}", rows))
-    return found
+                    attack = f"{facts['attack']} ({_setup(facts)})"
+                    titled_rows.append(
+                        (f"{model.label}, {attack}: {_JOINT_TITLE}", rows)
+                    )
+    return titled_rows
 
 
-def _joined(
+def _joint_records(
     attacks: Mapping[tuple[str, ...], Sequence[Record]],
     settings: tuple[str, ...],
-    shared: Iterable[tuple[str, ...]],
+    shared_keys: Iterable[tuple[str, ...]],
 ) -> list[list[Record]]:
-    """The records of an attack; then these with those of each joint one that fits.
+    """The records of an attack; then those on single tasks with each joint attack's.
 
-    An attack on one task has neither balance nor weights. So a joint one with some has
-    other settings, and another name, and is compared with the same alone.
+    An attack on one task has neither balance nor weights. So a joint attack that has
+    them differs in its settings and its name, but belongs to the same attack on single
+    tasks.
     """
-    own = list(attacks[settings])
-    alone = [record for record in own if len(record["attacked"]) == 1]
-    found = [own]
-    for other, records in attacks.items():
-        if other not in shared and _apart(records[0]) == _apart(own[0]):
-            found.append([*alone, *records])
-    return found
+    members = list(attacks[settings])
+    alone_records = [record for record in members if len(record["attacked"]) == 1]
+    groups = [members]
+    for key, records in attacks.items():
+        if key not in shared_keys and _base_key(records[0]) == _base_key(members[0]):
+            groups.append([*alone_records, *records])
+    return groups
 
 
-def _apart(record: Record) -> tuple[str, ...]:
-    """The settings of an attack without those that only joint ones have."""
+def _base_key(record: Record) -> tuple[str, ...]:
+    """The settings of an attack without those that only joint attacks have."""
     algorithm = record.get("algorithm") or record["attack"].partition("-")[0]
-    but = ("attack", "balance", "weights")
-    settings = [str(_setting(record, name)) for name in SAME if name not in but]
+    joint_only = ("attack", "balance", "weights")
+    settings = [str(_setting(record, name)) for name in SAME if name not in joint_only]
     return (algorithm, *settings)

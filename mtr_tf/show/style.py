@@ -25,8 +25,8 @@ from matplotlib.ticker import NullLocator
 
 from mtr_tf import files
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; its yellow left out,
-# too pale for a line.
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow,
+# which is too pale for a line.
 COLORS = (
     "#000000",
     "#D55E00",
@@ -36,14 +36,14 @@ COLORS = (
     "#E69F00",
     "#56B4E9",
 )
-_MORE = ("#6A3D9A", "#8C564B", "#7F7F7F", "#9ACD32", "#B22222", "#F4A6C0")
+_MORE_COLORS = ("#6A3D9A", "#8C564B", "#7F7F7F", "#9ACD32", "#B22222", "#F4A6C0")
 _DASHES = ("-", "--", ":")
 _MARKERS = "os^Dv<>PX*"
-SIZE = (4.8, 3.3)  # Inches: a plot is to be read on a phone.
+SIZE = (4.8, 3.3)  # Inches: plots must be readable on a phone.
 _TITLE, _NOTE, _LABEL = 9.5, 7.5, 8  # Font sizes, in points.
-_SHOWN_DPI = 90  # Of figures in notebooks.
-_LONGEST = 28  # Characters of a name; a longer one is shortened in the middle.
-_LOG = 100  # Values that differ by such a factor get a logarithmic axis.
+_NOTEBOOK_DPI = 90  # Of figures in notebooks.
+_MAX_NAME = 28  # Characters of a name; a longer one is shortened in the middle.
+_LOG_FACTOR = 100  # Values that differ by this factor get a logarithmic axis.
 SETTINGS = {
     "font.size": 9,
     "text.parse_math": False,  # A name may have a dollar sign.
@@ -61,7 +61,7 @@ SETTINGS = {
     "lines.linewidth": 1.5,
     "legend.frameon": False,
     "legend.fontsize": _LABEL,
-    "svg.hashsalt": "mtr_tf",  # The same figure, the same file.
+    "svg.hashsalt": "mtr_tf",  # Equal figures give equal files.
 }
 
 
@@ -71,7 +71,7 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         with matplotlib.rc_context(SETTINGS):
-            self.savefig(buffer, format="png", dpi=_SHOWN_DPI)
+            self.savefig(buffer, format="png", dpi=_NOTEBOOK_DPI)
         return buffer.getvalue()
 
 
@@ -82,23 +82,23 @@ def drawn(draw: Callable[[], Figure]) -> Figure:
 
 
 def save(draw: Callable[[], Figure], path: pathlib.Path) -> bytes:
-    """Draws a figure and writes it as `path` says; returns the same figure as SVG.
+    """Draws a figure and writes it in the format of `path`; returns it as SVG.
 
-    Files of equal figures are equal: they do not say when they were written.
+    Files of equal figures are equal: they have no date.
     """
-    kept = _METADATA.get(path.suffix.lower())
+    metadata = _METADATA.get(path.suffix.lower())
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # Of names in other scripts.
+        warnings.filterwarnings("ignore", "Glyph")  # Names may be in other scripts.
         figure = draw()
-        with files.whole_file(path) as beside:
-            figure.savefig(beside, dpi=144, metadata=kept)
-        figure.set_layout_engine("none")  # It stays as it is now laid out.
+        with files.whole_file(path) as temp_path:
+            figure.savefig(temp_path, dpi=144, metadata=metadata)
+        figure.set_layout_engine("none")  # Keeps the present layout.
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata=_METADATA[".svg"])
     return buffer.getvalue()
 
 
-# What matplotlib shall not write: when, and by which version.
+# Keeps matplotlib from writing the date and its version.
 _METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None},
@@ -107,7 +107,7 @@ _METADATA: dict[str, dict[str, None]] = {
 
 
 def look(place: int) -> dict:
-    """Of the line of a number: the first is black, the first 19 all differ."""
+    """The look of line number `place`: 0 is black, the first 19 all differ."""
     turn, color = divmod(max(place - 1, 0), len(COLORS) - 1)
     return {
         "linestyle": _DASHES[turn % len(_DASHES)],
@@ -117,12 +117,12 @@ def look(place: int) -> dict:
 
 
 def attack_look(attack: int, group: int, alone: bool = False) -> dict:
-    """Of the line of an attack on a group of tasks: its dashes, the group's colour.
+    """The look of an attack's line: dashes for the attack, colour for the task group.
 
-    From the 14th group on colours come again, with other markers, and with other dashes
-    where there is but one attack (`alone`).
+    From the 14th group on, colours repeat with other markers, and with other dashes if
+    there is only one attack (`alone`).
     """
-    colors = COLORS + _MORE
+    colors = COLORS + _MORE_COLORS
     turn, color = divmod(group, len(colors))
     return {
         "linestyle": ("-", "--", ":", "-.")[(attack + turn * alone) % 4],
@@ -135,8 +135,8 @@ def multiples(count: int, size: tuple[float, float], **settings):
     """A figure of small multiples with few empty places; returns (figure, axes).
 
     Args:
-      count: How many axes.
-      size: Of each, in inches.
+      count: The number of axes.
+      size: Of each of them, in inches.
       **settings: Of `Figure.subplots`.
     """
     columns = min(range(min(count, 2), 5), key=lambda c: (-count % c, abs(c - 3)))
@@ -149,37 +149,37 @@ def multiples(count: int, size: tuple[float, float], **settings):
 
 def grid_of(rows: int, columns: int, size: tuple[float, float], **settings):
     """A figure of `rows` by `columns` axes of a size; returns (figure, axes)."""
-    whole = (columns * size[0], rows * size[1])
-    figure = Picture(whole, layout="constrained")
+    figure_size = (columns * size[0], rows * size[1])
+    figure = Picture(figure_size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """{name: the same, or if it is long without its middle}; no two become one.
+    """{name: label}; labels of long names lack the middle, and all labels differ.
 
-    Of a group of tasks the first and the last stay: `seg+…+normal (11 tasks)`.
+    The label of a long group has its first and last task: `seg+…+normal (11 tasks)`.
     """
-    short: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for name in dict.fromkeys(names):
         parts = name.split("+")
         first, last = parts[0], parts[-1]
-        if len(name) <= _LONGEST:
+        if len(name) <= _MAX_NAME:
             text = name
-        elif len(parts) > 2 and len(first + last) < _LONGEST:
+        elif len(parts) > 2 and len(first + last) < _MAX_NAME:
             text = f"{first}+…+{last} ({len(parts)} tasks)"
         else:
-            text = f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
-        same = sum(other.startswith(text) for other in short.values())
-        short[name] = f"{text} #{same + 1}" if same and text != name else text
-    return short
+            text = f"{name[: _MAX_NAME // 2]}…{name[1 - _MAX_NAME // 2 :]}"
+        copies = sum(label.startswith(text) for label in labels.values())
+        labels[name] = f"{text} #{copies + 1}" if copies and text != name else text
+    return labels
 
 
-def spelt_out(short: dict[str, str]) -> list[str]:
-    """A line for each name that has been shortened."""
+def spelt_out(labels: dict[str, str]) -> list[str]:
+    """A line for each name whose label is shorter."""
     return [
         f"{text}: {name.replace('+', ' + ')}"
-        for name, text in short.items()
+        for name, text in labels.items()
         if text != name
     ]
 
@@ -193,28 +193,30 @@ def finish(
     and spelt out in a note.
 
     Args:
-      figure: With all that is drawn.
-      title: In as many lines as it needs.
-      notes: Under it, in smaller letters.
-      legend: Whether there is one, of all labels of the axes.
+      figure: The figure, with everything drawn.
+      title: Takes as many lines as it needs.
+      notes: Stand under the title, in smaller letters.
+      legend: Whether to add a legend of all labels of the axes.
     """
     width, height = figure.get_size_inches()
-    short = short_names(re.findall(r"[^\s,;()]+", title))
-    for word, text in short.items():
+    short_words = short_names(re.findall(r"[^\s,;()]+", title))
+    for word, text in short_words.items():
         title = title.replace(word, text) if word != text else title
-    titles = _wrapped(title, width, _TITLE)
-    lines = [*spelt_out(short), *notes]
-    lines = [line for note in lines for line in _wrapped(note, width, _NOTE)]
-    above = (1.35 * (len(titles) * _TITLE + len(lines) * _NOTE) + 8) / 72
+    titles = _wrap(title, width, _TITLE)
+    lines = [*spelt_out(short_words), *notes]
+    lines = [line for note in lines for line in _wrap(note, width, _NOTE)]
+    head_height = (1.35 * (len(titles) * _TITLE + len(lines) * _NOTE) + 8) / 72
     labels = _labels(figure) if legend else {}
     columns = _legend_columns(labels, width)
-    below = -(-len(labels) // columns) * 1.45 * _LABEL / 72 + 0.1 if labels else 0
-    whole = height + above + below
-    figure.set_size_inches(width, whole)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / whole))
-    left, line = 0.07 / width, 1.35 / 72 / whole
+    legend_height = (
+        -(-len(labels) // columns) * 1.45 * _LABEL / 72 + 0.1 if labels else 0
+    )
+    total_height = height + head_height + legend_height
+    figure.set_size_inches(width, total_height)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head_height / total_height))
+    left, line = 0.07 / width, 1.35 / 72 / total_height
     place = {"x": left, "ha": "left", "va": "top", "linespacing": 1.2}
-    top = 1 - 4 / 72 / whole
+    top = 1 - 4 / 72 / total_height
     figure.suptitle("\n".join(titles), y=top, size=_TITLE, **place).set_in_layout(False)
     top -= len(titles) * _TITLE * line
     text = figure.text(y=top, s="\n".join(lines), size=_NOTE, color="0.35", **place)
@@ -226,21 +228,21 @@ def finish(
 
 
 def _labels(figure: Figure) -> dict:
-    """{label, as a legend has it: the thickest line that has it} over all axes."""
+    """{label for the legend: the thickest line with that label}, over all axes."""
     labels = {}
     for axes in figure.axes:
-        for label, line in _labelled(axes):
-            label = _in_legend(label)
-            known = labels.setdefault(label, line)
-            if line.get_linewidth() > known.get_linewidth():
+        for label, line in _labelled_lines(axes):
+            label = _legend_label(label)
+            thickest = labels.setdefault(label, line)
+            if line.get_linewidth() > thickest.get_linewidth():
                 labels[label] = line
     return labels
 
 
-def _labelled(axes) -> list[tuple[str, Any]]:
-    """(label, line) of the lines that were given one.
+def _labelled_lines(axes) -> list[tuple[str, Any]]:
+    """(label, line) of the lines that have a label.
 
-    Also of names that begin with `_`, which matplotlib leaves out.
+    Includes labels that begin with `_`, which matplotlib leaves out.
     """
     pairs = [(str(line.get_label()), line) for line in axes.lines]
     return [
@@ -248,8 +250,8 @@ def _labelled(axes) -> list[tuple[str, Any]]:
     ]
 
 
-def _in_legend(label: str) -> str:
-    """The label as legends take it: not with `_` at its start."""
+def _legend_label(label: str) -> str:
+    """The label in a form that legends show: they hide labels that begin with `_`."""
     return f" {label}" if label.startswith("_") else label
 
 
@@ -258,42 +260,42 @@ def _legend_columns(labels: Iterable[str], width: float) -> int:
     return max(1, int(72 * (width - 0.2) / (widest + 5 * _LABEL)))
 
 
-def _wrapped(text: str, width: float, size: float) -> list[str]:
-    """The text in lines of at most so many inches."""
+def _wrap(text: str, width: float, size: float) -> list[str]:
+    """The text in lines that fit into `width` inches; `size` is the font's."""
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_width(longer, size) > 72 * (width - 0.2):
+        extended = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(extended, size) > 72 * (width - 0.2):
             lines.append(word)
         else:
-            lines[-1] = longer
+            lines[-1] = extended
     return lines
 
 
 def text_width(text: str, size: float) -> float:
-    """Of a text in one line, in points."""
+    """The width of a text in one line, in points."""
     font = FontProperties(size=size)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
 
 
 def legend_room(labels: Iterable[str]) -> float:
-    """By how many inches a figure is wider for the long labels of an `end_legend`."""
+    """The inches by which long labels of an `end_legend` widen a figure."""
     widest = max((text_width(label, _LABEL) for label in labels), default=0)
     return max(0.0, widest / 72 - 0.8)
 
 
 def end_legend(axes, ends: dict[str, float]) -> None:
-    """A legend to the right, its lines in the order in which those drawn end.
+    """Adds a legend to the right, sorted by the last values of the lines.
 
     Args:
-      axes: With all that is drawn.
+      axes: The axes, with everything drawn.
       ends: {label: y of the line's last point}.
     """
-    by_label = dict(_labelled(axes))
+    by_label = dict(_labelled_lines(axes))
     order = sorted(by_label, key=lambda label: -ends[label])
     axes.legend(
         [by_label[label] for label in order],
-        list(map(_in_legend, order)),
+        list(map(_legend_label, order)),
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
         borderaxespad=0,
@@ -305,28 +307,28 @@ def end_legend(axes, ends: dict[str, float]) -> None:
 
 
 def band(axes, x: np.ndarray, values: np.ndarray, ends, color: str) -> None:
-    """Shades from the least to the largest seed; of one seed its interval.
+    """Shades from the lowest to the highest seed; for a single seed, its interval.
 
     Args:
-      axes: Where.
+      axes: The axes to draw into.
       x: `[X]`.
       values: `[seeds, X]`.
-      ends: `[2, seeds, X]`, intervals over images; None: there are none.
+      ends: `[2, seeds, X]`, intervals over images; None if there are none.
       color: Of the line.
     """
-    several = (~np.isnan(values)).sum(axis=0) > 1
-    if several.any():
-        low, high = np.nanmin(values[:, several], 0), np.nanmax(values[:, several], 0)
-        axes.fill_between(x[several], low, high, color=color, alpha=0.15, lw=0)
+    mask = (~np.isnan(values)).sum(axis=0) > 1
+    if mask.any():
+        low, high = np.nanmin(values[:, mask], 0), np.nanmax(values[:, mask], 0)
+        axes.fill_between(x[mask], low, high, color=color, alpha=0.15, lw=0)
     elif ends is not None and len(values) == 1 and np.isfinite(ends).any():
         axes.fill_between(x, *ends[:, 0], color=color, alpha=0.15, lw=0)
 
 
 def radii(axes, eps: Sequence[float], norm: str) -> None:
-    """Makes x the axis of radii, also of many sizes, with 0 for clean images."""
-    least = min((e for e in eps if e > 0), default=1)
-    if max(eps) > 20 * least:
-        axes.set_xscale("asinh", linear_width=least)
+    """Makes x an axis of radii, which may differ by orders; 0 is for clean images."""
+    smallest = min((e for e in eps if e > 0), default=1)
+    if max(eps) > 20 * smallest:
+        axes.set_xscale("asinh", linear_width=smallest)
     x_ticks(axes, eps)
     zero = "; 0: clean" if min(eps) == 0 else ""
     axes.set_xlabel(f"eps, {norm} ({unit_of(norm)}){zero}")
@@ -338,9 +340,9 @@ def unit_of(norm: str) -> str:
 
 
 def x_ticks(axes, ticks: Iterable[float]) -> None:
-    """Ticks along x, each with its number; those without room for it are left out."""
+    """Sets ticks along x with their numbers, leaving out those that lack the room."""
     *ticks, last = sorted(set(ticks))
-    axes.autoscale_view()  # The limits are of all that is drawn.
+    axes.autoscale_view()  # The limits cover everything drawn.
     pixels = axes.figure.dpi / 72
     gap = 0.6 * _LABEL * pixels
 
@@ -349,14 +351,14 @@ def x_ticks(axes, ticks: Iterable[float]) -> None:
         half = text_width(f"{tick:g}", _LABEL) * pixels / 2
         return middle - half, middle + half
 
-    kept, free = [], -math.inf
+    visible_ticks, next_free = [], -math.inf
     for tick in ticks:
         low, high = ends(tick)
-        if low >= free and high + gap <= ends(last)[0]:
-            kept.append(tick)
-            free = high + gap
-    kept.append(last)
-    axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+        if low >= next_free and high + gap <= ends(last)[0]:
+            visible_ticks.append(tick)
+            next_free = high + gap
+    visible_ticks.append(last)
+    axes.set_xticks(visible_ticks, [f"{tick:g}" for tick in visible_ticks])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -368,7 +370,7 @@ def log_x(axes, ticks: Iterable[float]) -> None:
 
 def log_y(axes) -> None:
     """Makes y logarithmic if anything positive is drawn, its ticks in plain numbers."""
-    if not (_drawn(axes) > 0).any():
+    if not (_line_values(axes) > 0).any():
         return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -380,13 +382,13 @@ def log_y(axes) -> None:
 
 def log_y_if_wide(axes) -> None:
     """Makes y logarithmic if all values are positive and some far above others."""
-    values = _drawn(axes)
-    if len(values) and values.min() > 0 and values.max() > _LOG * values.min():
+    values = _line_values(axes)
+    if len(values) and values.min() > 0 and values.max() > _LOG_FACTOR * values.min():
         log_y(axes)
 
 
-def _drawn(axes) -> np.ndarray:
-    """All y of lines over x; without those straight through the axes."""
+def _line_values(axes) -> np.ndarray:
+    """All finite y of the lines, except lines across the whole axes (`axhline`)."""
     lines = [x for x in axes.lines if x.get_transform() == axes.transData]
     values = [np.asarray(line.get_ydata(), float) for line in lines]
     values = np.concatenate([np.zeros(0), *values])

@@ -47,12 +47,12 @@ def as_records(form: str, records: Sequence[Record]) -> str:
 def aligned(
     rows: Sequence[Sequence[str]], sides: str = "l", *, bars: bool = False
 ) -> str:
-    """Rows as lines with their columns below each other.
+    """Rows as text with aligned columns.
 
     Args:
-      rows: Of equally many cells each; a cell may have several lines.
-      sides: Where the words of each column stand, "l" or "r"; the last is that of all
-        further columns, so that "lr" aligns the first column to the left, others right.
+      rows: All with the same number of cells; a cell may have several lines.
+      sides: The side that each column is aligned to, "l" or "r". The last one also
+        holds for all further columns: "lr" aligns all but the first to the right.
       bars: Draws a bar between two columns.
     """
     table = Table(
@@ -66,19 +66,19 @@ def aligned(
         table.add_column(justify="left" if side == "l" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    written = io.StringIO()
+    output = io.StringIO()
     Console(
-        file=written,
+        file=output,
         width=sys.maxsize,
         color_system=None,
         force_terminal=False,
         force_jupyter=False,
     ).print(table)
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table of Markdown; the first is its head, first columns stand left."""
+    """Rows as a Markdown table with the first as head; aligns the first column left."""
     return markdown_table([list(map(escaped, row)) for row in rows], "---:")
 
 
@@ -97,18 +97,18 @@ def printed(
     Args:
       form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
         "json": the records, as in the files.
-      title: Of the text.
+      title: Stands above the tables.
       records: As `evaluation.results.make_records` returns them.
-      folder: Where the results are; None: nowhere.
-      more: Metrics that were asked for, which come in a table of their own.
+      folder: Where the results are; None: they are not stored.
+      more: Further metrics that the user wants; they get a table of their own.
     """
     if form in RECORDS:
         return as_records(form, records)
     if form == "markdown":
         lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
-        further = _columns(records, more)
-        if further:
-            lines += ["", markdown(_rows(records, further))]
+        extra_columns = _columns(records, more)
+        if extra_columns:
+            lines += ["", markdown(_rows(records, extra_columns))]
         return "\n".join(lines)
     return text(title, records, folder, more)
 
@@ -116,13 +116,13 @@ def printed(
 def text(
     title: str, records: Sequence[Record], folder: Path | None, more: Sequence[str] = ()
 ) -> str:
-    """Of a sweep: what it is about, and where it is (None: nowhere)."""
-    told = about(title, records, shutil.get_terminal_size((100, 24)).columns, more)
+    """A sweep as text: `about` it, and where its results are (None: not stored)."""
+    report = about(title, records, shutil.get_terminal_size((100, 24)).columns, more)
     if folder is None:
-        return told
+        return report
     return "\n".join(
         [
-            told,
+            report,
             "",
             f"results:  {folder / 'results.json'} and .csv",
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
@@ -134,22 +134,22 @@ def text(
 def about(
     title: str, records: Sequence[Record], width: int, more: Sequence[str] = ()
 ) -> str:
-    """Of a sweep: tables of this width, wanted and spared tasks, warnings."""
+    """A sweep as text: tables of this width, wanted and spared tasks, warnings."""
     lines = [title, "", table(records, width), ""]
-    further = _columns(records, more)
-    if further:
-        lines += [_beside(records, further, _column, width), ""]
+    extra_columns = _columns(records, more)
+    if extra_columns:
+        lines += [_join_blocks(records, extra_columns, _column, width), ""]
     lines.append(about_intervals(records))
-    wanted = wanted_table(records)
-    if wanted:
+    wanted_text = wanted_table(records)
+    if wanted_text:
         lines += [
             "",
             "outputs compared with the targets that the attack aims at:",
-            wanted,
+            wanted_text,
         ]
-    spared = spared_table(records)
-    if spared:
-        lines += ["", "spared tasks:", spared]
+    spared_text = spared_table(records)
+    if spared_text:
+        lines += ["", "spared tasks:", spared_text]
     warnings = doubts_first(dict.fromkeys(w for r in records for w in r["warnings"]))
     doubts = [text for text in warnings if not text.startswith(NOTE)]
     if doubts:
@@ -161,29 +161,29 @@ def about(
 
 
 def _columns(records: Sequence[Record], more: Sequence[str]) -> list[tuple[str, str]]:
-    """The (task, metric) that were asked for, without those of the first table."""
-    headlines, every = _headlines(records), metric_names.ALL in more
-    found = dict.fromkeys((record["task"], record["metric"]) for record in records)
+    """The (task, metric) pairs of `more` that the first table does not show."""
+    headlines, all_metrics = _headlines(records), metric_names.ALL in more
+    columns = dict.fromkeys((record["task"], record["metric"]) for record in records)
     return [
         (task, metric)
-        for task, metric in found
-        if metric not in (headlines[task], "loss") and (every or metric in more)
+        for task, metric in columns
+        if metric not in (headlines[task], "loss") and (all_metrics or metric in more)
     ]
 
 
 def _rows(
     records: Sequence[Record], columns: Sequence[tuple[str, str]] = ()
 ) -> list[list[str]]:
-    """A head, and a row per cell with these (task, metric) beside each other.
+    """A head, and a row per cell with a column for each (task, metric).
 
-    Without any all tasks' headline metrics.
+    Without `columns`, these are the headline metrics of all tasks.
     """
     columns = columns or list(_headlines(records).items())
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
-    first = {(r["task"], r["metric"]): r for r in reversed(records)}
+    first_records = {(r["task"], r["metric"]): r for r in reversed(records)}
     head = [
-        f"{task} {metric}{_unit(first[task, metric])} "
-        f"(clean {plain(first[task, metric]['clean'])})"
+        f"{task} {metric}{_unit(first_records[task, metric])} "
+        f"(clean {plain(first_records[task, metric]['clean'])})"
         for task, metric in columns
     ]
     rows = [["attack", "attacked", "eps", *head]]
@@ -199,45 +199,52 @@ def _rows(
 
 
 def about_intervals(records: Sequence[Record]) -> str:
-    """A line on what the intervals of records are over, or why there are none."""
-    known = any(end is not None for r in records for end in r["attacked_interval"])
-    return resampling.note(records[0]["interval_over"], records[0]["n"], known)
+    """A line that says what the intervals are over, or why there are none."""
+    has_intervals = any(
+        end is not None for r in records for end in r["attacked_interval"]
+    )
+    return resampling.note(records[0]["interval_over"], records[0]["n"], has_intervals)
 
 
 def table(records: Sequence[Record], width: int = 100) -> str:
-    """A table to read: a row per cell; per task its headline metric and its loss.
+    """A readable table: a row per cell, with each task's headline metric and loss.
 
     Args:
       records: As `evaluation.results.make_records` returns them.
-      width: Tasks that do not fit beside the others come in a table below.
+      width: In characters; tasks that do not fit go into a further table below.
     """
-    return _beside(records, _headlines(records).items(), _block, width)
+    return _join_blocks(records, _headlines(records).items(), _block, width)
 
 
-def _beside(
+def _join_blocks(
     records: Sequence[Record],
     columns: Iterable[tuple[str, str]],
     block_of: Callable[[str, str, Sequence[tuple], Mapping], str],
     width: int,
 ) -> str:
-    """Blocks of (task, metric) beside each other, right of what was attacked how."""
+    """Blocks of (task, metric) side by side, right of the columns that name the cells.
+
+    `block_of` is called with (task, metric, rows, {(row, task, metric): record}).
+    """
     headlines = _headlines(records)
     rows = list(dict.fromkeys(_row_of(record) for record in records))
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
-    cells = [(name, _short_group(of, headlines), f"{eps:g}") for name, of, eps in rows]
-    left = "\n\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
-    tables, line = [], [left]
+    cells = [
+        (name, _short_group(group, headlines), f"{eps:g}") for name, group, eps in rows
+    ]
+    row_heads = "\n\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
+    tables, line = [], [row_heads]
     for task, metric in columns:
         block = block_of(task, metric, rows, by_place)
         if len(line) > 1 and sum(_width(b) + 3 for b in [*line, block]) > width:
             tables.append(line)
-            line = [left]
+            line = [row_heads]
         line.append(block)
     return "\n\n".join(aligned([line], bars=True) for line in [*tables, line])
 
 
 def wanted_table(records: Sequence[Record]) -> str:
-    """How near the outputs come to the targets that targeted attacks are after.
+    """How near the outputs come to the targets that targeted attacks aim at.
 
     A row per targeted cell and task, with the task's headline metric against those
     targets, clean and attacked; empty without a targeted attack.
@@ -271,7 +278,7 @@ def spared_table(records: Sequence[Record]) -> str:
 
 
 def consistency(records: Sequence[Record]) -> str:
-    """How well outputs agree that determine each other: a row per cell and pair."""
+    """How well related outputs agree with each other: a row per cell and pair."""
     head = ["attack", "attacked", "eps", "outputs", "measure"]
     rows = [[*head, "of the targets", "clean", "attacked"]]
     for record in records:
@@ -292,7 +299,7 @@ def _headlines(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _short_group(group: str, tasks: Mapping[str, str]) -> str:
-    """The group's name in a table: not all of more than three tasks one by one."""
+    """The group's name in a table: "all N tasks" for all of more than three."""
     count = group.count("+") + 1
     return f"all {count} tasks" if count == len(tasks) > 3 else group
 
@@ -302,7 +309,7 @@ def _row_of(record: Record) -> tuple[str, str, float]:
 
 
 def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> str:
-    """One task's columns: a title with the clean value, the heads, a line per row."""
+    """One task's columns: a title, the clean value, column heads, a line per row."""
     lines = [("attacked", "95 % interval", "loss")]
     for row in rows:
         record, loss = by_place[row, task, metric], by_place[row, task, "loss"]
@@ -311,7 +318,7 @@ def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> 
             (
                 plain(record["attacked_value"]),
                 "-" if None in ends else " to ".join(map(plain, ends)),
-                _times(loss["clean"], loss["attacked_value"]),
+                _ratio(loss["clean"], loss["attacked_value"]),
             )
         )
     first = by_place[rows[0], task, metric]
@@ -335,9 +342,9 @@ def _unit(record: Record) -> str:
     return f" [{record['unit']}]" if record.get("unit") else ""
 
 
-def _times(before: float | None, after: float | None) -> str:
-    known = before is not None and before > 0 and after is not None
-    return f"x{plain(after / before)}" if known else "-"
+def _ratio(clean: float | None, attacked: float | None) -> str:
+    valid = clean is not None and clean > 0 and attacked is not None
+    return f"x{plain(attacked / clean)}" if valid else "-"
 
 
 def _width(block: str) -> int:
@@ -348,34 +355,34 @@ def _width(block: str) -> int:
 
 
 def measures(records: Sequence[Record]) -> str:
-    """Tables to read: what was measured beside what the theory says."""
+    """Readable tables of measurements, with predictions of the theory."""
     parts = (_tasks, _pixel_gradients, _pixel_attacks, _first_order, _corruptions)
     return "\n\n".join(filter(None, (part(records) for part in parts)))
 
 
-def _chosen(records: Sequence[Record], *quantities: str) -> list[Record]:
+def _select(records: Sequence[Record], *quantities: str) -> list[Record]:
     return [record for record in records if record["quantity"] in quantities]
 
 
 def _tasks(records: Sequence[Record]) -> str:
-    sizes = _chosen(records, "norm_by_size")
+    sizes = _select(records, "norm_by_size")
     if not sizes:
         return ""
     slopes = {
         (r["norm"], r["normalisation"]): r
-        for r in _chosen(records, "slope")
+        for r in _select(records, "slope")
         if r["measure"] == "tasks"
     }
     counts = sorted({record["count"] for record in sizes})
     rows = [["norm", "gradients", *(f"k={k}" for k in counts), "slope", "predicted"]]
     for kind in dict.fromkeys((r["norm"], r["normalisation"]) for r in sizes):
         values = [r["value"] for r in sizes if (r["norm"], r["normalisation"]) == kind]
-        ratios = [_over(value, values[0]) for value in values]
+        ratios = [_quotient(value, values[0]) for value in values]
         ends = slopes[kind]["value"], slopes[kind]["predicted"]
         rows.append([*kind, *map(plain, (*ratios, *ends))])
     means = {
         r["quantity"]: plain(r["value"])
-        for r in _chosen(records, "mean_cosine", "mean_abs_cosine")
+        for r in _select(records, "mean_cosine", "mean_abs_cosine")
     }
     return (
         "norm of the mean gradient of k tasks, divided by that of one task; log-log "
@@ -385,7 +392,7 @@ def _tasks(records: Sequence[Record]) -> str:
 
 
 def _pixel_gradients(records: Sequence[Record]) -> str:
-    norms = [r for r in _chosen(records, "gradient_norm") if r["norm"] == "l2"]
+    norms = [r for r in _select(records, "gradient_norm") if r["norm"] == "l2"]
     title = (
         "l2 norm of the gradient of the mean loss over n output pixels, divided by "
         "that for one pixel:"
@@ -394,10 +401,10 @@ def _pixel_gradients(records: Sequence[Record]) -> str:
 
 
 def _pixel_attacks(records: Sequence[Record]) -> str:
-    """Of each task's headline metric, which is the loss where it has no other."""
-    found = _with_task(_chosen(records, "attacked_pixels"))
-    headlines = _headlines(found)
-    values = [r for r in found if r["metric"] == headlines[r["task"]]]
+    """The table of each task's headline metric, or its loss if it has no metric."""
+    task_records = _with_task(_select(records, "attacked_pixels"))
+    headlines = _headlines(task_records)
+    values = [r for r in task_records if r["metric"] == headlines[r["task"]]]
     eps = f"{values[0]['eps']:g}" if values else ""
     title = (
         f"PGD with eps {eps} on n output pixels; the metric on these pixels, "
@@ -411,7 +418,7 @@ def _pixel_attacks(records: Sequence[Record]) -> str:
 def _by_count(
     title: str, records: Sequence[Record], form: Callable[[Record], str]
 ) -> str:
-    """A row per measure and task, a column per number of pixels; "" of no records."""
+    """A row per measure and task, a column per pixel count; "" without records."""
     if not records:
         return ""
     counts = sorted({record["count"] for record in records})
@@ -426,7 +433,7 @@ def _by_count(
 
 
 def _first_order(records: Sequence[Record]) -> str:
-    rises = _chosen(records, "rise")
+    rises = _select(records, "rise")
     if not rises:
         return ""
     radii = sorted({record["eps"] for record in rises})
@@ -442,39 +449,40 @@ def _first_order(records: Sequence[Record]) -> str:
 
 
 def _corruptions(records: Sequence[Record]) -> str:
-    """A row per corruption, a column per task, each the mean over severities."""
-    found = _with_task(_chosen(records, "corrupted"))
-    columns = list(_headlines(found).items())
+    """A row per corruption, a column per task; values are means over severities."""
+    task_records = _with_task(_select(records, "corrupted"))
+    columns = list(_headlines(task_records).items())
     values: dict[str, dict[tuple[str, str], list]] = {}
-    for record in found:
+    for record in task_records:
         for row, field in ((record["corruption"], "value"), ("clean", "clean")):
             column = record["task"], record["metric"]
             values.setdefault(row, {}).setdefault(column, []).append(record[field])
-    if not found:
+    if not task_records:
         return ""
-    first = {(r["task"], r["metric"]): r for r in reversed(found)}
+    first_records = {(r["task"], r["metric"]): r for r in reversed(task_records)}
     heads = (
-        f"{' '.join(column)}{_unit(first[column])}\n{first[column]['better']} is better"
+        f"{' '.join(column)}{_unit(first_records[column])}\n"
+        f"{first_records[column]['better']} is better"
         for column in columns
     )
     rows = [["", *heads]]
     for row in ("clean", *(row for row in values if row != "clean")):
         means = [_mean(values[row][column]) for column in columns]
         rows.append([row.replace("_", " "), *map(plain, means)])
-    count = len({record["severity"] for record in found})
+    count = len({record["severity"] for record in task_records})
     title = f"metrics on corrupted images, the mean over {count} severities:"
     return f"{title}\n{aligned(rows)}"
 
 
 def _with_task(records: Sequence[Record]) -> list[Record]:
-    """Records of measures of one task, with it as those of attacks have it."""
+    """Records of measures of one task, with the field "task" of attacks' records."""
     return [{**record, "task": record["tasks"][0]} for record in records]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
-def _over(above: float | None, below: float | None) -> float | None:
-    return above / below if above is not None and below else None
+def _quotient(numerator: float | None, denominator: float | None) -> float | None:
+    return numerator / denominator if numerator is not None and denominator else None

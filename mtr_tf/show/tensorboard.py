@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that TensorBoard shows: of training, attacks, measures and studies.
+"""Everything that TensorBoard shows of training, attacks, measures and studies.
 
-A `Board` writes one of its runs, which are folders. The functions that make numbers and
-pictures are pure and return {tag: value}; `write_*` write whole folders.
+A `Board` writes one of TensorBoard's runs, which are folders. The functions that make
+numbers and pictures are pure and return {tag: value}; `write_*` write whole folders.
 
 Training: one run, so that the list of runs stays short where there are many models. A
 tag is `<task>/<metric>, <kind>`, `total/loss, <kind>` (the weighted sum of the tasks'
@@ -14,8 +14,8 @@ Attacks: FOLDER is one run, whatever was attacked, so that the list of runs stay
 and a chart compares models. It has the settings as text, the plots as pictures, and
 `<task>_by_eps/<metric>, <attack> on <group>` and `... pictures, ...` for each attack
 and group of tasks, apart from the charts of training, whose steps are the optimizer's.
-Steps are radii times 100; what has another factor, or another norm than linf, says so
-at the end of its tag, so that all runs in one chart have the same axis.
+Steps are radii times 100. Another factor, or another norm than linf, is named at the
+end of the tag, so that all runs in one chart have the same axis.
 
 Measures and studies: their plots as pictures, with the numbers and the verdicts.
 """
@@ -56,20 +56,20 @@ from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
 
 EXAMPLES = 2  # In each picture.
-_TILE = 128  # Tiles are scaled up to at least so many pixels a side.
+_TILE = 128  # The least pixels per side that tiles are scaled up to.
 _GAP = 2  # Pixels of white between tiles.
 _HEADING = 48  # Pixels above the columns for their headings, of two lines.
-_FONT_SIZE = 20  # To be read where a page shows the picture at half its size.
-_MARK = ".mtr_tf"  # Ends the names of event files that are ours to remove.
+_FONT_SIZE = 20  # Readable where a page shows the picture at half its size.
+_MARK = ".mtr_tf"  # Ends the names of event files that this module may remove.
 _BY_EPS = "_by_eps"
 _SCALE = 100  # Steps are radii times this, unless they lie too close.
-_BETWEEN, _REPEATED = 40, 8  # Points of a line between two radii, and at each radius.
+_POINTS, _REPEATS = 40, 8  # Points of a line between two radii, and at each radius.
 _MAGNIFIED = (
     "The perturbation is magnified around grey: its largest change is black or white."
 )
 
 TRAINING, CLEAN, ATTACKED = "training", "clean", "attacked"  # Kinds of numbers.
-_KIND = ", "  # Stands before it in a tag.
+_KIND = ", "  # Precedes the kind in a tag.
 
 _OPTIMIZER = {
     "optimizer/learning_rate": "Learning rate of the last step that was not skipped.",
@@ -85,7 +85,7 @@ _OPTIMIZER = {
         "checkpoints; higher is better."
     ),
 }
-# What the mean of a loss over images is the same number as, if no pixel is masked.
+# {loss: metric that equals its mean over images if no pixel is masked}.
 _TWINS: dict[Callable[..., Any], str] = {losses_lib.l1: "mae", losses_lib.l2: "mse"}
 
 Columns = dict[str, np.ndarray]
@@ -98,16 +98,16 @@ Columns = dict[str, np.ndarray]
 def loss_scalars(
     losses: Mapping[str, float], weights: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """{task: loss} -> {<task>/loss: loss} and `total/loss`, their weighted sum."""
-    tagged = {f"{task}/loss": float(value) for task, value in losses.items()}
-    return tagged | {"total/loss": _total(losses, weights)}
+    """{<task>/loss: loss} of {task: loss}, and `total/loss`, their weighted sum."""
+    scalars = {f"{task}/loss": float(value) for task, value in losses.items()}
+    return scalars | {"total/loss": _total_loss(losses, weights)}
 
 
 def evaluation_scalars(
     values: Mapping[str, Mapping[str, float]],
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Tags what `evaluator.values` returns.
+    """Adds tags to the numbers that `evaluator.values` returns.
 
     Args:
       values: {task: {metric: value}}, each task with its `loss`.
@@ -116,27 +116,29 @@ def evaluation_scalars(
     Returns:
       {<task>/<metric>: value} and `total/loss`.
     """
-    tagged = {
+    scalars = {
         f"{task}/{metric}": value
         for task, metrics in values.items()
         for metric, value in metrics.items()
     }
     losses = {task: metrics["loss"] for task, metrics in values.items()}
-    return tagged | {"total/loss": _total(losses, weights)}
+    return scalars | {"total/loss": _total_loss(losses, weights)}
 
 
-def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> float:
-    """The weighted sum, without the tasks that no image has (NaN)."""
+def _total_loss(
+    losses: Mapping[str, float], weights: Mapping[str, float] | None
+) -> float:
+    """The weighted sum, without tasks that no image has, whose loss is NaN."""
     terms = ((1.0 if weights is None else weights[t]) * v for t, v in losses.items())
     return float(sum(term for term in terms if not math.isnan(term)))
 
 
 def of_kind(tag: str, kind: str) -> str:
-    """The tag of a number with its kind, unless that is known: `seg/loss, clean`."""
+    """The tag with its kind, `seg/loss, clean`; only for numbers that lack one."""
     has_one = tag.rpartition(_KIND)[2] in (TRAINING, CLEAN, ATTACKED)
-    known = has_one or tag.startswith("optimizer/")
+    has_kind = has_one or tag.startswith("optimizer/")
     is_number = "/" in tag and not tag.endswith("/pictures")
-    return f"{tag}{_KIND}{kind}" if is_number and not known else tag
+    return f"{tag}{_KIND}{kind}" if is_number and not has_kind else tag
 
 
 def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
@@ -144,7 +146,7 @@ def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
 
     Each number of a task has a chart, with a line for each kind and run.
     """
-    numbers = {
+    measures_of = {
         name: ("loss", *(m.name for m in tasks[name].all_metrics if m.name != "loss"))
         for name in sorted(tasks, key=lambda name: name not in main)
     }
@@ -153,7 +155,7 @@ def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
             layout_pb2.Category(
                 title=name, chart=[_chart(f"{name}/{measure}") for measure in measures]
             )
-            for name, measures in {**numbers, "total": ("loss",)}.items()
+            for name, measures in {**measures_of, "total": ("loss",)}.items()
         ]
     )
 
@@ -169,13 +171,13 @@ def describe(
     tasks: Mapping[str, Task] | None = None,
     losses: Mapping[str, Callable[..., Any]] | None = None,
 ) -> str:
-    """What a number is, its unit (`units`: the data set's), which way is better.
+    """Says what a number is, its unit, and whether higher or lower is better.
 
     Args:
       tag: Such as `seg/miou`.
-      units: By task, the data set's.
-      tasks: Those that there are; None: the eleven.
-      losses: By task, what its `loss` is, where that is not its own.
+      units: {task: unit} of the data set.
+      tasks: All tasks of the numbers; None: the eleven.
+      losses: {task: its loss}, for tasks with another loss than their own.
     """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
@@ -189,13 +191,13 @@ def describe(
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
     loss = (losses or {}).get(name, task.loss)
-    called = losses_lib.name_of(loss)
-    kind = f" ({called.replace('_', ' ')})" if measure == "loss" else ""
+    loss_name = losses_lib.name_of(loss)
+    kind = f" ({loss_name.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
-    same = {"loss", _TWINS.get(loss)}
-    if measure in same and same <= {metric.name for metric in task.metrics}:
-        (other,) = same - {measure}
-        text += f" Where no pixel is masked, {name}/{other} is the same number."
+    twins = {"loss", _TWINS.get(loss)}
+    if measure in twins and twins <= {metric.name for metric in task.metrics}:
+        (twin,) = twins - {measure}
+        text += f" Where no pixel is masked, {name}/{twin} is the same number."
     return text
 
 
@@ -213,7 +215,7 @@ def pictures(
     Args:
       examples: As `Evaluator.run(keep_examples=...)` returns them; without an attack
         the last two columns are left out.
-      tasks: Which to paint, each by its own colours; names are those of the eleven.
+      tasks: The tasks to paint, each in its own colours; names are of the eleven.
       info: The data set's `DatasetInfo`.
       epsilon: The l-inf radius in [0, 1] that the perturbation's colours span; None or
         0: the largest change of a pixel in all examples.
@@ -227,7 +229,7 @@ def pictures(
 def _columns(
     examples: Examples, task: Task, info: Any, epsilon: float | None
 ) -> Columns:
-    def painted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def paint(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return task.to_rgb(outputs[task.name], info, output=True)
 
     target, mask = examples.targets[task.name], examples.masks[task.name]
@@ -236,11 +238,11 @@ def _columns(
         "target": task.to_rgb(target, info, mask),
     }
     if examples.clean:
-        columns["clean output"] = painted(examples.clean)
+        columns["clean output"] = paint(examples.clean)
     if examples.adversarial is not None:
         change = examples.adversarial - examples.image
         factor = palettes.magnification(change, epsilon)
-        columns["attacked output"] = painted(examples.attacked)
+        columns["attacked output"] = paint(examples.attacked)
         heading = f"perturbation x{factor:.0f}"
         columns[heading] = palettes.perturbation_rgb(
             palettes.three_channels(change), factor
@@ -257,8 +259,8 @@ def sheet(columns: Columns) -> np.ndarray:
     width = max(tile.shape[2] for tile in columns.values())
     factor = math.ceil(_TILE / min(height, width))
     tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
-    above = ((_HEADING, 0), (0, 0), (0, 0))
-    canvas = Image.fromarray(np.pad(_grid(tiles), above, constant_values=255))
+    padding = ((_HEADING, 0), (0, 0), (0, 0))
+    canvas = Image.fromarray(np.pad(_grid(tiles), padding, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
     for number, heading in enumerate(columns):
         middle = number * (width * factor + _GAP) + width * factor / 2
@@ -270,7 +272,7 @@ def sheet(columns: Columns) -> np.ndarray:
 
 
 def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
-    """Tiles `[rows, H, W, 3]` of that height, a multiple of theirs."""
+    """The tiles `[rows, H, W, 3]` enlarged to `height`, a multiple of their height."""
     factor = height // tiles.shape[1]
     return tiles.repeat(factor, 1).repeat(factor, 2)
 
@@ -287,7 +289,7 @@ def _grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
-    """The settings as a Markdown table, in their own order."""
+    """The settings as a Markdown table, in the given order."""
     rows = [("setting", "value")]
     for name, value in settings.items():
         text = _text(value).replace("|", "\\|").replace("`", "'")
@@ -296,7 +298,7 @@ def settings_table(settings: Mapping[str, Any]) -> str:
 
 
 def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The settings as HParams takes them: numbers, booleans and text only."""
+    """The settings in types that HParams accepts: numbers, booleans and text."""
     return {
         name: value if isinstance(value, bool | int | float | str) else _text(value)
         for name, value in settings.items()
@@ -328,22 +330,22 @@ class Board:
 
         Args:
           folder: Of the run; None: nothing is written.
-          anew: Remove those that earlier boards with `anew` have left in the folder;
-            the files of a training, which goes on after a stop, are never removed
-            here (see `event_files`).
-          tasks: Those of the numbers; None: they are of the eleven.
+          anew: Whether to remove the files that earlier boards with `anew` have left in
+            the folder. Files of a training, which may continue after a stop, are never
+            removed here (see `event_files`).
+          tasks: All tasks of the numbers; None: the eleven.
         """
         self._tasks = tasks
         self._folder = folder or pathlib.Path()
         if folder is None:
             self._writer = tf.summary.create_noop_writer()
             return
-        mark = _MARK if anew else ""
+        suffix = _MARK if anew else ""
         if anew:
             _remove_earlier(folder)
         with files.write_errors_explained(folder):
             self._writer = tf.summary.create_file_writer(
-                str(folder), filename_suffix=mark
+                str(folder), filename_suffix=suffix
             )
 
     def __enter__(self) -> Board:
@@ -355,12 +357,12 @@ class Board:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """What TensorFlow summarises inside goes here, and is flushed at the end."""
+        """Sends TensorFlow's summaries to this board while it is open."""
         with files.write_errors_explained(self._folder), self._writer.as_default():
             yield
 
     def flush(self) -> None:
-        """Lets readers see what is written."""
+        """Makes everything written so far visible to readers."""
         with files.write_errors_explained(self._folder):
             self._writer.flush()
 
@@ -377,17 +379,17 @@ class Board:
 
         Args:
           values: {tag: value}.
-          step: Of training, or what stands for it.
-          kind: Of the numbers, for their tags.
-          about: Added to each number's description: over which images, for example.
-          units: Those of the data set's `DatasetInfo`.
+          step: Of training, or what takes its place.
+          kind: The kind of the numbers, for their tags.
+          about: Added to each number's description, for example the images it is over.
+          units: The units of the data set's `DatasetInfo`.
           losses: See `describe`.
         """
         for tag, value in values.items():
-            what = describe(tag, units, self._tasks, losses)
-            description = f"{what} {about}".strip()
-            shown = f"{tag}{_KIND}{kind}" if kind else tag
-            self.number(shown, value, step, description)
+            text = describe(tag, units, self._tasks, losses)
+            description = f"{text} {about}".strip()
+            full_tag = f"{tag}{_KIND}{kind}" if kind else tag
+            self.number(full_tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""
@@ -435,7 +437,7 @@ class Board:
 
 
 def _remove_earlier(folder: pathlib.Path) -> None:
-    """Removes event files that were written anew before."""
+    """Removes the event files of earlier boards with `anew`."""
     for file in folder.glob(f"events.out.tfevents.*{_MARK}*"):
         file.unlink()
 
@@ -453,57 +455,61 @@ def write_attacks(
     tasks: Mapping[str, Task] | None = None,
     more: str = "",
 ) -> None:
-    """Writes the run of a sweep; those of an earlier one are removed first.
+    """Writes the run of a sweep, after removing the runs of an earlier one.
 
     Args:
       settings: Of the attack.
       clean: The result without an attack.
-      results: Those of the attacks.
+      results: The results of the attacks.
       folder: Of the run.
-      units: Those of the data set's `DatasetInfo`.
-      plots: {name: PNG file}, shown first where they are there.
-      tasks: Those that were looked at; None: the eleven.
-      more: What else is to be said of the attacks; empty: nothing.
+      units: The units of the data set's `DatasetInfo`.
+      plots: {name: PNG file}; the files that exist are shown first.
+      tasks: The evaluated tasks; None: the eleven.
+      more: A remark on the attacks, for descriptions; may be empty.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
     about = _about_radii(clean, results[0], settings["split"], scale)
     about += f" {capital(more)}." if more else ""
-    axis = _axis(results[0].attack_cell.threat.norm, scale)
+    axis = _axis_note(results[0].attack_cell.threat.norm, scale)
     with Board(folder, anew=True) as board:
         board.settings(settings)
         for name, path in (plots or {}).items():
             if path.exists():
                 board.picture(f"robustness/{name}", _pixels(path))
-        for name, members in itertools.groupby(sorted(results, key=_name), _name):
+        for name, members in itertools.groupby(
+            sorted(results, key=_result_name), _result_name
+        ):
             members = sorted(members, key=lambda result: result.attack_cell.eps)
-            attacked = [result for result in members if result.attack_cell.eps]
+            attacked_results = [result for result in members if result.attack_cell.eps]
             for tag in _scores(clean):
                 description = f"{describe(tag, units, tasks)} {about}"
-                points = _points(tag, clean, attacked)
+                points = _points(tag, clean, attacked_results)
                 for step, value in unbendable(points, scale):
-                    board.number(_of_attack(tag, name + axis), value, step, description)
-            for result in attacked:
+                    board.number(
+                        _attack_tag(tag, name + axis), value, step, description
+                    )
+            for result in attacked_results:
                 images = {
-                    _of_attack(tag, name + axis): columns
-                    for tag, columns in _painted(clean, result).items()
+                    _attack_tag(tag, name + axis): columns
+                    for tag, columns in _task_pictures(clean, result).items()
                 }
                 step = round(result.attack_cell.eps * scale)
                 board.pictures(images, step, f"{_MAGNIFIED} {about}")
 
 
-def _name(result: Result) -> str:
+def _result_name(result: Result) -> str:
     cell = result.attack_cell
     return f"{cell.label} on {cell.group}"
 
 
-def _of_attack(tag: str, name: str) -> str:
+def _attack_tag(tag: str, name: str) -> str:
     task, _, what = tag.partition("/")
     return f"{task}{_BY_EPS}/{what}, {name}"
 
 
-def _axis(norm: str, scale: int) -> str:
-    """What is not as usual about the steps of a chart, for its tag."""
+def _axis_note(norm: str, scale: int) -> str:
+    """A note for the tag if the norm or the factor of the steps is unusual."""
     parts = [norm] if norm != "linf" else []
     parts += [f"eps x {scale}"] if scale != _SCALE else []
     return f" ({', '.join(parts)})" if parts else ""
@@ -512,7 +518,7 @@ def _axis(norm: str, scale: int) -> str:
 def _points(
     tag: str, clean: Result, results: Sequence[Result]
 ) -> list[tuple[float, float]]:
-    """(eps, value) of those results that have one."""
+    """(eps, value) of the results that have a value."""
     radii = [0.0, *(result.attack_cell.eps for result in results)]
     values = [_scores(result).get(tag) for result in (clean, *results)]
     pairs = zip(radii, values, strict=True)
@@ -522,38 +528,38 @@ def _points(
 def unbendable(
     points: Sequence[tuple[float, float]], scale: int
 ) -> Iterator[tuple[int, float]]:
-    """(step, value) of a curve that TensorBoard's default smoothing leaves as it is.
+    """(step, value) of a curve that TensorBoard's default smoothing hardly changes.
 
-    That is an exponential mean over points, in which a curve of five ends half way
-    between them. Of many points on straight lines between those that were measured it
-    stays within a few percent of a line's rise, and it comes to each measured value
-    where that is repeated.
+    The smoothing is an exponential mean over points, which ends half way up a curve of
+    five points. With many points on straight lines between the measured ones, it stays
+    within a few percent of a line's rise, and repeating a measured value makes it
+    reach that value.
 
     Args:
-      points: (eps, value), by eps.
+      points: (eps, value), ascending in eps.
       scale: Steps are eps times this.
     """
     for number, (eps, value) in enumerate(points):
         step = round(eps * scale)
         if number:
-            before, start = points[number - 1]
-            first = round(before * scale) + (_REPEATED if number > 1 else 0)
-            for share in np.linspace(0, 1, _BETWEEN, endpoint=False)[1:]:
-                between = start + share * (value - start)
-                yield round(first + share * (step - first)), between
-        repeated = 1 + (_REPEATED if number else 0)
-        yield from ((step + again, value) for again in range(repeated))
+            previous_eps, previous_value = points[number - 1]
+            first_step = round(previous_eps * scale) + (_REPEATS if number > 1 else 0)
+            for share in np.linspace(0, 1, _POINTS, endpoint=False)[1:]:
+                value_between = previous_value + share * (value - previous_value)
+                yield round(first_step + share * (step - first_step)), value_between
+        repeats = 1 + (_REPEATS if number else 0)
+        yield from ((step + offset, value) for offset in range(repeats))
 
 
 def _scale(radii: Sequence[float]) -> int:
     """The power of ten, from 100, that leaves room for the points of `unbendable`."""
     gaps = np.diff(radii)
-    room = (_BETWEEN + _REPEATED) / min(gaps, default=1.0)
+    room = (_POINTS + _REPEATS) / min(gaps, default=1.0)
     return max(_SCALE, 10 ** math.ceil(math.log10(room)))
 
 
 def _about_radii(clean: Result, attacked: Result, split: str, scale: int) -> str:
-    """The part of a description that all numbers share."""
+    """The part that the descriptions of all numbers share."""
     norm = attacked.attack_cell.threat.norm
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
     return (
@@ -573,9 +579,9 @@ def _scores(result: Result) -> dict[str, float]:
     }
 
 
-def _painted(clean: Result, result: Result) -> dict[str, Columns]:
-    """The first examples of each task, as `Result` has them painted."""
-    images = {}
+def _task_pictures(clean: Result, result: Result) -> dict[str, Columns]:
+    """The pictures of the first examples for each task, from those of the results."""
+    pictures = {}
     for task in clean.scores:
         columns = {
             "image": clean.pictures["image"],
@@ -584,20 +590,20 @@ def _painted(clean: Result, result: Result) -> dict[str, Columns]:
             "attacked output": result.pictures[f"output/{task}"],
             "perturbation": result.pictures["perturbation"],
         }
-        images[f"{task}/pictures"] = {
+        pictures[f"{task}/pictures"] = {
             heading: tiles[:EXAMPLES] for heading, tiles in columns.items()
         }
-    return images
+    return pictures
 
 
 def _remove_runs(folder: pathlib.Path) -> None:
-    """Removes the runs of an earlier sweep, and folders left empty by that."""
+    """Removes the runs of an earlier sweep, and folders that become empty."""
     runs = {path.parent for path in folder.glob(f"*/*/events.out.tfevents.*{_MARK}")}
     for run in runs:
         _remove_earlier(run)
-    for left in (*runs, *{run.parent for run in runs}):
+    for emptied in (*runs, *{run.parent for run in runs}):
         with contextlib.suppress(OSError):  # It holds something else.
-            left.rmdir()
+            emptied.rmdir()
 
 
 # Measures and studies.
@@ -606,12 +612,12 @@ def _remove_runs(folder: pathlib.Path) -> None:
 def write_measures(
     records: Sequence[Record], plots: Sequence[pathlib.Path], folder: pathlib.Path
 ) -> None:
-    """Writes values over counts (a thousandth of eps, or severities), and the plots.
+    """Writes values over counts, thousandths of eps or severities, and the plots.
 
     Args:
       records: Of the measures.
       plots: PNG files.
-      folder: Of the run; what an earlier call has left there is removed.
+      folder: Of the run; files of an earlier call are removed.
     """
     with Board(folder, anew=True) as board:
         for record in records:
@@ -623,7 +629,7 @@ def write_measures(
 
 
 def _tag_and_step(record: Record) -> tuple[str, int]:
-    """Where a record of a measure stands; an empty tag: nowhere."""
+    """The tag and step of a measure's record; the tag is empty if it is not shown."""
     measure, task = f"measure_{record['measure']}", "+".join(record.get("tasks", ()))
     count = record.get("count", 0)
     if record["quantity"] == "norm_by_size":
@@ -637,8 +643,8 @@ def _tag_and_step(record: Record) -> tuple[str, int]:
         return f"{measure}/{name}", record["severity"]
     if record["quantity"] == "rise":
         norm = record.get("norm", "linf")
-        other = f"_{norm}" if norm != "linf" else ""
-        return f"{measure}/{task}{other}", round(1000 * record["eps"])
+        suffix = f"_{norm}" if norm != "linf" else ""
+        return f"{measure}/{task}{suffix}", round(1000 * record["eps"])
     return "", 0
 
 
@@ -651,8 +657,8 @@ def write_study(
 
     Args:
       plots: {PNG file: what it shows, in words}.
-      verdicts: The table's rows, the first its head.
-      folder: Of the run; what an earlier report has left there is removed.
+      verdicts: The rows of the table, the first its head.
+      folder: Of the run; files of an earlier report are removed.
     """
     rows = [list(map(escaped, row)) for row in verdicts]
     with Board(folder, anew=True) as board:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 NONE = "–"
 _MINUS = "\N{MINUS SIGN}"
-_NOTHING = 1e-12  # What may be left of a difference of equal numbers.
+_ROUNDING = 1e-12  # What rounding may leave of a difference of equal numbers.
 
 
 def number(value: float | None) -> str:
     """Three significant digits; a dash for a number that does not exist."""
     if value is None or not math.isfinite(value):
         return NONE
-    if abs(value) <= _NOTHING:
+    if abs(value) <= _ROUNDING:
         value = 0.0
     if value and not 1e-4 <= abs(value) < 1e5:
         digits, exponent = f"{value:.2e}".split("e")
@@ -38,14 +38,14 @@ def plain(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """A given number, with no more digits than it has."""
+    """A number as it was given, without further digits."""
     return f"{value:g}".replace("-", _MINUS)
 
 
 def signed(value: float | None) -> str:
     """A difference: as `number`, always with its sign."""
     text = number(value)
-    return f"+{text}" if value is not None and value > _NOTHING else text
+    return f"+{text}" if value is not None and value > _ROUNDING else text
 
 
 def points(value: float | None) -> str:
@@ -78,12 +78,12 @@ def seconds(value: float | None) -> str:
     if value < 99.5:
         return f"{number(value)} s"
     minutes = round(value / 60)
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours else f"{minutes} min"
+    hours, remainder = divmod(minutes, 60)
+    return f"{hours} h {remainder} min" if hours else f"{minutes} min"
 
 
 def capital(words: str) -> str:
-    """The same with its first letter large."""
+    """The words with a capital first letter."""
     return words[:1].upper() + words[1:]
 
 
@@ -102,10 +102,10 @@ def markdown(words: str) -> str:
 def markdown_table(rows: Iterable[Sequence[str]], rule: str = "---") -> str:
     """A table of cells that are Markdown already; the first row is its head.
 
-    `rule` is that of all columns but the first, "---:" for words at the right.
+    `rule` is the rule of all columns but the first; "---:" aligns them to the right.
     """
-    head, *rest = rows
-    lines = [head, ["---", *[rule] * (len(head) - 1)], *rest]
+    head, *body = rows
+    lines = [head, ["---", *[rule] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -117,6 +117,6 @@ def markdown_paragraph(words: str) -> str:
 
 
 def identifier(*parts: str) -> str:
-    """An `id` of any words: `curve-pgd50-seg`. Different signs may give the same."""
+    """An HTML `id` from any words: `curve-pgd50-seg`. Two texts may share one."""
     words = "-".join(part.replace("+", "_and_") for part in parts)
     return re.sub(r"[^\w.-]+", "_", words)
