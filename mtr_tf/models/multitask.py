@@ -93,7 +93,7 @@ def assemble(
 
 
 def _branch(architecture, blocks, x, width, task, shared_stages):
-    """Applies a task's own stages of the encoder, after the shared ones, and decoder."""
+    """Applies a task's own stages of the encoder, after the shared, and its decoder."""
     blocks = dataclasses.replace(blocks, branch=task)
     for number in range(shared_stages, architecture.stages):
         x = architecture.stage(blocks, x, width, f"encoder_{task}", number)
