@@ -136,7 +136,7 @@ class Keeper:
 
 
 def _noise(model: Any) -> dict[str, list[Any]]:
-    """Returns the states of noisy layers, such as dropout; TensorFlow overlooks them."""
+    """Returns the states of noisy layers such as dropout; TensorFlow overlooks them."""
     weights = {id(weight) for weight in model.weights}
     states = [v.value for v in model.variables if id(v) not in weights]
     return {"noise": states} if states else {}
