@@ -236,8 +236,8 @@ def _triple(
         image, targets = part["image"], part.get("targets", {})
         masks = part.get("masks")
     elif isinstance(part, tuple | list) and len(part) in (2, 3):
-        image, targets, *rest = part
-        masks = rest[0] if rest else None
+        image, targets, *mask_list = part
+        masks = mask_list[0] if mask_list else None
     elif hasattr(part, "shape") and len(part.shape) in (_BATCH - 1, _BATCH):
         image, targets, masks = part, {}, None  # For targets="own".
     else:

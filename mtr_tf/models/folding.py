@@ -135,11 +135,11 @@ def difference(
         reference, output = (
             np.asarray(tf.cast(y[name], tf.float64)) for y in (references, outputs)
         )
-        finite = np.isfinite(reference) & np.isfinite(output)
-        if not finite.any():
+        is_finite = np.isfinite(reference) & np.isfinite(output)
+        if not is_finite.any():
             continue
-        error = np.abs(reference - output)[finite].max()
-        scale = np.abs(reference)[finite].max()
+        error = np.abs(reference - output)[is_finite].max()
+        scale = np.abs(reference)[is_finite].max()
         if error > tolerance * scale:
             return f"{name} differs by up to {error:.2g}, values reach {scale:.2g}"
     return ""

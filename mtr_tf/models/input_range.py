@@ -31,11 +31,11 @@ def in_front(
     """
     batch, *shape = model.input_shape
     if channels and channels < shape[-1]:
-        extra = shape[-1] - channels
+        num_extra = shape[-1] - channels
         scale, offset = (
             [
                 *(numbers if len(numbers) == channels else numbers[:1] * channels),
-                *filler * extra,
+                *filler * num_extra,
             ]
             for numbers, filler in (([*scale], [1.0]), ([*offset], [0.0]))
         )

@@ -247,8 +247,8 @@ def _logits_before(
         inputs = layer.inputs[0] if len(layer.inputs) == 1 else layer.inputs
         name = twins.name(f"{layer.name}_logits")
         return keras.Model(inputs, logits, name=name)(*args, **kwargs)
-    (source, *more) = node.input_tensors
-    if more:
+    (source, *more_sources) = node.input_tensors
+    if more_sources:
         return None
     source_axis = _source_axis(layer, source, tensor, axis, activation)
     if source_axis is not None:

@@ -63,7 +63,7 @@ class Job:
       examples: How many examples of that split are trained on.
       steps: How many steps the whole run has.
       augment: How examples are varied.
-      learner: The model, and what a step needs beside it.
+      learner: The model, and what a step needs besides it.
       best: The number that decides which checkpoint is the best.
       jit: Whether XLA compiles the step.
       facts: What config.json keeps about data and model besides the settings.

@@ -104,9 +104,9 @@ class Keeper:
         if self._writes:
             # Later ones are damaged or another run's, as was logged: they stay.
             older_steps = [s for s in checkpoints.steps(self._folder) if s < step]
-            extra = max(0, len(older_steps) + 1 - self._keep)
+            excess = max(0, len(older_steps) + 1 - self._keep)
             self._write(
-                self._folder, step, [*older_steps[extra:], step], older_steps[:extra]
+                self._folder, step, [*older_steps[excess:], step], older_steps[:excess]
             )
         self.kept = step
 

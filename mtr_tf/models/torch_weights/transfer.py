@@ -250,5 +250,5 @@ def _torch_shape(shape: Iterable[int]) -> list[int]:
 
 
 def _listing(names: list[str]) -> str:
-    extra = len(names) - _MAX_NAMES
-    return ", ".join(names[:_MAX_NAMES]) + (f" and {extra} more" if extra > 0 else "")
+    excess = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {excess} more" if excess > 0 else "")
