@@ -162,13 +162,13 @@ class AdversarialModel(keras.Model):
             targets in a list for other tasks; classes are one-hot or not whole numbers;
             a weight has no task's name; or the model is not compiled.
         """
-        structure, (x, *more_inputs) = x, keras.tree.flatten(x)
+        structure, (x, *excess) = x, keras.tree.flatten(x)
         is_packed = structure is not x
-        if more_inputs or (is_packed and not adapters.is_functional(self.inner)):
+        if excess or (is_packed and not adapters.is_functional(self.inner)):
             raise InputError(
                 "x must be images alone, [batch, height, width, channels], or one such "
                 "tensor in a dict, list or tuple for a functional model; got "
-                f"{1 + len(more_inputs)} in a {type(structure).__name__}. Give the images."
+                f"{1 + len(excess)} in a {type(structure).__name__}. Give the images."
             )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
