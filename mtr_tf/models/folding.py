@@ -258,7 +258,7 @@ def _folded_calls(
 
 
 def _pooling_calls(nodes: Sequence[Any]) -> dict[int, Callable[[_Values], tf.Tensor]]:
-    """Returns replacements for max pooling, which XLA cannot differentiate."""
+    """Returns replacements for max pooling, by node id: XLA cannot differentiate it."""
     return {
         id(node): _on_input(node, functools.partial(pooling.by_slices, node.operation))
         for node in nodes

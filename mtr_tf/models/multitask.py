@@ -126,7 +126,7 @@ def _finish(x, architecture, task):
 
 
 def _image_head(blocks, x, channels, task):
-    """Applies a head for whole-image values: the features' mean and a dense layer."""
+    """Applies a head for whole-image values: mean and dense layer, in float32."""
     x = keras.layers.GlobalAveragePooling2D(name=f"pool_{task}", dtype="float32")(x)
     return keras.layers.Dense(
         channels,
