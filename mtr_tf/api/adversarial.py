@@ -47,13 +47,13 @@ class AdversarialModel(keras.Model):
         adversarial.fit(train, epochs=10)
         model.save("robust.keras")
 
-    The attack raises the sum of the tasks' own losses, of the logits before a softmax
-    or sigmoid that a functional model ends in; of other code a warning asks. The step
-    then minimises the compiled losses: with weight `share` on the attacked images, and
-    `1 - share` on the clean ones. Everything else, such as predicting and saving, works
-    as with the model itself, whose weights are trained. Files of weights also have the
-    optimizer's variables, as those of any compiled model, so that `BackupAndRestore`
-    goes on.
+    The attack raises the sum of the tasks' own losses. They take logits: those before a
+    softmax or sigmoid that a functional model ends in; if other code seems to return
+    probabilities, a warning is logged. The step then minimises the compiled losses:
+    with weight `share` on the attacked images, and `1 - share` on the clean ones.
+    Everything else, such as predicting and saving, works as with the model itself,
+    whose weights are trained. Files of weights also have the optimizer's variables, as
+    for any compiled model, so that `BackupAndRestore` can continue.
 
     Attributes:
       inner: The trained model; save it and use it as usual.
@@ -104,7 +104,7 @@ class AdversarialModel(keras.Model):
           InputError: A setting is out of range, a task is unknown, the model has
             several inputs, or its replicas cannot share statistics during an attack.
         """
-        # It casts no images: the model within does, if it computes in half precision.
+        # It casts no images: the inner model does, if it computes in half precision.
         policy = inner.dtype_policy
         super().__init__(name=f"adversarial_{inner.name}", dtype=policy, autocast=False)
         self.inner = inner
@@ -113,10 +113,10 @@ class AdversarialModel(keras.Model):
         if names:  # As compile and fit's history name losses and metrics.
             self.output_names = list(names)
         self._tasks = _task_set(inner, tasks)
-        attacked = self._tasks
+        attacked_tasks = self._tasks
         if attack_tasks != "all":
-            attacked = self._tasks.select(attack_tasks.split("+"))
-        _check(share, batch_norm, input_range)
+            attacked_tasks = self._tasks.select(attack_tasks.split("+"))
+        _check_settings(share, batch_norm, input_range)
         _check_statistics(inner, batch_norm)
         self._low, self._high = map(float, input_range)
         if attack is None:
@@ -126,14 +126,14 @@ class AdversarialModel(keras.Model):
             radius = eps / _LEVELS
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")
-        self._adversary = Adversary(attack, attacked, share, batch_norm, seed)
+        self._adversary = Adversary(attack, attacked_tasks, share, batch_norm, seed)
         # The names of outputs in a dict, in the order in which Keras takes lists.
         self._keys: tuple[str, ...] | None = None
-        self._objective: Unbound | None = None  # Until outputs have been seen.
+        self._objective: Unbound | None = None  # None until outputs have been seen.
         if adapters.is_functional(inner):
             self._prepare()
-        # Clean images whose loss is still to come. Of each replica, which is a thread:
-        # where batch norms are synchronized, they are traced by turns.
+        # Clean images whose loss is still to be added; each replica is a thread and has
+        # its own: with synchronized batch norms, replicas are traced by turns.
         self._of_step = threading.local()
 
     def call(self, inputs, training=None):
@@ -145,10 +145,10 @@ class AdversarialModel(keras.Model):
 
         Args:
           x: Images `[batch, height, width, channels]` in `input_range`, alone or as
-            the only value of a dict, list or tuple; if they are whole numbers, those
-            after the attack are rounded to such.
+            the only value of a dict, list or tuple; if they are whole numbers, attacked
+            ones are rounded to whole numbers.
           y: Targets by task, or in the order of the tasks. Classes are whole numbers.
-            Of other tasks, places (images, of a task without places) whose target is
+            For other tasks, places (images, if a task has no places) whose target is
             not finite in all channels are not attacked, not even by their other
             channels, though a loss that skips NaN learns from these.
           sample_weight: Weights by task, or one for all, as in training. If a task has
@@ -158,17 +158,17 @@ class AdversarialModel(keras.Model):
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller; an attacked task has no target, or Keras takes those
-            of a list for other tasks; classes are one-hot or no whole numbers; a weight
-            has the name of none; or the model is not compiled.
+            is [0, 1] or smaller; an attacked task has no target, or Keras takes
+            targets in a list for other tasks; classes are one-hot or not whole numbers;
+            a weight has no task's name; or the model is not compiled.
         """
-        structure, (x, *others) = x, keras.tree.flatten(x)
-        packed = structure is not x
-        if others or (packed and not adapters.is_functional(self.inner)):
+        structure, (x, *excess) = x, keras.tree.flatten(x)
+        is_packed = structure is not x
+        if excess or (is_packed and not adapters.is_functional(self.inner)):
             raise InputError(
                 "x must be images alone, [batch, height, width, channels], or one such "
                 "tensor in a dict, list or tuple for a functional model; got "
-                f"{1 + len(others)} in a {type(structure).__name__}. Give the images."
+                f"{1 + len(excess)} in a {type(structure).__name__}. Give the images."
             )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
@@ -177,8 +177,8 @@ class AdversarialModel(keras.Model):
         targets = _by_name(y, self._tasks, self._adversary.tasks, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
-            named = y if isinstance(y, Mapping) else names
-            examples_lib.check_named(sample_weight, named, "sample weight")
+            target_names = y if isinstance(y, Mapping) else names
+            examples_lib.check_named(sample_weight, target_names, "sample weight")
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
         elif sample_weight is not None:
             weights = dict.fromkeys(names, sample_weight)
@@ -193,11 +193,11 @@ class AdversarialModel(keras.Model):
             target = _target(task, targets[name])
             mask = _mask(task, target, weights.get(name))
             if task.discrete:
-                if (ignored := self._ignored(name)) is not None:
-                    mask *= tf.cast(target != ignored, tf.float32)
-                target = _whole(name, target, mask)
+                if (ignored_class := self._ignored_class(name)) is not None:
+                    mask *= tf.cast(target != ignored_class, tf.float32)
+                target = _class_numbers(name, target, mask)
             else:
-                target, mask = _finite(target, mask)
+                target, mask = _finite_target(target, mask)
             batch["targets"][name], batch["masks"][name] = target, mask
         width = self._high - self._low
         is_integer = tf.as_dtype(x.dtype).is_integer
@@ -208,19 +208,19 @@ class AdversarialModel(keras.Model):
                 "one that they are in, such as input_range=(0, 255)."
             )
         image = (tf.cast(x, tf.float32) - self._low) / width
-        checked = self._check_range(image, width)
-        with tf.control_dependencies([checked]):
+        range_check = self._check_range(image, width)
+        with tf.control_dependencies([range_check]):
             batch["image"] = tf.identity(image)
         count = tf.cast(tf.shape(x)[0], tf.int64)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        first = tf.cast(replica, tf.int64) * count
-        batch["position"] = first + tf.range(count)
+        first_position = tf.cast(replica, tf.int64) * count
+        batch["position"] = first_position + tf.range(count)
         batch["step"] = tf.cast(self.optimizer.iterations, tf.int64)
         x_adv = self._adversary.perturb(objective, batch) * width + self._low
         if is_integer:
             x_adv = tf.round(x_adv)
         x_adv = tf.cast(x_adv, x.dtype)
-        return keras.tree.pack_sequence_as(structure, [x_adv]) if packed else x_adv
+        return keras.tree.pack_sequence_as(structure, [x_adv]) if is_packed else x_adv
 
     def fit(self, *args, **settings):
         """Trains the model; arguments are those of `keras.Model.fit`.
@@ -234,8 +234,8 @@ class AdversarialModel(keras.Model):
     def train_step(self, data):
         """Attacks the batch, then makes one step with the compiled losses."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        attacked = self.attacked(x, y, sample_weight)
-        x_adv = tf.nest.map_structure(tf.stop_gradient, attacked)
+        images = self.attacked(x, y, sample_weight)
+        x_adv = tf.nest.map_structure(tf.stop_gradient, images)
         self._of_step.clean = x if self._adversary.share < 1 else None
         try:
             return super().train_step((x_adv, y, sample_weight))
@@ -247,13 +247,15 @@ class AdversarialModel(keras.Model):
     ):
         """Returns the compiled loss; in a training step, of both kinds of images."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        clean = getattr(self._of_step, "clean", None)
-        if clean is None:
+        clean_images = getattr(self._of_step, "clean", None)
+        if clean_images is None:
             return loss
-        outputs = self.inner(clean, training=True)
-        of_clean = super().compute_loss(clean, y, outputs, sample_weight, training)
+        outputs = self.inner(clean_images, training=True)
+        clean_loss = super().compute_loss(
+            clean_images, y, outputs, sample_weight, training
+        )
         share = self._adversary.share
-        return share * loss + (1 - share) * of_clean
+        return share * loss + (1 - share) * clean_loss
 
     def save(self, filepath, *args, **settings):
         """Saves the trained model itself."""
@@ -278,24 +280,26 @@ class AdversarialModel(keras.Model):
 
     @contextlib.contextmanager
     def _with_optimizer(self) -> Iterator[None]:
-        """Within, Keras saves and loads the trained model with our optimizer."""
+        """Inside, Keras saves and loads the trained model with our optimizer."""
         if not getattr(getattr(self, "optimizer", None), "built", False):
             yield
             return
-        held = vars(self.inner)  # Nothing that is put there is tracked.
-        own = {name: held[name] for name in ("optimizer",) if name in held}
-        held["optimizer"] = self.optimizer
+        attributes = vars(self.inner)  # Keras does not track what is put there.
+        inner_optimizer = {
+            name: attributes[name] for name in ("optimizer",) if name in attributes
+        }
+        attributes["optimizer"] = self.optimizer
         try:
             yield
         finally:
-            del held["optimizer"]
-            held.update(own)
+            del attributes["optimizer"]
+            attributes.update(inner_optimizer)
 
     def _prepare(self, shape: Sequence[int | None] = ()) -> Unbound:
-        """Makes and returns the objective, of tasks that have their outputs' places.
+        """Makes and returns the objective; gives tasks their outputs' number of axes.
 
         Args:
-          shape: Of a batch of images, where the model does not tell.
+          shape: Shape of a batch of images, if the model does not know it.
         """
         model, outputs = self._by_task(shape)
         self._tasks = TaskSet(
@@ -304,40 +308,42 @@ class AdversarialModel(keras.Model):
             else task
             for name, task in self._tasks.items()
         )
-        attacked = [self._tasks[name] for name in self._adversary.tasks]
-        self._adversary = dataclasses.replace(self._adversary, tasks=TaskSet(attacked))
+        attacked_tasks = [self._tasks[name] for name in self._adversary.tasks]
+        self._adversary = dataclasses.replace(
+            self._adversary, tasks=TaskSet(attacked_tasks)
+        )
         self._objective = self._adversary.objective(model)
         return self._objective
 
     def _by_task(self, shape: Sequence[int | None]) -> tuple[keras.Layer, Any]:
-        """The model from images in [0, 1] to outputs by task; it shares the weights.
+        """Returns a model from images in [0, 1] to outputs by task, and these outputs.
 
-        And these outputs, as symbolic tensors.
+        The model shares the weights of the trained one; the outputs are symbolic.
         """
         scale = self._high - self._low
         if not adapters.is_functional(self.inner):
             model = _ByTask(self.inner, scale, self._low, self._tasks)
             spec = model.compute_output_spec(keras.KerasTensor(shape))
             self._keys = model.keys
-            self._warn_of_probabilities(self.inner, _of_classes(self._tasks), shape)
+            self._warn_of_probabilities(self.inner, _logit_tasks(self._tasks), shape)
             return model, spec
         image = self.inner.inputs[0]
         outputs = adapters.structure_of(self.inner)
         self._keys = _keys(outputs)
         outputs = _by_name(outputs, self._tasks, self._tasks, "outputs")
-        kinds, unseen = {}, []
-        for name in _of_classes(self._tasks):
+        kinds, unclear_names = {}, []
+        for name in _logit_tasks(self._tasks):
             single = self._tasks[name].kind == "labels" or outputs[name].shape[-1] == 1
-            if of := probabilities.activation_of(outputs[name]):
-                kinds[name] = "sigmoid" if single else of
+            if activation := probabilities.activation_of(outputs[name]):
+                kinds[name] = "sigmoid" if single else activation
             elif not probabilities.is_linear(outputs[name]):
-                unseen.append(name)
+                unclear_names.append(name)
         model = keras.Model(image, outputs, name=self.inner.name)
-        self._warn_of_probabilities(model, unseen, image.shape)
+        self._warn_of_probabilities(model, unclear_names, image.shape)
         exact = dict.fromkeys(kinds, True)
         model, _ = probabilities.with_logits(model, kinds, None, exact, shares=True)
-        taken = adapters.names_in(model)
-        outputs = _as_losses_take(self._tasks, model.output, image.shape, taken)
+        used_names = adapters.names_in(model)
+        outputs = _loss_outputs(self._tasks, model.output, image.shape, used_names)
         model = keras.Model(image, outputs, name=self.inner.name)
         if (scale, self._low) != (1.0, 0.0):
             model = in_front(model, [scale], [self._low])
@@ -346,10 +352,10 @@ class AdversarialModel(keras.Model):
     def _warn_of_probabilities(
         self, model: keras.Model, names: Iterable[str], shape: Sequence[int | None]
     ) -> None:
-        """Says which outputs of these tasks may be probabilities, by images of noise.
+        """Warns of outputs that may be probabilities, as they are for images of noise.
 
-        They are taken for logits. `model`: from images in their own range. `shape`: of
-        a batch of them.
+        The attack takes them for logits. `model` takes images in their own range;
+        `shape` is that of a batch of images.
         """
         names = [name for name in names if name in self._adversary.tasks]
         if not names or tf.distribute.has_strategy():
@@ -360,7 +366,7 @@ class AdversarialModel(keras.Model):
                 noise = tf.random.stateless_uniform((2, *sides), (0, 0))
                 noise = noise * (self._high - self._low) + self._low
                 outputs = stateless.outputs(model, noise)
-        except Exception:  # It may raise whatever it likes, and need not take these.
+        except Exception:  # It may raise anything, and need not take such images.
             return
         outputs = examples_lib.by_task(outputs, tuple(self._tasks), "outputs")
         for name in names:
@@ -375,11 +381,11 @@ class AdversarialModel(keras.Model):
                 )
 
     def _check_range(self, image: tf.Tensor, width: float) -> tf.Tensor:
-        """What `base.require` returns: images, brought to [0, 1], are in that."""
+        """Returns the `base.require` that images, scaled to [0, 1], are in range."""
         low, high = tf.reduce_min(image), tf.reduce_max(image)
-        outside = (low < -_TOLERANCE) | (high > 1 + _TOLERANCE)
+        is_outside = (low < -_TOLERANCE) | (high > 1 + _TOLERANCE)
         return base.require(
-            ~outside,
+            ~is_outside,
             lambda: [
                 f"Images must be in input_range, ({self._low:g}, {self._high:g}); got "
                 "values from",
@@ -391,8 +397,8 @@ class AdversarialModel(keras.Model):
             ],
         )
 
-    def _ignored(self, name: str) -> int | None:
-        """The class of a task that its compiled loss ignores; None: none."""
+    def _ignored_class(self, name: str) -> int | None:
+        """Returns the class of a task that its compiled loss ignores, if any."""
         loss = self.loss
         if isinstance(loss, Mapping):
             outputs = getattr(self, "output_names", ()) if self._keys is None else ()
@@ -404,32 +410,40 @@ class AdversarialModel(keras.Model):
         return getattr(loss, "ignore_class", None)
 
     def _check_order(self, values: Any, what: str) -> None:
-        """Raises `InputError` where Keras takes values for other outputs than we do.
+        """Raises `InputError` if Keras would match values to other outputs than we do.
 
-        It takes lists for outputs in a dict by the order of their names, and a dict for
-        outputs in a list by the names of their layers.
+        If outputs are a dict, Keras matches a list to them by the order of their names;
+        if they are a list, it matches a dict by the names of their layers.
 
         Args:
-          values: For each task.
-          what: What they are, in words.
+          values: Values of all tasks.
+          what: What the values are, in words.
         """
         tasks = [*self._tasks]
         if self._keys is None:
-            order, given, other = [*getattr(self, "output_names", ())], "dict", "list"
-            differ = isinstance(values, Mapping) and {*order} == {*tasks}
+            order, kind, other_kind = (
+                [*getattr(self, "output_names", ())],
+                "dict",
+                "list",
+            )
+            may_differ = isinstance(values, Mapping) and {*order} == {*tasks}
         else:
-            order, given, other = [n for n in self._keys if n in tasks], "list", "dict"
-            differ = isinstance(values, list | tuple)
-        if differ and order != tasks:
+            order, kind, other_kind = (
+                [n for n in self._keys if n in tasks],
+                "list",
+                "dict",
+            )
+            may_differ = isinstance(values, list | tuple)
+        if may_differ and order != tasks:
             raise InputError(
-                f"A {given} of {what} must be for tasks in the order in which Keras "
+                f"A {kind} of {what} must be for tasks in the order in which Keras "
                 f"has the outputs, {', '.join(order)}, but they are "
-                f"{', '.join(tasks)}; give a {other}, or tasks in that order."
+                f"{', '.join(tasks)}; give a {other_kind}, or tasks in that order."
             )
 
 
 class _ByTask(keras.Layer):
-    """A model that is no graph of layers, from images in [0, 1] to outputs by task."""
+    """A model without a graph of layers, from images in [0, 1] to outputs by task."""
 
     def __init__(self, inner: keras.Model, scale: float, low: float, tasks: TaskSet):
         super().__init__(name="by_task", dtype="float32")
@@ -440,64 +454,70 @@ class _ByTask(keras.Layer):
         """Returns {task: output}."""
         outputs = self._inner(x * self._scale + self._low, training=training)
         self.keys = _keys(outputs)
-        return _as_losses_take(self._tasks, outputs, x.shape, set())
+        return _loss_outputs(self._tasks, outputs, x.shape, set())
 
 
-def _of_classes(tasks: TaskSet) -> list[str]:
-    """The tasks whose losses take logits."""
+def _logit_tasks(tasks: TaskSet) -> list[str]:
+    """Returns the tasks whose losses take logits."""
     return [name for name, task in tasks.items() if KINDS[task.kind].probabilities]
 
 
 def _by_name(
-    values: Any, tasks: TaskSet, needed: Iterable[str], what: str
+    values: Any, tasks: TaskSet, required_names: Iterable[str], what: str
 ) -> dict[str, Any]:
-    """`by_task`; raises `InputError` unless it has all that is needed."""
-    found = examples_lib.by_task(values, tuple(tasks), what)
-    if lacking := [name for name in needed if name not in found]:
+    """Returns `by_task`; raises `InputError` if a required name is missing."""
+    by_name = examples_lib.by_task(values, tuple(tasks), what)
+    if missing := [name for name in required_names if name not in by_name]:
         raise InputError(
-            f"The {what} must have one for each task, and {', '.join(lacking)} is "
+            f"The {what} must have one for each task, and {', '.join(missing)} is "
             f"missing; got {', '.join(map(str, values)) or 'none'}. Rename them, or "
             "give other tasks."
         )
-    return found
+    return by_name
 
 
-def _as_losses_take(
-    tasks: TaskSet, outputs: Any, image: Sequence[int | None], taken: set[str]
+def _loss_outputs(
+    tasks: TaskSet,
+    outputs: Any,
+    image_shape: Sequence[int | None],
+    used_names: set[str],
 ) -> dict[str, Any]:
-    """Outputs by task, with an axis of channels, and for classes two logits or more.
+    """Returns outputs by task with an axis of channels; classes have 2 logits or more.
 
     Args:
-      tasks: Those of the outputs.
+      tasks: The tasks of the outputs.
       outputs: Tensors in the model's own structure.
-      image: The shape of a batch of images.
-      taken: The names that new layers must not have.
+      image_shape: The shape of a batch of images.
+      used_names: The names that new layers must not have.
     """
-    found = _by_name(outputs, tasks, tasks, "outputs")
-    for name, output in found.items():
+    by_name = _by_name(outputs, tasks, tasks, "outputs")
+    for name, output in by_name.items():
         task, rank = tasks[name], len(output.shape)
         places = task.places
         if places is None:
-            places, _ = heads_lib.axes_of(output, image)
+            places, _ = heads_lib.axes_of(output, image_shape)
         if rank == 1 + places:
-            free = adapters.free_name(f"{name}_with_channels", taken)
-            output = adapters.ExpandDims(name=free, dtype=output.dtype)(output)
+            layer_name = adapters.free_name(f"{name}_with_channels", used_names)
+            output = adapters.ExpandDims(name=layer_name, dtype=output.dtype)(output)
         if task.discrete and output.shape[-1] == 1:
-            free = adapters.free_name(f"{name}_of_two", taken)
-            output = adapters.TwoLogits(name=free)(output)
-        found[name] = output
-    return found
+            layer_name = adapters.free_name(f"{name}_of_two", used_names)
+            output = adapters.TwoLogits(name=layer_name)(output)
+        by_name[name] = output
+    return by_name
 
 
 def _keys(outputs: Any) -> tuple[str, ...] | None:
-    """The names of outputs in a dict, in the order in which Keras takes lists."""
+    """Returns the names of outputs in a dict, in the order of lists given to Keras."""
     if not isinstance(outputs, Mapping):
         return None
     return tuple(path[0] for path, _ in keras.tree.flatten_with_path(outputs))
 
 
 def _target(task: Task, target: Any) -> tf.Tensor:
-    """A target as losses take it: classes without an axis of one, floats unchecked."""
+    """Returns a target as losses take it: classes without a last axis of size one.
+
+    Classes that are floats are returned as they are, unchecked.
+    """
     target = tf.convert_to_tensor(target)
     if not task.discrete:
         if target.shape.rank == 1 + task.axes and task.channels == 1:
@@ -515,40 +535,42 @@ def _target(task: Task, target: Any) -> tf.Tensor:
     return target if target.dtype.is_floating else tf.cast(target, tf.int32)
 
 
-def _whole(name: str, target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Classes as int32; `InputError` for other numbers (`base.require` for graphs)."""
+def _class_numbers(name: str, target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns classes as int32; `base.require` raises for other numbers."""
     if not target.dtype.is_floating:
         return target
-    soft = (target != tf.round(target)) & (mask != 0)  # Also NaN.
+    is_soft = (target != tf.round(target)) & (mask != 0)  # Also NaN.
 
-    def words():
-        one = tf.boolean_mask(target, soft)[0]
+    def message():
+        example = tf.boolean_mask(target, is_soft)[0]
         return [
             f"Targets of {name} must be class numbers, because the attack raises the "
             "loss of one class at each place; got",
-            one,
+            example,
             "; give whole numbers, and smooth them in the loss: by label_smoothing of "
             "BinaryCrossentropy for one logit, by a loss of your own for several.",
         ]
 
-    with tf.control_dependencies([base.require(~tf.reduce_any(soft), words)]):
+    with tf.control_dependencies([base.require(~tf.reduce_any(is_soft), message)]):
         return tf.cast(target, tf.int32)
 
 
-def _finite(target: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A target with 0 for what is not finite, and a mask without places that had such.
+def _finite_target(target: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the target with 0 for values that are not finite, and the mask.
+
+    The mask leaves out places where any channel is not finite.
 
     Args:
       target: `[batch, *places, channels]`.
       mask: `[batch, *places]`.
     """
-    finite = tf.math.is_finite(target)
-    known = tf.cast(tf.reduce_all(finite, -1), tf.float32)
-    return tf.where(finite, target, 0.0), mask * known
+    is_finite = tf.math.is_finite(target)
+    valid = tf.cast(tf.reduce_all(is_finite, -1), tf.float32)
+    return tf.where(is_finite, target, 0.0), mask * valid
 
 
 def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
-    """Ones, but zeros where weights that are of the target's places are zero."""
+    """Returns ones, but zeros where weights of the target's places are zero."""
     places = tf.shape(target) if task.discrete else tf.shape(target)[:-1]
     if weight is None:
         return tf.ones(places)
@@ -561,7 +583,7 @@ def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
 
 
 def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
-    """The tasks of a model's outputs."""
+    """Returns the tasks of a model's outputs."""
     inputs = getattr(inner, "inputs", None) or [None]
     if len(inputs) > 1:
         raise InputError(
@@ -569,19 +591,21 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
             f"{len(inputs)}: {', '.join(tensor.name for tensor in inputs)}; give "
             "keras.Model(image, model([image, ...])) with the others filled in."
         )
-    given = examples_lib.tasks_given(tasks)
-    if not given:
+    task_list = examples_lib.tasks_given(tasks)
+    if not task_list:
         outputs = getattr(inner, "output", None)
         if not isinstance(outputs, Mapping):
             raise InputError(
                 "tasks must say what the model's outputs are, because they have no "
                 "names: give a name or a Task for each output, in order."
             )
-        given = list(outputs)
-    return tasks_lib.task_set(given)
+        task_list = list(outputs)
+    return tasks_lib.task_set(task_list)
 
 
-def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> None:
+def _check_settings(
+    share: float, batch_norm: str, input_range: tuple[float, float]
+) -> None:
     if not 0 < share <= 1:
         raise InputError(
             f"share must be above 0 and at most 1; got {share}. To train without "
@@ -601,9 +625,9 @@ def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> N
 def _check_statistics(inner: keras.Model, batch_norm: str) -> None:
     """Raises `InputError` for batch norms that TensorFlow cannot keep in step."""
     layers = inner._flatten_layers()
-    shared = any(getattr(layer, "synchronized", False) for layer in layers)
-    mirrored = isinstance(inner.distribute_strategy, tf.distribute.MirroredStrategy)
-    if shared and mirrored and batch_norm == "training":
+    is_shared = any(getattr(layer, "synchronized", False) for layer in layers)
+    is_mirrored = isinstance(inner.distribute_strategy, tf.distribute.MirroredStrategy)
+    if is_shared and is_mirrored and batch_norm == "training":
         raise InputError(
             'batch_norm must be "inference" for synchronized batch norms under a '
             "MirroredStrategy, because the loop of an attack cannot share statistics "

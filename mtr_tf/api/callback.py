@@ -30,7 +30,7 @@ from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import Task
 
-# What is computed once more than numbers, or left on disk.
+# Settings of what is computed only once, is more than numbers, or stays on disk.
 _NOT_IN_TRAINING = (
     *evaluate_lib.LEFT_OUT,
     "source_ckpt",
@@ -86,7 +86,7 @@ class RobustnessCallback(keras.callbacks.Callback):
             that is the worst of several (`worst`, `sea`).
           eps: One radius or several.
           attack_tasks: The tasks to attack together: "all", "seg+depth", ...
-          every: Attack after every so many epochs; other epochs have no such numbers.
+          every: Number of epochs between attacks; other epochs have no such numbers.
           log_dir: A folder for TensorBoard's files; None: write nothing.
           heads: Which output is which task, if the names do not show it.
           facts: What a data function returns besides its splits (docs/own_data.md).
@@ -153,11 +153,11 @@ class RobustnessCallback(keras.callbacks.Callback):
             self._board.flush()
 
     def _run(self) -> dict[str, Numbers]:
-        """{"clean" or "adv...": {task: {metric: value}}} of the model as it is now."""
-        if self._job is None or not self._follows(self._job):
+        """Returns {"clean" or "adv...": {task: {metric: value}}} of the model now."""
+        if self._job is None or not self._shares_variables(self._job):
             self._job = self._make_job()
             self._evaluators = list(_evaluators(self._job))
-        subject, found = self._job.subject, {}
+        subject, numbers = self._job.subject, {}
         for name, cell, evaluator in self._evaluators:
             evaluation = evaluator.run(
                 subject.columns,
@@ -166,15 +166,15 @@ class RobustnessCallback(keras.callbacks.Callback):
                 numbers=cell.numbers if cell else (),
             )
             rows = evaluation.attacked if cell else evaluation.clean
-            found[name] = evaluator_lib.values(rows, subject.tasks)
-        return found
+            numbers[name] = evaluator_lib.values(rows, subject.tasks)
+        return numbers
 
     def _make_job(self) -> Job:
-        """The command's job of the model in training."""
-        if self._job is not None:  # What was read is not read again.
+        """Returns the command's job for the model in training."""
+        if self._job is not None:  # Examples are read only once.
             subject = self._job.subject
             self._examples = Source(subject.info, lambda split: subject.columns)
-        with prepared.quiet():  # A model at chance is no news here.
+        with prepared.quiet():  # A model at chance needs no warning here.
             return evaluate_lib.job_of(
                 self.model,
                 self._examples,
@@ -185,18 +185,20 @@ class RobustnessCallback(keras.callbacks.Callback):
                 pathlib.Path(),  # Nothing is written.
             )
 
-    def _follows(self, job: Job) -> bool:
-        """Whether what the job attacks has the variables that are trained.
+    def _shares_variables(self, job: Job) -> bool:
+        """Whether the job attacks a model with the variables that are trained.
 
-        A layer whose softmax is taken off, for example, is a copy.
+        A layer whose softmax is removed, for example, is a copy.
         """
-        trained = {id(variable) for variable in self.model.variables}
-        return all(id(variable) in trained for variable in job.subject.model.variables)
+        trained_ids = {id(variable) for variable in self.model.variables}
+        return all(
+            id(variable) in trained_ids for variable in job.subject.model.variables
+        )
 
     def _show(self, name: str, numbers: Numbers, epoch: int) -> None:
         """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`.
 
-        The run is that in which Keras's own callback shows validation.
+        The run is the one in which Keras's own callback shows validation.
         """
         if self._folder is None or self._job is None:
             return
@@ -205,9 +207,9 @@ class RobustnessCallback(keras.callbacks.Callback):
             self._board = Board(self._folder / "validation", tasks=subject.tasks)
             self._board.layout(tensorboard.layout(subject.tasks, ()))
         kind = name.replace("adv", tensorboard.ATTACKED, 1).replace("_", " ")
-        about = f"On {subject.num_examples} images; step: epoch."
+        description = f"On {subject.num_examples} images; step: epoch."
         scalars = tensorboard.evaluation_scalars(numbers)
-        self._board.scalars(scalars, epoch, kind, about, subject.info.units)
+        self._board.scalars(scalars, epoch, kind, description, subject.info.units)
         self._board.flush()
 
 

@@ -35,18 +35,20 @@ def train_model(**settings: Any) -> pathlib.Path | str:
 
     Returns:
       The run directory; `keras.saving.load_model(folder / "model.keras")` is the model.
-      Where `workdir` is an address, that.
+      If `workdir` is an address, that address.
 
     Raises:
       InputError: The settings or the data cannot be used, or training diverges.
     """
     names = {field.name for field in dataclasses.fields(RunPlace)}
-    place = {name: value for name, value in settings.items() if name in names}
-    rest = {name: value for name, value in settings.items() if name not in names}
-    config = settings_lib.record(TrainConfig, rest)
-    where = settings_lib.record(RunPlace, place)
-    workdir = where.workdir or directory.default_workdir(config)
-    train.main(config, where)
+    place_settings = {name: value for name, value in settings.items() if name in names}
+    train_settings = {
+        name: value for name, value in settings.items() if name not in names
+    }
+    config = settings_lib.record(TrainConfig, train_settings)
+    run_place = settings_lib.record(RunPlace, place_settings)
+    workdir = run_place.workdir or directory.default_workdir(config)
+    train.main(config, run_place)
     return remote.shown(workdir)
 
 

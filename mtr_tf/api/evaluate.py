@@ -42,11 +42,11 @@ from mtr_tf.runs.workers import Workers
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
-# What names model and results for the command, and for processes of its own.
+# Flags that name the command's model and results, or start other processes.
 LEFT_OUT = (
     "ckpt",
     "name",
-    "out",  # Of the command: the call has an argument of that name.
+    "out",  # The command's flag: the call has an argument of that name.
     "format",
     "deterministic",
     "export_predictions",
@@ -84,13 +84,13 @@ def evaluate(
     Args:
       model: A Keras model, or any function of images `[batch, height, width, channels]`
         in [0, 1] that returns outputs: a dict, a list, a tuple, or a single one. Or the
-        path of a run or a file, as for the command's --ckpt. Of an `AdversarialModel`
-        it is the model that is trained. One that was made under a `MirroredStrategy`
-        is attacked on its replicas.
+        path of a run or a file, as for the command's --ckpt. For an
+        `AdversarialModel`, the model that it trains is attacked. A model that was made
+        under a `MirroredStrategy` is attacked on its replicas.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
         `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
-        ...}`, what the model takes beside the image. Images are uint8 or floats in [0,
+        ...}`, which the model takes besides images. Images are uint8 or floats in [0,
         1]. Targets without names are in the order of `tasks`. Or the name of a data
         set, as for the command's --dataset; None: the one that the run was trained on.
       tasks: The tasks of the outputs: names of the paper's tasks, or your own, such as
@@ -114,32 +114,32 @@ def evaluate(
     Raises:
       InputError: The settings, the model and the examples do not fit together.
     """
-    given = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
+    flags = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
     with contextlib.ExitStack() as stack:
         stack.enter_context(remote.copies())
-        passes = out is None or files.is_remote(out)  # The folder goes away.
+        is_temporary = out is None or files.is_remote(out)
         folder = out or stack.enter_context(tempfile.TemporaryDirectory())
         folder = remote.local(folder, "out")
-        job = job_of(model, examples, tasks, heads, facts, given, folder)
+        job = job_of(model, examples, tasks, heads, facts, flags, folder)
         outcome = job.run(write=out is not None)
-        attacked = outcome.attacked
-        if attacked and passes:
-            attacked = dataclasses.replace(
-                attacked,
-                clean=cell_files.held(attacked.clean),
-                results=[cell_files.held(result) for result in attacked.results],
+        attack_results = outcome.attacked
+        if attack_results and is_temporary:
+            attack_results = dataclasses.replace(
+                attack_results,
+                clean=cell_files.held(attack_results.clean),
+                results=[cell_files.held(result) for result in attack_results.results],
             )
-    records = attacked.records if attacked else []
-    if out is None:  # Where nothing is written, no files are told of.
+    records = attack_results.records if attack_results else []
+    if out is None:  # Nothing is written, so records name no files.
         records = [record | {"rows": "", "clean_rows": ""} for record in records]
     return Results(
         job.title,
         records,
         outcome.measures,
-        attacked.clean if attacked else None,
-        attacked.results if attacked else [],
+        attack_results.clean if attack_results else None,
+        attack_results.results if attack_results else [],
         remote.shown(out) if out is not None else None,
-        attacked.consistency if attacked else [],
+        attack_results.consistency if attack_results else [],
         job.config.metrics,
         gallery.class_colors(job.subject.tasks.values(), job.subject.info),
         job.details,
@@ -155,7 +155,7 @@ def job_of(
     settings: Mapping[str, Any],
     folder: pathlib.Path,
 ) -> Job:
-    """The command's job for objects in memory; arguments are those of `evaluate`.
+    """Returns the command's job for objects in memory; `evaluate` has the arguments.
 
     Raises:
       InputError: They do not fit together.
@@ -166,66 +166,66 @@ def job_of(
                 f"{name} is a flag of the command only, not of the Python function; "
                 "leave it out."
             )
-    listed = examples_lib.tasks_given(tasks)
-    own = [task for task in listed if isinstance(task, Task)]
-    names = [task.name if isinstance(task, Task) else task for task in listed]
+    task_list = examples_lib.tasks_given(tasks)
+    own_tasks = [task for task in task_list if isinstance(task, Task)]
+    names = [task.name if isinstance(task, Task) else task for task in task_list]
     if isinstance(heads, Mapping):
-        own += [task for task in heads.values() if isinstance(task, Task)]
+        own_tasks += [task for task in heads.values() if isinstance(task, Task)]
         heads = {o: getattr(t, "name", t) for o, t in heads.items()}
     facts = dict(facts or {})
     _check_facts(facts, examples)
-    own = _with_declared(own, facts)
-    given: dict[str, Any] = {**DEFAULTS, **settings}
+    own_tasks = _add_declared(own_tasks, facts)
+    flags: dict[str, Any] = {**DEFAULTS, **settings}
     if heads:
-        given["heads"] = heads
+        flags["heads"] = heads
     if isinstance(model, AdversarialModel):
         model = model.inner
-    path = isinstance(model, str | os.PathLike)
-    by_name = examples is None or isinstance(examples, str)
-    if by_name and own:
+    is_path = isinstance(model, str | os.PathLike)
+    is_named = examples is None or isinstance(examples, str)
+    if is_named and own_tasks:
         raise InputError(
             'tasks of your own must be declared with examples, or in the "tasks" of '
             "the data function; give only their names here."
         )
     if isinstance(examples, str):
-        given["dataset"] = examples
-    elif not by_name and not isinstance(examples, Source):  # Or read already.
+        flags["dataset"] = examples
+    elif not is_named and not isinstance(examples, Source):  # They are not read yet.
         for name in _OF_DATA:
-            if given.get(name):
+            if flags.get(name):
                 raise InputError(
                     f"{name} is only for named data sets, but you gave examples; "
                     "leave it out."
                 )
-    given["ckpt"] = os.fspath(model) if path else _name(model)
-    given |= {"tasks": names, "deterministic": False}
-    config = settings_lib.record(AttackConfig, given)
-    if not path:
+    flags["ckpt"] = os.fspath(model) if is_path else _model_name(model)
+    flags |= {"tasks": names, "deterministic": False}
+    config = settings_lib.record(AttackConfig, flags)
+    if not is_path:
         file = model_files.of_object(model, "the model", "model")
     else:
-        is_file = not by_name and loading.is_own(config.ckpt)
+        is_file = not is_named and loading.is_own(config.ckpt)
         file = loading.own_file(config.ckpt) if is_file else None
-    if examples is None and not (path or config.dataset):
+    if examples is None and not (is_path or config.dataset):
         raise InputError(
             "examples must be an iterable of examples or batches, or the name of a "
             "data set, and none was given."
         )
-    if by_name:
+    if is_named:
         source = None
-    elif isinstance(examples, Source):  # Whose own tasks have their classes.
-        source = dataclasses.replace(examples, declared=own)
+    elif isinstance(examples, Source):  # Its tasks have their classes.
+        source = dataclasses.replace(examples, declared=own_tasks)
     else:
         if file:
-            own = _with_classes(file, own, names, config, "classes" in facts)
+            own_tasks = _add_classes(file, own_tasks, names, config, "classes" in facts)
         source = examples_lib.open_source(
-            examples, own, names, facts, config.split, config.num_examples
+            examples, own_tasks, names, facts, config.split, config.num_examples
         )
     return attack_job.resolve(config, source, file, folder, _workers(model))
 
 
 def _workers(model: Any) -> Workers | None:
-    """The replicas that a model was made on, as no other strategy can read its weights.
+    """Returns the replicas that a model was made on; None if it was made on none.
 
-    None: it was made on none.
+    No other strategy can read its weights.
     """
     strategy = getattr(model, "distribute_strategy", None)
     is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
@@ -233,7 +233,7 @@ def _workers(model: Any) -> Workers | None:
 
 
 def _check_facts(facts: Mapping[str, Any], examples: Any) -> None:
-    """Raises `InputError` where facts are said of other data than the examples."""
+    """Raises `InputError` if facts are given for other data than examples in memory."""
     if facts and (examples is None or isinstance(examples, str)):
         raise InputError(
             "facts are only for examples in memory, but you gave the name of a data "
@@ -248,46 +248,51 @@ def _check_facts(facts: Mapping[str, Any], examples: Any) -> None:
         )
 
 
-def _with_declared(own: Sequence[Task], facts: dict[str, Any]) -> list[Task]:
-    """Tasks of one's own, and those of facts, which are taken out there."""
-    declared = facts_lib.declared(facts).replaced(*own) if "tasks" in facts else {}
+def _add_declared(tasks: Sequence[Task], facts: dict[str, Any]) -> list[Task]:
+    """Returns the user's own tasks and those in `facts`, which it removes there."""
+    declared_tasks = (
+        facts_lib.declared(facts).replaced(*tasks) if "tasks" in facts else {}
+    )
     facts.pop("tasks", None)
-    return list(dict.fromkeys([*own, *declared.values()]))
+    return list(dict.fromkeys([*tasks, *declared_tasks.values()]))
 
 
-def _with_classes(
+def _add_classes(
     file: File,
-    own: Sequence[Task],
+    own_tasks: Sequence[Task],
     names: Sequence[str],
     config: AttackConfig,
-    named: bool,
+    has_class_names: bool,
 ) -> list[Task]:
-    """Tasks of one's own, and those that a model's heads make, with their classes.
+    """Returns the user's own tasks and those of a model's heads, with their classes.
 
-    Examples need not show all classes: there are as many as the model has logits for,
-    unless all are `named`. The model's own targets are of any of its tasks.
+    Examples need not show all classes: a task has as many as the model has logits for,
+    unless facts name them (`has_class_names`). The model's own outputs as targets can
+    be of any of its tasks.
     """
-    model, known = file.model, tasks_lib.TASKS.replaced(*own)
+    model, all_tasks = file.model, tasks_lib.TASKS.replaced(*own_tasks)
     any_task = config.targets == OWN_TARGETS
     if not adapters.is_functional(model):
-        asked = known.select(names) if any_task and names else {}
-        return list(dict.fromkeys([*own, *asked.values()]))
-    if len(model.inputs) == 1:  # Its outputs' channels come last then.
+        selection = all_tasks.select(names) if any_task and names else {}
+        return list(dict.fromkeys([*own_tasks, *selection.values()]))
+    if len(model.inputs) == 1:  # Then its outputs have channels last.
         model = model_files.functional(file, None, config.channels_first)
-    asked = parse_heads(config.heads)
-    heads = heads_lib.find(file.name, model, asked, known, names, "--heads")
-    found = {task.name: task for task in own}
+    selection = parse_heads(config.heads)
+    heads = heads_lib.find(file.name, model, selection, all_tasks, names, "--heads")
+    tasks = {task.name: task for task in own_tasks}
     for name, task in heads.tasks.items():
-        if task.discrete and task.channels is None and not named:
+        if task.discrete and task.channels is None and not has_class_names:
             output = heads.outputs[name].tensor
             count = heads_lib.classes_of(output, heads_lib.image_shape(model))
             task = task.bound(channels=count)
-        found[name] = task
-    usual = {} if any_task else tasks_lib.TASKS
-    return [task for task in found.values() if task is not usual.get(task.name)]
+        tasks[name] = task
+    standard_tasks = {} if any_task else tasks_lib.TASKS
+    return [
+        task for task in tasks.values() if task is not standard_tasks.get(task.name)
+    ]
 
 
-def _name(model: Any) -> str:
+def _model_name(model: Any) -> str:
     name = getattr(model, "name", None) or getattr(model, "__name__", "")
-    by_keras = re.fullmatch(r"(functional|sequential)(_\d+)?", name)
-    return "the model" if by_keras or not name else name
+    is_default = re.fullmatch(r"(functional|sequential)(_\d+)?", name)
+    return "the model" if is_default or not name else name

@@ -46,11 +46,11 @@ def open_source(
 
     Args:
       examples: What `one_by_one` takes.
-      tasks: Those of the user's own, in place of any among the facts.
-      names: Of the tasks, in the order of targets that have no names.
-      facts: What a data function says beside its splits (docs/own_data.md).
-      split: What the examples are called.
-      count: How many are read; 0: all.
+      tasks: The user's own tasks, which replace those in the facts.
+      names: Names of the tasks, in the order of targets that have no names.
+      facts: What a data function returns besides its splits (docs/own_data.md).
+      split: Name of the split that the examples form.
+      count: How many examples are read; 0: all.
 
     Raises:
       InputError: They do not have the form described in docs/own_data.md.
@@ -64,16 +64,16 @@ def open_source(
             "The examples must end if all are taken (num_examples=0), but their "
             "tf.data.Dataset repeats forever; leave out .repeat(), or say how many."
         )
-    few = First(one_by_one(examples, names, TASKS.replaced(*tasks)), count)
-    given: dict[str, Any] = {split: few, **facts}
+    first_examples = First(one_by_one(examples, names, TASKS.replaced(*tasks)), count)
+    content: dict[str, Any] = {split: first_examples, **facts}
     if tasks:
-        given["tasks"] = list(tasks)
-    source = reading.open_given(NAME, given)
-    return dataclasses.replace(source, is_cut=few.is_cut)
+        content["tasks"] = list(tasks)
+    source = reading.open_given(NAME, content)
+    return dataclasses.replace(source, is_cut=first_examples.is_cut)
 
 
 def one_by_one(
-    examples: Any, names: Sequence[str] = (), known: TaskSet = TASKS
+    examples: Any, names: Sequence[str] = (), all_tasks: TaskSet = TASKS
 ) -> Iterator[dict[str, Any]]:
     """Yields {"image", "targets", "masks", "inputs"} of each example.
 
@@ -82,17 +82,21 @@ def one_by_one(
         or a `keras.utils.PyDataset`.
       names: Names of the tasks, in the order of targets that have no names; if targets
         have names, only these are used. Empty: all.
-      known: Tasks whose other names may be used, too.
+      all_tasks: Tasks whose other names may be used, too.
 
     Raises:
       InputError: They have another form, targets have no names, a mask has no target,
         or the rows of a batch are not as many as its images.
     """
-    names = canonical(names, known.values()) if names else ()
+    names = canonical(names, all_tasks.values()) if names else ()
     for part in _parts(examples):
-        image, targets, masks = _triple(part, names, known)
-        given = part.get("inputs") if isinstance(part, Mapping) else None
-        inputs = _arrays("input", given) if isinstance(given, Mapping) else given
+        image, targets, masks = _triple(part, names, all_tasks)
+        raw_inputs = part.get("inputs") if isinstance(part, Mapping) else None
+        inputs = (
+            _arrays("input", raw_inputs)
+            if isinstance(raw_inputs, Mapping)
+            else raw_inputs
+        )
         inputs = {} if inputs is None else inputs
         if np.ndim(image) != _BATCH:
             yield {
@@ -113,7 +117,7 @@ def one_by_one(
 
 
 def _check_rows(parts: Mapping[str, Any], count: int) -> None:
-    """Raises `InputError` unless there are so many of each target, mask and input."""
+    """Raises `InputError` unless each target, mask and input has `count` rows."""
     for what, values in parts.items():
         if not isinstance(values, Mapping):
             raise InputError(
@@ -131,7 +135,7 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
 
 
 def tasks_given(tasks: str | Iterable[str | Task]) -> Sequence[str | Task]:
-    """All that a parameter `tasks` names, one by one: a task or name, or several."""
+    """Returns the tasks or names in a parameter `tasks`: one of them, or several."""
     if isinstance(tasks, str):
         return tasks.split(",")
     if isinstance(tasks, Task):
@@ -140,7 +144,7 @@ def tasks_given(tasks: str | Iterable[str | Task]) -> Sequence[str | Task]:
 
 
 def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
-    """Gives values the names of tasks.
+    """Returns values by the names of tasks.
 
     Args:
       values: A dict by task, a list in the order of `names`, or, for a single task, its
@@ -154,21 +158,21 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     if isinstance(values, Mapping):
         if not values:  # For targets="own" there may be none.
             return {}
-        known = [name for name in names if name in values] if names else list(values)
-        if names and not known:
+        keys = [name for name in names if name in values] if names else list(values)
+        if names and not keys:
             raise InputError(
                 f"The {what} must be named after the tasks ({', '.join(names)}); got "
                 f"{', '.join(map(str, values)) or 'none'}."
             )
-        return {name: values[name] for name in known}
-    listed = values if isinstance(values, list | tuple) else [values]
-    if len(listed) != len(names):
+        return {name: values[name] for name in keys}
+    items = values if isinstance(values, list | tuple) else [values]
+    if len(items) != len(names):
         raise InputError(
             f"The {what} must be a dict by task, or a list with one for each task, in "
-            f"order; got {len(listed)} for {len(names)} "
+            f"order; got {len(items)} for {len(names)} "
             f"tasks{': ' + ', '.join(names) if names else '; name them by tasks='}."
         )
-    return dict(zip(names, listed, strict=True))
+    return dict(zip(names, items, strict=True))
 
 
 def check_named(values: Any, targets: Collection[str], what: str) -> None:
@@ -176,7 +180,7 @@ def check_named(values: Any, targets: Collection[str], what: str) -> None:
 
     Args:
       values: By name; anything else is not checked.
-      targets: The names of all targets that there are.
+      targets: The names of all targets.
       what: What a value is, in words.
     """
     for name in values if isinstance(values, Mapping) else ():
@@ -189,7 +193,7 @@ def check_named(values: Any, targets: Collection[str], what: str) -> None:
 
 
 def _parts(examples: Any) -> Iterable[Any]:
-    """Examples or batches, as they come."""
+    """Returns the examples or batches in their order."""
     if _is_batch(examples):
         return [examples]
     if hasattr(examples, "as_numpy_iterator"):
@@ -218,12 +222,12 @@ def _is_batch(examples: Any) -> bool:
 
 
 def _triple(
-    part: Any, names: Sequence[str], known: TaskSet
+    part: Any, names: Sequence[str], all_tasks: TaskSet
 ) -> tuple[np.ndarray, dict, dict]:
-    """Image or images, targets and masks by task."""
+    """Returns an image or images, and targets and masks by task."""
     if isinstance(part, Mapping):
-        unknown = set(part) - {"image", "targets", "masks", "name", "inputs"}
-        if unknown or "image" not in part:
+        unknown_keys = set(part) - {"image", "targets", "masks", "name", "inputs"}
+        if unknown_keys or "image" not in part:
             raise InputError(
                 'An example must have "image" and "targets" (none for targets="own"), '
                 'and may have "masks" and "inputs"; got '
@@ -232,8 +236,8 @@ def _triple(
         image, targets = part["image"], part.get("targets", {})
         masks = part.get("masks")
     elif isinstance(part, tuple | list) and len(part) in (2, 3):
-        image, targets, *rest = part
-        masks = rest[0] if rest else None
+        image, targets, *mask_list = part
+        masks = mask_list[0] if mask_list else None
     elif hasattr(part, "shape") and len(part.shape) in (_BATCH - 1, _BATCH):
         image, targets, masks = part, {}, None  # For targets="own".
     else:
@@ -242,29 +246,32 @@ def _triple(
             "targets) or (image, targets, masks); got one of type "
             f"{type(part).__name__}."
         )
-    given = targets if isinstance(targets, Mapping) else ()
-    targets, masks = _full_names(targets, known), _full_names(masks, known, given)
-    there = list(targets) if isinstance(targets, Mapping) else names
+    raw_targets = targets if isinstance(targets, Mapping) else ()
+    targets, masks = (
+        _full_names(targets, all_tasks),
+        _full_names(masks, all_tasks, raw_targets),
+    )
+    mask_names = list(targets) if isinstance(targets, Mapping) else names
     targets = by_task(targets, names, "targets")
-    check_named(masks, there, "mask")
-    if isinstance(masks, Mapping):  # Of targets that are not asked for there may be.
+    check_named(masks, mask_names, "mask")
+    if isinstance(masks, Mapping):  # There may be masks of other targets.
         masks = {name: mask for name, mask in masks.items() if name in targets}
-    masks = {} if masks is None else by_task(masks, names or there, "masks")
+    masks = {} if masks is None else by_task(masks, names or mask_names, "masks")
     return _array("image", image), _arrays("target", targets), _arrays("mask", masks)
 
 
-def _full_names(values: Any, known: TaskSet, targets: Collection[Any] = ()) -> Any:
-    """Values by task under the tasks' full names; others as they are.
+def _full_names(values: Any, all_tasks: TaskSet, targets: Collection[Any] = ()) -> Any:
+    """Returns values by task under the tasks' full names; other values unchanged.
 
-    `targets`: of masks, the names of the targets as they were given.
+    For masks, `targets` are the names of the targets as they were given.
     """
     if not isinstance(values, Mapping) or not values:
         return values
-    full = {key: canonical([str(key)], known.values())[0] for key in values}
-    # Another name of a task that is there itself may be of something else.
+    full_names = {key: canonical([str(key)], all_tasks.values())[0] for key in values}
+    # If a task's full name is present too, its other name may mean something else.
     names = [
         key if name in values or (key in targets and name in targets) else name
-        for key, name in full.items()
+        for key, name in full_names.items()
     ]
     return dict(zip(canonical(names, ()), values.values(), strict=True))
 

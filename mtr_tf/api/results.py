@@ -26,7 +26,7 @@ from mtr_tf.show import style
 from mtr_tf.show import tables
 
 _FORMATS = FORMAT.metadata["choices"]
-_WIDTH = 100  # Characters of a table, unless told.
+_WIDTH = 100  # Default width of a table in characters.
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -42,15 +42,15 @@ class Results:
       title: What was attacked.
       records: One record per attack, radius, attacked group, task and metric, as in
         `results.json` (docs/reading_results.md).
-      measures: The records of `measure=`; `measures.json` has earlier ones, too.
+      measures: The records of `measure=`; `measures.json` also has earlier ones.
       clean: Results on the clean images: scores, rows per image, painted examples.
       attacked: The same for each attack.
       folder: The folder or address that `out` named, where everything is written; None:
         nowhere.
       consistency: How well outputs fit each other (docs/reading_results.md).
-      more: Further metrics that were asked for, `metrics=`.
+      more: Further metrics, as given by `metrics=`.
       colors: What the colors of tasks with a class for each pixel mean in galleries.
-      details: What plots and galleries say of all attacks beside their names.
+      details: Text on all attacks in plots and galleries, besides their names.
     """
 
     title: str
@@ -85,8 +85,8 @@ class Results:
                 f"format must be one of {', '.join(_FORMATS)}; got {format!r}."
             )
         if format in tables.RECORDS:
-            found = self.records or self.measures
-            return tables.as_records(format, found) if found else ""
+            records = self.records or self.measures
+            return tables.as_records(format, records) if records else ""
         parts, is_text, more = [], format == "text", self.more
         if self.records and is_text:
             parts.append(tables.about(self.title, self.records, width, more))
@@ -95,8 +95,8 @@ class Results:
         if self.consistency and is_text:
             parts.append(tables.consistency(self.consistency))
         if self.measures:
-            measured = tables.measures(self.measures)
-            parts.append(measured if is_text else f"```text\n{measured}\n```")
+            text = tables.measures(self.measures)
+            parts.append(text if is_text else f"```text\n{text}\n```")
         return "\n\n".join(parts)
 
     def to_pandas(self) -> Any:
@@ -116,7 +116,7 @@ class Results:
         Args:
           path: A .png, .pdf or .svg file to write it into, too.
         """
-        return _drawn(lambda: curves.of_run(self._attacks(), self.details), path)
+        return _draw_figure(lambda: curves.of_run(self._attacks(), self.details), path)
 
     def gallery(self, path: str | os.PathLike | None = None) -> Figure:
         """Draws a few images and their outputs, clean and attacked.
@@ -127,10 +127,10 @@ class Results:
           path: A .png, .pdf or .svg file to write it into, too.
         """
         self._attacks()
-        shown = gallery.shown_result(self.attacked)
-        clean = self.clean or shown
-        given = (clean, shown, self.colors, self.details)
-        return _drawn(lambda: gallery.of_run(*given), path)
+        result = gallery.shown_result(self.attacked)
+        clean = self.clean or result
+        arguments = (clean, result, self.colors, self.details)
+        return _draw_figure(lambda: gallery.of_run(*arguments), path)
 
     def _attacks(self) -> Sequence[Record]:
         if not self.records:
@@ -151,7 +151,7 @@ class Results:
         return f"<pre>{html.escape(self.table())}</pre>"
 
 
-def _drawn(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
+def _draw_figure(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
     if path is not None:
         files.check_local("path", path)
         files.check_picture("path", path)

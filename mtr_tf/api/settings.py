@@ -20,11 +20,11 @@ from mtr_tf.errors import did_you_mean
 
 S = TypeVar("S", bound=Settings)
 F = TypeVar("F", bound=Callable[..., Any])
-_PLACE = "**settings:"  # Begins the line of a docstring that settings are told in.
+_PLACE = "**settings:"  # Begins the line of a docstring that the settings replace.
 
 
-def record(kind: type[S], given: Mapping[str, Any]) -> S:
-    """The settings of a command, from Python values.
+def record(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Returns the settings of a command from Python values.
 
     A list may also be a single value, or a string as for the flag (`"seg,depth"`), or a
     dict if the flag has pairs (`{"seg": 1}` for `seg:1`). A path may be a
@@ -34,29 +34,32 @@ def record(kind: type[S], given: Mapping[str, Any]) -> S:
       InputError: A setting does not exist, or cannot have that value.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in given:
+    for name in values:
         if name not in fields:
             hint = did_you_mean(name, fields)
-            listed = hint or f" The settings are {', '.join(fields)}."
-            raise InputError(f"There is no setting {name!r}.{listed}")
+            suggestion = hint or f" The settings are {', '.join(fields)}."
+            raise InputError(f"There is no setting {name!r}.{suggestion}")
     return kind.from_dict(
-        {name: _value(fields[name], value) for name, value in given.items()}
+        {name: _value(fields[name], value) for name, value in values.items()}
     )
 
 
 def _value(field: dataclasses.Field, value: Any) -> Any:
-    """What a record takes for a field."""
+    """Returns a value in the form that a record takes for a field."""
     if hasattr(value, "item") and not getattr(value, "ndim", 0):
         value = value.item()  # A scalar of NumPy.
     if isinstance(field.default, tuple):
-        kinds = {"float": float, "int": _whole}
-        convert = next((kinds[of] for of in kinds if of in str(field.type)), str)
+        kinds = {"float": float, "int": _to_int}
+        convert = next(
+            (kinds[type_name] for type_name in kinds if type_name in str(field.type)),
+            str,
+        )
         try:
             return tuple(map(convert, several(value)))
         except (ValueError, TypeError, OverflowError) as error:
-            whole = "whole " if convert is _whole else ""
+            kind = "whole " if convert is _to_int else ""
             raise InputError(
-                f"{field.name} must be a {whole}number or a list of {whole}numbers; "
+                f"{field.name} must be a {kind}number or a list of {kind}numbers; "
                 f"got {value!r}."
             ) from error
     if field.name in ("image_size", "crop") and not isinstance(value, str):
@@ -66,8 +69,8 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> int:
-    """An int of the same value; raises as int does, also for other numbers."""
+def _to_int(value: Any) -> int:
+    """Returns an int of the same value; raises as int does, also for fractions."""
     number = int(value)
     if not isinstance(value, str) and number != value:
         raise ValueError(value)
@@ -75,7 +78,7 @@ def _whole(value: Any) -> int:
 
 
 def several(value: Any) -> Iterable[Any]:
-    """The parts of a value for a flag that takes a list."""
+    """Returns the parts of a value for a flag that takes a list."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, Mapping):
@@ -100,31 +103,37 @@ def shown(
     Args:
       *kinds: The records that have them.
       without: Settings that the function does not take, or describes itself.
-      defaults: The function's own defaults, where they are not the command's.
+      defaults: The function's own defaults, if they differ from the command's.
     """
-    changed = defaults or {}
+    new_defaults = defaults or {}
     fields = [field for kind in kinds for field in dataclasses.fields(kind)]
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-        names = {*without, *(p.name for p in own)}
-        more = [field for field in fields if field.name not in names]
-        own += [
+        parameters = [
+            p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD
+        ]
+        names = {*without, *(p.name for p in parameters)}
+        extra_fields = [field for field in fields if field.name not in names]
+        parameters += [
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=changed.get(field.name, field.default),
+                default=new_defaults.get(field.name, field.default),
             )
-            for field in more
+            for field in extra_fields
         ]
         # pyrefly: ignore[missing-attribute]
-        function.__signature__ = signature.replace(parameters=own)
+        function.__signature__ = signature.replace(parameters=parameters)
         lines = []
         for line in (function.__doc__ or "").splitlines():
-            before, place, _ = line.partition(_PLACE)  # As deep as Python left it.
-            if place:
-                lines += [_about(field, changed, before) for field in more]
+            # The indent is as deep as Python left it.
+            indent, marker, _ = line.partition(_PLACE)
+            if marker:
+                lines += [
+                    _setting_lines(field, new_defaults, indent)
+                    for field in extra_fields
+                ]
             else:
                 lines.append(line)
         function.__doc__ = "\n".join(lines)
@@ -133,8 +142,10 @@ def shown(
     return decorate
 
 
-def _about(field: dataclasses.Field, defaults: Mapping[str, Any], indent: str) -> str:
-    """A setting's lines in a docstring."""
+def _setting_lines(
+    field: dataclasses.Field, defaults: Mapping[str, Any], indent: str
+) -> str:
+    """Returns a setting's lines in a docstring."""
     text = f"{field.name}: {field.metadata['help']}"
     if field.name in defaults:
         text += f" The default here is {defaults[field.name]!r}."

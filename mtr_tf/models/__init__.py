@@ -103,7 +103,7 @@ def build(
 
     The weights are a pure function of (seed, layer name), so nets with the same seed
     start with the same encoder, and with the same heads for the tasks that they share.
-    Stages that a task has to itself start as the shared ones would.
+    A task's own stages start as shared ones would.
 
     Args:
       name: Key of MODELS.
@@ -112,15 +112,15 @@ def build(
       image_shape: (height, width, channels). The sides must be multiples of the model's
         stride (32 for ResNets, 8 for DRNs, 4 for the others), or None for any such
         multiple.
-      num_classes: Number of classes for tasks with classes that do not say how many
-        they have; may be None if there are no such tasks.
+      num_classes: Number of classes of tasks that have classes but do not say how many;
+        may be None if there are no such tasks.
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task its own decoder; "shared" gives it only its
         own last convolution.
-      shared_stages: How many stages of the encoder all tasks share, from the image on;
-        each task has the others, named encoder_TASK_..., to itself. None: all; 0:
-        tasks share no weights. ResNets have 5 stages (the stem and layers 1 to 4), DRNs
-        6 (layers 0 to 5), small 3 and tiny 2.
+      shared_stages: How many stages of the encoder all tasks share, counted from the
+        image; each task has its own copy of the others, named encoder_TASK_.... None:
+        all; 0: tasks share no weights. ResNets have 5 stages (the stem and layers 1 to
+        4), DRNs 6 (layers 0 to 5), small 3 and tiny 2.
       mean: What the layer "normalize" subtracts from images in [0, 1], per channel;
         None: 0.5 for each.
       std: What it then divides by, per channel; None: 0.25 for each.
@@ -154,9 +154,9 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     """Returns the mean and std that `build` gave a model, one number per channel.
 
     Raises:
-      InputError: It was not built by `build`.
+      InputError: The model was not built by `build`.
     """
-    layer = next((each for each in model.layers if each.name == "normalize"), None)
+    layer = next((layer for layer in model.layers if layer.name == "normalize"), None)
     scale, offset = (getattr(layer, part, None) for part in ("scale", "offset"))
     if not isinstance(scale, list | tuple) or not isinstance(offset, list | tuple):
         raise InputError(
@@ -176,10 +176,10 @@ def mean_and_std(
 
 
 def check_stages(name: str, decoders: str, shared_stages: int | None) -> None:
-    """Raises `InputError` unless there is such a model that can share so many stages.
+    """Raises `InputError` unless the model exists and can share this many stages.
 
     Args:
-      name: Of the model.
+      name: Key of MODELS.
       decoders: As for `build`.
       shared_stages: As for `build`.
     """
@@ -187,12 +187,12 @@ def check_stages(name: str, decoders: str, shared_stages: int | None) -> None:
 
 
 def check_image_size(name: str, size: Sequence[int | None]) -> None:
-    """Raises `InputError` unless a model takes pictures of size (height, width)."""
+    """Raises `InputError` unless a model takes images of size (height, width)."""
     check_image_shape(name, (*size, 3), _architecture(name).stride)
 
 
 def _task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
-    """Tasks as a set, each of another name, at least one."""
+    """Returns the tasks as a set: one or more, with distinct names."""
     if isinstance(tasks, str | Mapping):
         return task_set(tasks)
     tasks = tuple(tasks)

@@ -20,13 +20,13 @@ from absl import logging
 from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.models import stateless
 
-CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are looked at.
+CHANNELS = (1, 2, 3, 4)  # Sizes that mark an axis of images as channels.
 
 
 def is_functional(model: Any) -> bool:
-    """Whether it is a Keras model that does what its graph of layers says.
+    """Whether it is a Keras model that computes exactly its graph of layers.
 
-    One with a `call` of its own need not, though it may have such a graph.
+    A model with its own `call` may have such a graph without following it.
     """
     return bool(
         isinstance(model, keras.Model)
@@ -37,35 +37,35 @@ def is_functional(model: Any) -> bool:
 
 
 def inputs_of(model: Any) -> Sequence[keras.KerasTensor]:
-    """What a Keras model was made of; () where that is not known, or it is none."""
+    """Returns a Keras model's symbolic inputs; () if unknown, or for other objects."""
     is_model = isinstance(model, keras.Model)
     return (getattr(model, "inputs", None) or ()) if is_model else ()
 
 
 def structure_of(model: keras.Model) -> Any:
-    """A functional model's outputs; Sequential ones have no `output` when loaded."""
+    """Returns a functional model's outputs; loaded Sequential ones have no `output`."""
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
     return model.output
 
 
 def names_in(model: keras.Model) -> set[str]:
-    """The names of a functional model's layers and operations, and of those within.
+    """Returns the names of a functional model's layers and operations, also inner ones.
 
-    Keras refuses a graph that has a name twice. It numbers names, but a model from a
-    file has been numbered by another process.
+    Keras refuses a graph in which a name occurs twice. It numbers names only within one
+    process, so the names of a model from a file may collide with new ones.
     """
     sequential = isinstance(model, keras.Sequential)
     parts = model.layers if sequential else model.operations
-    within = [names_in(part) for part in parts if is_functional(part)]
-    return {part.name for part in parts}.union(*within)
+    inner_names = [names_in(part) for part in parts if is_functional(part)]
+    return {part.name for part in parts}.union(*inner_names)
 
 
-def free_name(name: str, taken: set[str]) -> str:
-    """Returns `name`, with `_` behind it until it is not `taken`, and adds it there."""
-    while name in taken:
+def free_name(name: str, used_names: set[str]) -> str:
+    """Appends `_` to `name` until it is not in `used_names`; adds and returns it."""
+    while name in used_names:
         name += "_"
-    taken.add(name)
+    used_names.add(name)
     return name
 
 
@@ -75,9 +75,9 @@ def new_image(
     batch: int | None = None,
     dtype: str = "float32",
 ) -> keras.KerasTensor:
-    """Returns an input of images that takes the place of those of a model."""
-    taken = names_in(model) - {tensor.name for tensor in model.inputs}
-    name = free_name("image", taken)
+    """Returns a new input of images that can replace the input of a model."""
+    used_names = names_in(model) - {tensor.name for tensor in model.inputs}
+    name = free_name("image", used_names)
     return keras.Input(tuple(shape), batch, dtype=dtype, name=name)
 
 
@@ -86,18 +86,18 @@ def as_functional(
     shape: Sequence[int | None],
     batch: int | None = None,
 ) -> Any:
-    """Returns what any callable does as a functional model.
+    """Returns any callable as a functional model.
 
     Args:
       function: Images [batch, ...] -> outputs: a Keras model or a plain function.
-      shape: Of one image; a model that was made with several inputs has its own.
-      batch: The one size of batches that it takes; None: any.
+      shape: Shape of one image; a model with several inputs keeps its own shapes.
+      batch: The only batch size that it takes; None: any.
     """
-    is_graph = bool(getattr(function, "inputs", None))
-    if isinstance(function, keras.Layer) and not is_graph:
+    has_graph = bool(getattr(function, "inputs", None))
+    if isinstance(function, keras.Layer) and not has_graph:
         layer = function
     else:
-        layer = Function(function)  # Keras would look at a graph, not at `call`.
+        layer = Function(function)  # Keras would use a graph and ignore `call`.
     name = free_name("image", {layer.name})
     image: Any = keras.Input(tuple(shape), batch, dtype="float32", name=name)
     if isinstance(function, keras.Model) and len(inputs_of(function)) > 1:
@@ -105,29 +105,32 @@ def as_functional(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
             function.input,
         )
-    made = layer(image)
-    return keras.Model(image, made, name=getattr(function, "name", None) or "function")
+    outputs = layer(image)
+    return keras.Model(
+        image, outputs, name=getattr(function, "name", None) or "function"
+    )
 
 
 class Function(keras.Layer):
-    """Calls a function; what a plain one holds is its own, and is saved nowhere."""
+    """Calls a function; the state of one that is not a Keras layer is not saved."""
 
     def __init__(self, function: Callable[[Any], Any], **kwargs: Any):
         """`function`: tensor -> tensors of any structure, a Keras layer or not."""
         super().__init__(dtype="float32", **kwargs)
-        self._call = lambda x: function(x)  # Not tracked, whatever it is.
+        self._call = lambda x: function(x)  # Hides it from Keras's tracking.
         if isinstance(function, keras.Layer):
             self.layer = function
 
     def call(self, x):
-        """Returns what the function does."""
+        """Returns the function's outputs."""
         return self._call(x)
 
 
 def called_on(model: keras.Model, *inputs: Any) -> Any:
-    """Returns a functional model's outputs of other tensors, layer by layer.
+    """Returns a functional model's outputs for other tensors, calling layer by layer.
 
-    In the structure of the model's own; `inputs` are as many as the model's.
+    There are as many `inputs` as the model has; the outputs have the structure of the
+    model's own.
     """
     if not isinstance(model, keras.Sequential):
         return model._run_through_graph(list(inputs))
@@ -138,25 +141,26 @@ def called_on(model: keras.Model, *inputs: Any) -> Any:
 
 
 def any_batch(model: keras.Model, size: int) -> keras.Model:
-    """Returns a model that was made for batches of `size` as one that takes any batch.
+    """Returns a model that takes batches of `size` as one that takes any batch.
 
     If its layers do not need batches of that size, they are called directly; otherwise
-    they are called on one batch after another, the last one filled up with its first.
+    the model is called on one batch after another, and the last one is filled up with
+    copies of the first image.
     """
     shape = tuple(model.inputs[0].shape[1:])
     image = new_image(model, shape, dtype=model.inputs[0].dtype)
     try:
         outputs = called_on(model, image)
-        free = keras.Model(image, outputs, name=model.name)
-        whole = [d or 32 for d in shape]
-        # As a graph, as everywhere: TensorFlow then compares shapes, too.
-        call = tf.function(lambda x: stateless.outputs(free, x), autograph=False)
-        with stateless.unchanged(free):
-            given = [call(tf.zeros((n, *whole))) for n in (size, size + 1)]
-        flat = [tf.nest.flatten(each) for each in given]
-        lengths = [{len(y) for y in outputs} for outputs in flat]
+        candidate = keras.Model(image, outputs, name=model.name)
+        sides = [d or 32 for d in shape]
+        # In a graph, where TensorFlow also checks shapes.
+        call = tf.function(lambda x: stateless.outputs(candidate, x), autograph=False)
+        with stateless.unchanged(candidate):
+            results = [call(tf.zeros((n, *sides))) for n in (size, size + 1)]
+        tensors = [tf.nest.flatten(result) for result in results]
+        lengths = [{len(y) for y in outputs} for outputs in tensors]
         if lengths == [{size}, {size + 1}]:
-            return free
+            return candidate
         raise ValueError("outputs of another batch size")
     except Exception as error:  # Layers raise whatever they like.
         raise_out_of_memory(error)
@@ -172,7 +176,7 @@ class InBatches(keras.Layer):
     """A model that takes batches of one size, called on one after another."""
 
     def __init__(self, model: keras.Model, size: int, **kwargs: Any):
-        """`size`: that of the model's batches."""
+        """`size`: the batch size that the model takes."""
         super().__init__(dtype="float32", **kwargs)
         self.model = model
         self.size = size
@@ -180,33 +184,35 @@ class InBatches(keras.Layer):
     def call(self, x):
         """Returns the model's outputs, in its structure."""
         count = tf.shape(x)[0]
-        parts = (count + self.size - 1) // self.size
-        missing = parts * self.size - count
-        x = tf.concat([x, tf.repeat(x[:1], missing, axis=0)], 0)
-        batches = tf.reshape(x, (parts, self.size, *tf.unstack(tf.shape(x))[1:]))
+        num_batches = (count + self.size - 1) // self.size
+        padding = num_batches * self.size - count
+        x = tf.concat([x, tf.repeat(x[:1], padding, axis=0)], 0)
+        batches = tf.reshape(x, (num_batches, self.size, *tf.unstack(tf.shape(x))[1:]))
         shape = (self.size, *self.model.inputs[0].shape[1:])
         structure = structure_of(self.model)
-        like = keras.tree.flatten(structure)
+        templates = keras.tree.flatten(structure)
 
         def call(batch):
-            made = self.model(tf.ensure_shape(batch, shape), training=False)
-            return tuple(keras.tree.flatten(made))
+            results = self.model(tf.ensure_shape(batch, shape), training=False)
+            return tuple(keras.tree.flatten(results))
 
-        def joined(y, like):
-            whole = tf.reshape(y, (-1, *tf.unstack(tf.shape(y))[2:]))[:count]
-            return tf.ensure_shape(whole, (None, *like.shape[1:]))
+        def join(y, template):
+            rows = tf.reshape(y, (-1, *tf.unstack(tf.shape(y))[2:]))[:count]
+            return tf.ensure_shape(rows, (None, *template.shape[1:]))
 
         outputs = tf.map_fn(
             call,
             batches,
-            fn_output_signature=tuple(tf.TensorSpec(y.shape, y.dtype) for y in like),
+            fn_output_signature=tuple(
+                tf.TensorSpec(y.shape, y.dtype) for y in templates
+            ),
             parallel_iterations=1,
         )
-        whole = list(map(joined, outputs, like))
-        return keras.tree.pack_sequence_as(structure, whole)
+        tensors = list(map(join, outputs, templates))
+        return keras.tree.pack_sequence_as(structure, tensors)
 
     def compute_output_spec(self, x):
-        """The model's, of any batch size."""
+        """Returns the spec of the model's outputs, for any batch size."""
         return keras.tree.map_structure(
             lambda y: keras.KerasTensor((None, *y.shape[1:]), y.dtype),
             structure_of(self.model),
@@ -214,7 +220,7 @@ class InBatches(keras.Layer):
 
 
 def channels_first(model: keras.Model) -> bool:
-    """Whether the shape of its images is [batch, channels, height, width]."""
+    """Whether the model's images are [batch, channels, height, width]."""
     _, *shape = model.inputs[0].shape
     if len(shape) != 3 or shape[0] not in CHANNELS:
         return False
@@ -222,44 +228,44 @@ def channels_first(model: keras.Model) -> bool:
 
 
 def channels_last(model: keras.Model) -> keras.Model:
-    """Returns a model of images [batch, channels, height, width] as one of ours.
+    """Returns a channels-first model as one of images [batch, height, width, channels].
 
-    Outputs that are maps get their channels last too, unless their first two axes are
+    Outputs that are maps get channels last too, unless their first two axes are
     the image's height and width.
     """
     channels, height, width = model.inputs[0].shape[1:]
     image = new_image(model, (height, width, channels))
-    taken = names_in(model) | {image.name}
+    used_names = names_in(model) | {image.name}
 
-    def permuted(x, axes, name):  # In float32, whatever the global policy is.
-        name = free_name(name, taken)
+    def permute(x, axes, name):  # In float32, whatever the global policy is.
+        name = free_name(name, used_names)
         return keras.layers.Permute(axes, dtype="float32", name=name)(x)
 
-    outputs = called_on(model, permuted(image, (3, 1, 2), "to_channels_first"))
+    outputs = called_on(model, permute(image, (3, 1, 2), "to_channels_first"))
 
-    def turned(y):
+    def put_channels_last(y):
         if len(y.shape) != 4 or (height and tuple(y.shape[1:3]) == (height, width)):
             return y
-        return permuted(y, (2, 3, 1), "to_channels_last")
+        return permute(y, (2, 3, 1), "to_channels_last")
 
-    outputs = keras.tree.map_structure(turned, outputs)
+    outputs = keras.tree.map_structure(put_channels_last, outputs)
     return keras.Model(image, outputs, name=model.name)
 
 
 def with_two_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Returns the model of {name: output} with two logits in place of one."""
-    outputs, taken = dict(model.output), names_in(model)
+    """Returns the model of {name: output} with two logits for one in `names`."""
+    outputs, used_names = dict(model.output), names_in(model)
     for name in names:
-        layer = TwoLogits(name=free_name(f"{name}_of_two", taken))
+        layer = TwoLogits(name=free_name(f"{name}_of_two", used_names))
         outputs[name] = layer(outputs[name])
     return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
 def resized(model: keras.Model, sizes: Mapping[str, tuple[int, int]]) -> keras.Model:
     """Returns the model of {name: map} with some of its maps at another size."""
-    outputs, taken = dict(model.output), names_in(model)
+    outputs, used_names = dict(model.output), names_in(model)
     for name, size in sizes.items():
-        layer = Resize(*size, name=free_name(f"{name}_resized", taken))
+        layer = Resize(*size, name=free_name(f"{name}_resized", used_names))
         outputs[name] = layer(outputs[name])
     return keras.Model(model.inputs[0], outputs, name=model.name)
 
@@ -273,7 +279,7 @@ class Resize(keras.layers.Layer):
     """
 
     def __init__(self, height: int, width: int, **kwargs: Any):
-        """To this size."""
+        """Takes the size that maps are resized to."""
         super().__init__(**{"dtype": "float32", **kwargs})
         self.height = height
         self.width = width
@@ -285,16 +291,16 @@ class Resize(keras.layers.Layer):
         return keras.ops.einsum("pw,bowc->bopc", _weights(self.width, columns), x)
 
     def compute_output_shape(self, input_shape):
-        """The shape at the new size."""
+        """Returns the shape at the new size."""
         return (input_shape[0], self.height, self.width, input_shape[3])
 
     def get_config(self):
-        """With the size."""
+        """Returns the config with the size."""
         return {**super().get_config(), "height": self.height, "width": self.width}
 
 
 def _weights(outputs: int, inputs: Any) -> Any:
-    """Float32 [outputs, inputs]: what each output takes from each input."""
+    """Returns float32 [outputs, inputs]: the weight of each input in each output."""
     places = keras.ops.arange(outputs, dtype="float32") + 0.5
     inputs_float = keras.ops.cast(inputs, "float32")
     places = keras.ops.clip(places * inputs_float / outputs - 0.5, 0, inputs_float - 1)
@@ -310,7 +316,7 @@ class TwoLogits(keras.layers.Layer):
     """
 
     def __init__(self, **kwargs: Any):
-        """Whatever the global policy is."""
+        """Computes in float32 whatever the global policy is."""
         super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, z):
@@ -318,18 +324,18 @@ class TwoLogits(keras.layers.Layer):
         return keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
 
     def compute_output_shape(self, input_shape):
-        """The input's, with two channels."""
+        """Returns the input's shape with two channels."""
         return (*input_shape[:-1], 2)
 
 
 @keras.saving.register_keras_serializable(package="mtr_tf")
 class ExpandDims(keras.layers.Layer):
-    """Puts an axis of one channel behind; an operation of Keras takes no name."""
+    """Appends an axis of one channel; unlike Keras's operation, it takes a name."""
 
     def call(self, x):
         """Maps [...] to [..., 1]."""
         return keras.ops.expand_dims(x, -1)
 
     def compute_output_shape(self, input_shape):
-        """The input's, with one channel."""
+        """Returns the input's shape with an axis of one channel."""
         return (*input_shape, 1)

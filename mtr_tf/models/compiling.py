@@ -19,29 +19,29 @@ from typing import Any
 
 import tensorflow as tf
 from absl import logging
-from tensorflow.python.framework import ops  # It has no public way there.
+from tensorflow.python.framework import ops  # There is no public path to it.
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import is_out_of_memory
 
 MODES = ("auto", "on", "off")
 
-# On an H100 XLA saves 8 ms of each pass forwards and backwards of a batch, whether that
-# is small (launching kernels takes as long) or a million pixels large, and in
-# proportion above: so 4000 passes save the half minute that compiling takes.
+# On an H100, XLA saves 8 ms of each forward and backward pass of a batch of up to a
+# million pixels (launching kernels takes as long for small batches), and in proportion
+# more above: 4000 passes save the half minute that compiling takes.
 PASSES = 4000
 _PIXELS = 2**20
 _IN_XLA = contextvars.ContextVar("in_xla", default=False)
-TRAINING_STEP = 3  # A training step saves as much as so many passes.
+TRAINING_STEP = 3  # A training step saves as much as this many passes.
 
 
 def worthwhile(mode: str, passes: float, pixels: float) -> bool:
     """Whether XLA should compile a graph.
 
     Args:
-      mode: "on", "off", or "auto": on a GPU, where that saves the time it takes.
-      passes: How often a batch goes forwards and backwards through the graph, in all.
-      pixels: Of the images in a batch on one device, height x width x images.
+      mode: "on", "off", or "auto": on a GPU, if it saves more time than it takes.
+      passes: How often a batch goes forwards and backwards through the graph in total.
+      pixels: Pixels of a batch on one device: height x width x images.
 
     Raises:
       InputError: There is no such mode.
@@ -58,30 +58,30 @@ def on_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def say(what: str, mode: str, why: str = "") -> None:
+def say(what: str, mode: str, reason: str = "") -> None:
     """Logs what was chosen and why; logs nothing if there was no choice.
 
     Args:
-      what: Is compiled, or is not.
+      what: Name of what is compiled, or not.
       mode: As for `worthwhile`.
-      why: Where it is not for the mode.
+      reason: Why, if the mode does not explain it.
     """
     if mode == "auto" and not on_gpu():
         return
-    if mode == "auto" and not why:
-        why = f"which pays from {PASSES} passes of a batch on"
-    logging.info("XLA compiles %s (--jit=%s%s)", what, mode, why and f", {why}")
+    if mode == "auto" and not reason:
+        reason = f"which pays from {PASSES} passes of a batch on"
+    logging.info("XLA compiles %s (--jit=%s%s)", what, mode, reason and f", {reason}")
 
 
 def in_xla() -> bool:
-    """Whether the graph that is being made is for XLA."""
+    """Whether the graph that is being traced is for XLA."""
     return _IN_XLA.get()
 
 
 def compiled(
     function: Callable[..., Any],
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Returns it as a tf.function that XLA compiles."""
+    """Returns the function as a tf.function that XLA compiles."""
 
     def traced(*arguments: Any) -> Any:
         token = _IN_XLA.set(True)
@@ -95,21 +95,22 @@ def compiled(
 
 @contextlib.contextmanager
 def own_gradients() -> Iterator[Callable[[Any], None]]:
-    """Yields `owned_by(owner)`: gradients registered within go when `owner` does.
+    """Yields `tie_to(owner)`: new gradients are deleted together with `owner`.
 
-    TensorFlow registers a gradient for each use of tf.custom_gradient in a graph, for
-    ever, and through it holds the graph: some MB for each model that is attacked.
+    These are the gradients registered inside the `with` block. TensorFlow registers one
+    for each use of tf.custom_gradient in a graph, for ever, and through it holds the
+    graph: some MB for each model that is attacked.
     """
     registry = getattr(ops.gradient_registry, "_registry", {})
-    before = set(registry)
+    old_names = set(registry)
 
-    def owned_by(owner: Any) -> None:
-        names = [name for name in registry if name not in before]
+    def tie_to(owner: Any) -> None:
+        names = [name for name in registry if name not in old_names]
         names = [name for name in names if name.startswith("CustomGradient-")]
         if names:
             weakref.finalize(owner, _forget, registry, names).atexit = False
 
-    yield owned_by
+    yield tie_to
 
 
 def _forget(registry: dict[str, Any], names: Sequence[str]) -> None:
@@ -117,33 +118,33 @@ def _forget(registry: dict[str, Any], names: Sequence[str]) -> None:
         registry.pop(name, None)
 
 
-_OPERATION = 10_000  # Bytes that an operation of a graph takes, in Python and beneath.
+_OPERATION = 10_000  # Bytes that an operation of a graph takes, in Python and C++.
 
 
 def graph_bytes(concrete: Any) -> int:
-    """About what the graph of a concrete function holds, without weights."""
+    """Estimates the bytes of a concrete function's graph, without weights."""
     graph = concrete.graph.as_graph_def()
     inner = sum(len(function.node_def) for function in graph.library.function)
     return _OPERATION * (len(graph.node) + inner)
 
 
 def weight_bytes(model: Any) -> int:
-    """What the variables of a Keras model take; 0 of any other callable."""
+    """Returns the bytes of a Keras model's variables; 0 for any other callable."""
     variables = getattr(model, "variables", ())
     sizes = (math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
     return sum(sizes)
 
 
 def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
-    """Returns the step for `strategy.run`; with `jit` each replica's is compiled.
+    """Returns the step for `strategy.run`; with `jit`, XLA compiles it per replica.
 
-    Such a step must not speak to other replicas, which XLA could not follow.
+    A compiled step must not communicate with other replicas, which XLA cannot follow.
     """
     if not jit:
         return step
-    made = compiled(step)
-    # A function of Python's: strategies take tf.functions apart.
-    return lambda *arguments: made(*arguments)
+    compiled_step = compiled(step)
+    # A Python function, because strategies take tf.functions apart.
+    return lambda *arguments: compiled_step(*arguments)
 
 
 def replicated(
@@ -153,25 +154,25 @@ def replicated(
     jit: bool,
     what: str,
 ) -> Fallback:
-    """A step that all replicas run, compiled for arguments of this kind.
+    """Builds a step that all replicas run, for arguments of one signature.
 
-    Compiled by hand because TensorFlow warns of retracing where many functions are each
-    compiled once, as in a sweep.
+    It is traced explicitly, because TensorFlow warns of retracing if many functions are
+    each traced once, as in a sweep.
 
     Args:
-      strategy: Whose replicas run it.
-      step: As `per_replica` takes it.
-      arguments: Such as it will be called with.
+      strategy: The strategy whose replicas run it.
+      step: What `per_replica` takes.
+      arguments: Examples of the arguments of later calls.
       jit: Whether XLA is to compile it.
       what: Its name, for the one sentence that is logged.
     """
 
     def build(jit: bool) -> Callable[..., Any]:
         run = per_replica(step, jit)
-        made = tf.function(lambda *args: strategy.run(run, args), autograph=False)
-        with own_gradients() as owned_by:
-            concrete = made.get_concrete_function(*arguments)
-            owned_by(concrete)
+        function = tf.function(lambda *args: strategy.run(run, args), autograph=False)
+        with own_gradients() as tie_to:
+            concrete = function.get_concrete_function(*arguments)
+            tie_to(concrete)
         return concrete
 
     return Fallback(build, jit, what)
@@ -180,15 +181,15 @@ def replicated(
 class Fallback:
     """A function that continues without XLA if XLA cannot compile it.
 
-    This is found out in the first call, which must change nothing if it fails:
-    everything that it changes must be inside the compiled part, so that it is done
-    completely or not at all.
+    The first call finds this out, and must change nothing if it fails: all that it
+    changes must be inside the compiled part, so that it happens completely or not at
+    all.
     """
 
     def __init__(
         self, build: Callable[[bool], Callable[..., Any]], jit: bool, what: str
     ):
-        """Takes what makes the function, with XLA or without.
+        """Takes a builder of the function, with XLA or without.
 
         Args:
           build: `build(jit)` returns the function.
@@ -209,18 +210,18 @@ class Fallback:
         except tf.errors.OpError as error:
             if is_out_of_memory(error):
                 raise
-            refused = error
+            xla_error = error
         self._function = self._build(False)
-        found = self._function(*arguments)  # Raises, if it was not for XLA.
+        result = self._function(*arguments)  # Raises too if XLA is not the cause.
         logging.warning(
             "XLA cannot compile %s, which continues without it (%s)",
             self._what,
-            _reason(refused.message),
+            _reason(xla_error.message),
         )
-        return found
+        return result
 
 
 def _reason(text: str) -> str:
-    """The beginning of an error that says what is not supported."""
+    """Returns the first line of an error, which says what is not supported."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or ["no reason given"])[0][:160]

@@ -89,9 +89,9 @@ class DRN:
 def head(blocks, x, channels, name):
     """Maps features to one task's output at 1/8 of the input's resolution.
 
-    Kernel and bias start as PyTorch's defaults, as in the released code. That goes by
-    the number of inputs: by the outputs', one channel out of 512 would start at values
-    of about 20.
+    Kernel and bias start as PyTorch's defaults, as in the released code. They scale
+    by the number of inputs: scaled by the number of outputs, one channel from 512 would
+    start at values of about 20.
     """
     fan_in = x.shape[-1]
     return blocks.conv(

@@ -17,30 +17,33 @@ def in_front(
     offset: Sequence[float],
     channels: int | None = None,
 ) -> keras.Model:
-    """Returns the model of `scale * images + offset`, by channel.
+    """Returns the model applied to `scale * images + offset`, by channel.
 
-    Its layers, which are the model's own, are called anew one by one, so that nothing
-    of it is hidden in a layer of its own: batch norms fold as before.
+    The model's own layers are called again one by one, not hidden inside a new layer,
+    so batch norms fold as before.
 
     Args:
       model: Functional, with one input `[batch, H, W, channels]`.
-      scale: A number per channel; or any count of equal ones.
-      offset: Another.
-      channels: How many of the channels, the first ones, are the image's; None: all.
-        Others stay as they are.
+      scale: One number per channel, or any number of equal ones.
+      offset: The same.
+      channels: How many channels, counted from the first, are the image's; None: all.
+        The others are not changed.
     """
     batch, *shape = model.input_shape
     if channels and channels < shape[-1]:
-        behind = shape[-1] - channels
+        num_extra = shape[-1] - channels
         scale, offset = (
-            [*(n if len(n) == channels else n[:1] * channels), *rest * behind]
-            for n, rest in (([*scale], [1.0]), ([*offset], [0.0]))
+            [
+                *(numbers if len(numbers) == channels else numbers[:1] * channels),
+                *filler * num_extra,
+            ]
+            for numbers, filler in (([*scale], [1.0]), ([*offset], [0.0]))
         )
     if len({*scale}) == len({*offset}) == 1:
         scale, offset = scale[:1], offset[:1]
     image = adapters.new_image(model, shape, batch)
-    # Of so many axes, they are of the last one, whatever Keras's global order is.
-    factors = (np.reshape(each, (1, 1, -1)).tolist() for each in (scale, offset))
+    # Three axes: they apply to the last one, whatever Keras's global data format is.
+    factors = (np.reshape(numbers, (1, 1, -1)).tolist() for numbers in (scale, offset))
     name = adapters.free_name("to_input_range", adapters.names_in(model) | {image.name})
     front = keras.layers.Rescaling(*factors, dtype="float32", name=name)
     outputs = adapters.called_on(model, front(image))

@@ -28,8 +28,8 @@ class Blocks:
     Attributes:
       seed: Enters the initial value of every weight, next to the layer's name.
       sync_batch_norm: Whether batch statistics are taken over all replicas.
-      branch: The task whose own stages of the encoder these are, if any: their initial
-        values are those of the stages that all tasks would share.
+      branch: The task whose own stages of the encoder are made, if any: they start with
+        the values that stages shared by all tasks would have.
     """
 
     seed: int = 0
@@ -47,8 +47,8 @@ class Blocks:
           filters: Output channels.
           kernel_size: Odd side of the kernel.
           name: Name of the layer.
-          initializer: Of the kernel; None means `normal_by_output`.
-          **options: Of keras.layers.Conv2D; `use_bias` is off unless given.
+          initializer: Initializer of the kernel; None means `normal_by_output`.
+          **options: Options of keras.layers.Conv2D; `use_bias` is off by default.
 
         Returns:
           Feature map of `filters` channels; its sides are divided by `strides`.
@@ -124,13 +124,13 @@ class Blocks:
         The 3x3 convolution has the stride and the dilation, as in torchvision and DRN;
         the last one makes EXPANSION times `filters` channels.
         """
-        wide = EXPANSION * filters
-        shortcut = self._shortcut(x, wide, name, strides)
+        out_filters = EXPANSION * filters
+        shortcut = self._shortcut(x, out_filters, name, strides)
         x = self.conv_norm(x, filters, 1, f"{name}_1")
         x = self.conv_norm(
             x, filters, 3, f"{name}_2", strides=strides, dilation_rate=dilation
         )
-        x = self.conv_norm(x, wide, 1, f"{name}_3", relu=False)
+        x = self.conv_norm(x, out_filters, 1, f"{name}_3", relu=False)
         return self._add(x, shortcut, name)
 
     def _shortcut(self, x, filters, name, strides):
@@ -163,9 +163,12 @@ class Blocks:
 
 
 def shared_name(name: str, task: str) -> str:
-    """The name of a layer of a task's own stage where all share it; others stay."""
-    own = f"encoder_{task}_"
-    return f"encoder_{name.removeprefix(own)}" if name.startswith(own) else name
+    """Returns the name that a layer of a task's own stage has in a shared stage.
+
+    Other names are returned unchanged.
+    """
+    prefix = f"encoder_{task}_"
+    return f"encoder_{name.removeprefix(prefix)}" if name.startswith(prefix) else name
 
 
 @keras.saving.register_keras_serializable(package="mtr_tf")
@@ -178,7 +181,7 @@ class BilinearUpSampling(keras.layers.Layer):
     code's frozen up-sampler. Written as two matrix products, which on CPU has a
     gradient 2 to 4 times as fast as that of the transposed convolution or of
     tf.image.resize, and no atomic additions on GPU. With `replicate`, the map's edge
-    goes on outside it, as in tf.image.resize.
+    values continue outside it, as in tf.image.resize.
     """
 
     def __init__(self, factor: int, replicate: bool = False, **kwargs):
@@ -193,7 +196,7 @@ class BilinearUpSampling(keras.layers.Layer):
         return keras.ops.einsum("pw,bowc->bopc", columns, x)
 
     def _weights(self, side):
-        """Returns [factor side, side]: what each output takes from each input."""
+        """Returns [factor side, side]: the weight of each input in each output."""
         outputs = keras.ops.arange(self.factor * side, dtype=self.compute_dtype)
         inputs = keras.ops.arange(side, dtype=self.compute_dtype)
         distances = (outputs[:, None] + 0.5) / self.factor - (inputs[None] + 0.5)
@@ -210,5 +213,5 @@ class BilinearUpSampling(keras.layers.Layer):
 
     def get_config(self):
         """Returns what a saved model needs to rebuild this layer."""
-        own = {"factor": self.factor, "replicate": self.replicate}
-        return {**super().get_config(), **own}
+        settings = {"factor": self.factor, "replicate": self.replicate}
+        return {**super().get_config(), **settings}

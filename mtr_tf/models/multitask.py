@@ -27,12 +27,12 @@ class Architecture:
       width: Default channels of the first layer; all others scale with it.
       stages: How many stages the encoder has.
       stage: (blocks, features, width, name, number) -> features, one stage of the
-        encoder; the stage 0 takes the image.
+        encoder; stage 0 takes the image.
       decoder: (blocks, features, width, name) -> features for the heads.
       head: (blocks, features, channels, name) -> one task's output.
       upsample: How many times smaller than the image a head's output is.
-      replicate: Whether up-sampling goes on with the edge, or (as DRN's) with zeros.
-      family: resnet, drn_c or drn_d, whose published weights fit; or none of them.
+      replicate: Whether up-sampling continues a map with its edge, or (DRN) zeros.
+      family: resnet, drn_c or drn_d, whose published weights fit; "" for others.
     """
 
     stride: int
@@ -74,26 +74,26 @@ def assemble(
     x = _normalize(image, mean, std)
     for number in range(shared_stages):
         x = architecture.stage(blocks, x, width, "encoder", number)
-    shared, outputs = None, {}
+    shared_features, outputs = None, {}
     if decoders == "shared":
-        shared = architecture.decoder(blocks, x, width, "decoder_shared")
+        shared_features = architecture.decoder(blocks, x, width, "decoder_shared")
     for task, record in tasks.items():
-        decoded = (
-            shared
-            if shared is not None
+        features = (
+            shared_features
+            if shared_features is not None
             else _branch(architecture, blocks, x, width, task, shared_stages)
         )
         channels = record.output_channels(num_classes)
         if record.is_map:
-            output = architecture.head(blocks, decoded, channels, f"head_{task}")
+            output = architecture.head(blocks, features, channels, f"head_{task}")
             outputs[task] = _finish(output, architecture, task)
         else:
-            outputs[task] = _pooled(blocks, decoded, channels, task)
+            outputs[task] = _image_head(blocks, features, channels, task)
     return keras.Model(image, outputs, name=name)
 
 
 def _branch(architecture, blocks, x, width, task, shared_stages):
-    """One task's own stages of the encoder, after the shared ones, and its decoder."""
+    """Applies a task's own stages of the encoder, after the shared, and its decoder."""
     blocks = dataclasses.replace(blocks, branch=task)
     for number in range(shared_stages, architecture.stages):
         x = architecture.stage(blocks, x, width, f"encoder_{task}", number)
@@ -125,8 +125,8 @@ def _finish(x, architecture, task):
     )(x)
 
 
-def _pooled(blocks, x, channels, task):
-    """One value per image: the features' mean, float32, and a dense layer."""
+def _image_head(blocks, x, channels, task):
+    """Applies a head for whole-image values: mean and dense layer, in float32."""
     x = keras.layers.GlobalAveragePooling2D(name=f"pool_{task}", dtype="float32")(x)
     return keras.layers.Dense(
         channels,
@@ -174,7 +174,7 @@ def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
 
 
 def checked_stages(name, architecture, decoders, shared_stages):
-    """How many stages of the encoder are shared: all of them where it is None."""
+    """Returns how many stages of the encoder are shared; None means all of them."""
     stages = architecture.stages
     if shared_stages is None:
         return stages

@@ -19,8 +19,8 @@ def plain(model: keras.Model) -> keras.Model:
     """Returns a copy, with the same names and weights, whose outputs are equal.
 
     Raises:
-      InputError: It is not functional, or has a layer that belongs neither to Keras nor
-        to this package.
+      InputError: The model is not functional, or has a layer that belongs neither to
+        Keras nor to this package.
     """
     if type(model).__name__ != "Functional":
         raise InputError(
@@ -28,23 +28,23 @@ def plain(model: keras.Model) -> keras.Model:
             f"this one is a {type(model).__name__}."
         )
     for layer in model._flatten_layers(include_self=False):
-        is_kerass = type(layer).__module__.split(".")[0] == "keras"
-        if not is_kerass and type(layer) not in _REPLACED:
+        is_keras = type(layer).__module__.split(".")[0] == "keras"
+        if not is_keras and type(layer) not in _REPLACEMENTS:
             raise InputError(
                 "all layers must be Keras's own so that the model loads elsewhere; "
                 f"{layer.name} is a {type(layer).__module__}.{type(layer).__name__}."
             )
-        if type(layer) in _REPLACED and layer not in model.layers:
+        if type(layer) in _REPLACEMENTS and layer not in model.layers:
             raise InputError(
                 f"the layer {layer.name} is inside another layer; only layers of the "
                 "model itself can be replaced by Keras's own."
             )
     copy = keras.models.clone_model(model, call_function=_call, clone_function=_clone)
-    saved = keras.saving.serialize_keras_object(copy)
-    if own := next(filter(None, map(_own_part, parts(saved))), ""):
+    config = keras.saving.serialize_keras_object(copy)
+    if foreign_name := next(filter(None, map(_foreign_name, parts(config))), ""):
         raise InputError(
             "all functions of layers must be Keras's own so that the model loads "
-            f"elsewhere, but it has {own}; use layers of Keras instead."
+            f"elsewhere, but it has {foreign_name}; use layers of Keras instead."
         )
     for layer in model.layers:
         if layer.weights:
@@ -53,7 +53,7 @@ def plain(model: keras.Model) -> keras.Model:
 
 
 def parts(config: Any) -> Iterator[dict[str, Any]]:
-    """All dicts in what Keras keeps of a model, from the outside in."""
+    """Yields all dicts in a config that Keras saves, from the outside in."""
     if isinstance(config, dict):
         yield config
         config = config.values()
@@ -63,16 +63,16 @@ def parts(config: Any) -> Iterator[dict[str, Any]]:
         yield from parts(part)
 
 
-def _own_part(part: Mapping[str, Any]) -> str:
-    """The name of a user's own class or function; empty where it is none."""
+def _foreign_name(part: Mapping[str, Any]) -> str:
+    """Returns the name of a user's own class or function; "" for anything else."""
     name = part.get("registered_name")
     is_function = part.get("class_name") == "function"
     return name if isinstance(name, str) and (">" in name or is_function) else ""
 
 
 def _clone(layer: keras.Layer) -> keras.Layer:
-    """A new layer of the same settings, but for ours, which `_call` replaces."""
-    if type(layer) in _REPLACED:
+    """Returns a copy of a layer; for ours, which `_call` replaces, the layer itself."""
+    if type(layer) in _REPLACEMENTS:
         return layer
     config = layer.get_config()
     if isinstance(layer, keras.layers.BatchNormalization):
@@ -81,7 +81,7 @@ def _clone(layer: keras.Layer) -> keras.Layer:
 
 
 def _call(layer: keras.Layer, *tensors: Any, **options: Any) -> Any:
-    replace = _REPLACED.get(type(layer))
+    replace = _REPLACEMENTS.get(type(layer))
     return replace(layer, *tensors) if replace else layer(*tensors, **options)
 
 
@@ -90,11 +90,11 @@ def _pool(layer: MaxPooling, x: Any) -> Any:
 
 
 def _upsample(layer: BilinearUpSampling, x: Any) -> Any:
-    """Up-sampling by Keras's layers.
+    """Up-samples by Keras's layers.
 
-    With zeros outside the map, the triangle that a value is spread by, 2 factor long,
-    is a box of `factor` (every value repeated) under a kernel of 1/2, 1, ..., 1, 1/2,
-    over `factor`.
+    With zeros outside the map, the triangle of length 2 factor that spreads a value is
+    a box of length `factor` (repeating the value), convolved with the kernel
+    (1/2, 1, ..., 1, 1/2) / factor.
     """
     factor, dtype, name = layer.factor, layer.dtype_policy, layer.name
     if layer.replicate:
@@ -102,16 +102,16 @@ def _upsample(layer: BilinearUpSampling, x: Any) -> Any:
             factor, interpolation="bilinear", dtype=dtype, name=name
         )(x)
     x = keras.layers.UpSampling2D(factor, dtype=dtype, name=f"{name}_repeat")(x)
-    smooth = keras.layers.DepthwiseConv2D(
+    blur = keras.layers.DepthwiseConv2D(
         factor + 1, padding="same", use_bias=False, dtype=dtype, name=name
     )
-    smooth.trainable = False
-    x = smooth(x)
+    blur.trainable = False
+    x = blur(x)
     weights = np.ones(factor + 1)
     weights[[0, -1]] = 0.5
     kernel = np.outer(weights, weights)[:, :, None, None] / factor**2
-    smooth.set_weights([np.broadcast_to(kernel, smooth.kernel.shape)])
+    blur.set_weights([np.broadcast_to(kernel, blur.kernel.shape)])
     return x
 
 
-_REPLACED = {BilinearUpSampling: _upsample, MaxPooling: _pool}
+_REPLACEMENTS = {BilinearUpSampling: _upsample, MaxPooling: _pool}

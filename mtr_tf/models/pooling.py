@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Max pooling whose gradient XLA can compute deterministically on GPUs.
 
-The module is part of what models say of themselves, and so of fingerprints: moved, it
-would make finished results unknown.
+The configs of models, and so their fingerprints, name this module: moving it would make
+finished results unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MaxPooling(keras.layers.MaxPooling2D):
     """Keras's max pooling; in a graph for XLA it is written as `by_slices`."""
 
     def call(self, x):
-        """Returns the largest value of each window, as the layer that it is made of."""
+        """Returns the largest value of each window, as Keras's layer does."""
         return by_slices(self, x) if compiling.in_xla() else super().call(x)
 
 
@@ -28,11 +28,11 @@ def by_slices(layer: keras.layers.MaxPooling2D, x: tf.Tensor) -> tf.Tensor:
     """Returns what the layer does, as the maximum of shifted slices, columns first.
 
     XLA fuses these, and has no deterministic gradient of max pooling itself. Of equal
-    values in a window one gets the gradient; it need not be the layer's choice.
+    values in a window, one gets the gradient, not necessarily the layer's choice.
 
     Args:
       layer: Any max pooling over height and width.
-      x: Its input; channels first, or of unknown size, it goes to the layer itself.
+      x: Its input; with channels first or an unknown size, the layer itself is called.
     """
     if layer.data_format != "channels_last" or None in x.shape[1:3]:
         return keras.layers.MaxPooling2D.call(layer, x)
@@ -41,9 +41,9 @@ def by_slices(layer: keras.layers.MaxPooling2D, x: tf.Tensor) -> tf.Tensor:
         length = x.shape[axis]
         if layer.padding == "same":
             count = -(-length // stride)
-            missing = max(0, (count - 1) * stride + size - length)
+            padding = max(0, (count - 1) * stride + size - length)
             pads = [[0, 0]] * 4
-            pads[axis] = [missing // 2, missing - missing // 2]
+            pads[axis] = [padding // 2, padding - padding // 2]
             x = tf.pad(x, pads, constant_values=x.dtype.min)
         else:
             count = (length - size) // stride + 1

@@ -17,48 +17,50 @@ from mtr_tf.models import stateless
 # What `kind` returns.
 NONE, SEEDED, UNSEEDED = "none", "seeded", "unseeded"
 _KINDS = weakref.WeakKeyDictionary()
-_SAID = weakref.WeakKeyDictionary()
+_WARNINGS = weakref.WeakKeyDictionary()
 
 
 def kind(model: Any, images: tf.Tensor) -> str:
-    """How a model's outputs for the same images differ from call to call.
+    """Returns how a model's outputs for the same images differ from call to call.
 
-    Called with `training=False`, eagerly, three times; looked at once for each model.
+    The model is called eagerly three times with `training=False`; the result is kept.
 
     Args:
-      model: Images -> outputs of any structure; no Keras model: `NONE`, since what a
-        plain function changes by being called is not known.
-      images: [batch, ...], a few.
+      model: Images -> outputs of any structure. For other callables than Keras models
+        NONE is returned, since it is not known what calling them changes.
+      images: A few images, [batch, ...].
 
     Returns:
-      NONE; SEEDED if they do with the key of `stateless.outputs` alone, so that the
-      same key gives the same outputs; UNSEEDED if they do with the same key too.
+      NONE if they do not differ; SEEDED if they differ only with the key of
+      `stateless.outputs`, so that the same key gives the same outputs; UNSEEDED if they
+      differ with the same key, too.
     """
     if not isinstance(model, keras.Layer):
         return NONE
     if model not in _KINDS:
         key = tf.constant([0, 0], tf.int64)
         with stateless.unchanged(model):
-            one, same, other = (
-                _flat(stateless.outputs(model, images, k)) for k in (key, key, key + 1)
+            first, repeat, second = (
+                _arrays(stateless.outputs(model, images, k))
+                for k in (key, key, key + 1)
             )
-        found = NONE if _equal(one, other) else SEEDED
-        _KINDS[model] = found if _equal(one, same) else UNSEEDED
+        randomness = NONE if _are_equal(first, second) else SEEDED
+        _KINDS[model] = randomness if _are_equal(first, repeat) else UNSEEDED
     return _KINDS[model]
 
 
-def _flat(outputs: Any) -> list[np.ndarray]:
+def _arrays(outputs: Any) -> list[np.ndarray]:
     return [np.asarray(tf.cast(y, tf.float64)) for y in tf.nest.flatten(outputs)]
 
 
-def _equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    """Whether they are equal but for rounding: kernels of GPUs may add up otherwise."""
+def _are_equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    """Whether arrays are equal up to rounding, as GPU kernels may add in any order."""
 
-    def alike(a: np.ndarray, b: np.ndarray) -> bool:
+    def is_close(a: np.ndarray, b: np.ndarray) -> bool:
         scale = np.abs(a[np.isfinite(a)]).max(initial=0)
         return np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True)
 
-    return all(map(alike, one, other))
+    return all(map(is_close, first, second))
 
 
 def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
@@ -66,24 +68,24 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
 
     Args:
       model: What is attacked or scored.
-      images: [batch, ...], a few.
-      eot: Draws of its noise whose mean gradient attacks follow; None for measures,
-        which take one draw.
+      images: A few images, [batch, ...].
+      eot: Number of draws of its noise whose mean gradient attacks follow; None for
+        measures, which take one draw.
     """
-    found = kind(model, images)
-    if found == NONE:
+    randomness = kind(model, images)
+    if randomness == NONE:
         return ""
-    attacked = f"attacks follow the mean gradient over {eot} draws of its noise"
+    gradients = f"attacks follow the mean gradient over {eot} draws of its noise"
     if eot is None:
-        attacked = "measures use a single draw of its noise"
+        gradients = "measures use a single draw of its noise"
     elif eot == 1:
-        attacked = (
+        gradients = (
             "an attack follows a single draw of its noise at each step, and the model "
             "may look more robust than it is; give --eot=10 (in Python eot=10)"
         )
-    before = NOTE if eot and eot > 1 and found != UNSEEDED else ""
-    text = f"{before}the model is random in predict: {attacked}."
-    if found == UNSEEDED:
+    prefix = NOTE if eot and eot > 1 and randomness != UNSEEDED else ""
+    text = f"{prefix}the model is random in predict: {gradients}."
+    if randomness == UNSEEDED:
         text += (
             " Some of its random numbers are drawn without a seed (tf.random), so "
             "results cannot be repeated exactly; draw them with keras.random and a "
@@ -95,7 +97,7 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
 def say_once(model: Any, images: tf.Tensor, eot: int | None) -> str:
     """Logs the warning, once for each model and wording; returns it."""
     text = warning(model, images, eot)
-    if text and text not in _SAID.setdefault(model, set()):
-        _SAID[model].add(text)
+    if text and text not in _WARNINGS.setdefault(model, set()):
+        _WARNINGS[model].add(text)
         logging.warning("%s", text)
     return text

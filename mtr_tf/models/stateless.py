@@ -18,12 +18,12 @@ import keras
 import tensorflow as tf
 
 _SEED_STATE = "seed_generator_state"  # Keras' name of a seed generator's variable.
-_OTHERS = 2**20  # Numbers from here on are of generators that no layer holds.
+_FIRST_FREE = 2**20  # Number of the first generator that no layer holds.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Copy:
-    """Another way to compute what the Keras model `source` does; it draws as that does.
+    """Another way to compute the Keras model `source`, with the same random draws.
 
     `run` takes images [batch, ...] and is called within `outputs`.
     """
@@ -32,20 +32,20 @@ class Copy:
     source: keras.Model
 
     def __call__(self, x: tf.Tensor) -> Any:
-        """Returns `outputs` of it with the key zero."""
+        """Returns its `outputs` with the key zero."""
         return outputs(self, x)
 
 
 def outputs(
     model: Callable[[tf.Tensor], Any], x: tf.Tensor, key: tf.Tensor | None = None
 ) -> Any:
-    """Returns what a Keras model gives with `training=False`; another callable: as is.
+    """Returns the outputs of a Keras model with `training=False`, or of any callable.
 
     Args:
-      model: Images [batch, ...] -> outputs: a Keras model, or a `Copy` of one. A plain
-        function is just called, and may change what it likes.
+      model: Images [batch, ...] -> outputs: a Keras model, or a `Copy` of one. Other
+        functions are just called, and may change any state.
       x: The images.
-      key: int64 [2], of the model's random numbers; None: zeros.
+      key: Key of the model's random numbers, int64 [2]; None: zeros.
     """
     source = model.source if isinstance(model, Copy) else model
     if not isinstance(source, keras.Layer):
@@ -66,16 +66,16 @@ def batch_key(keys: tf.Tensor) -> tf.Tensor:
     """Returns the key of a batch's noise, that of its first image, int64 [2].
 
     Args:
-      keys: int64 [batch, 2], of each image; zeros are returned for an empty batch.
+      keys: The images' keys, int64 [batch, 2]; an empty batch gives zeros.
     """
     return tf.reduce_sum(keys[:1], axis=0)
 
 
 class _Scope(keras.StatelessScope):
-    """Holds back updates of Keras variables; seed generators begin where told.
+    """Holds back updates of Keras variables; a key seeds the seed generators.
 
-    Those that layers hold are numbered by their place in the model; any other, such as
-    the one that Keras uses where no seed is given, by when it is first asked.
+    Generators that layers hold are numbered by their place in the model; any other,
+    such as the one that Keras uses where no seed is given, by the order of first use.
     """
 
     def __init__(self, model: keras.Layer, key: tf.Tensor):
@@ -86,10 +86,10 @@ class _Scope(keras.StatelessScope):
         super().__init__(seeds, collect_losses=True)
 
     def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
-        """Returns a variable's value within the scope; None if it is as outside."""
+        """Returns a variable's value in the scope; None if the same as outside."""
         value = super().get_current_value(variable)
         if value is None and variable.name == _SEED_STATE:
-            value = self._seed(_OTHERS + self._others, variable)
+            value = self._seed(_FIRST_FREE + self._others, variable)
             self._others += 1
             self.add_update((variable, value))
         return value
@@ -109,28 +109,28 @@ def _seed_states(model: keras.Layer) -> list[keras.Variable]:
 
 @contextlib.contextmanager
 def unchanged(*models: Any) -> Iterator[None]:
-    """Puts back, at its end, TensorFlow's own variables that the models' layers hold.
+    """Restores, at its end, TensorFlow's own variables that the models' layers hold.
 
-    Those are beyond the reach of `outputs`: a `tf.Variable` that a layer counts in, the
-    state of a `tf.random.Generator`.
+    `outputs` cannot protect these: a `tf.Variable` that a layer counts in, the state of
+    a `tf.random.Generator`.
     """
     layers = [model for model in models if isinstance(model, keras.Layer)]
     variables = [variable for layer in layers for variable in _plain_variables(layer)]
-    before = [variable.numpy() for variable in variables]
+    old_values = [variable.numpy() for variable in variables]
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
+        for variable, value in zip(variables, old_values, strict=True):
             variable.assign(value)
 
 
 def _plain_variables(model: keras.Layer) -> list[tf.Variable]:
-    """The variables among the layers' attributes that are not Keras'."""
-    found = {}
+    """Returns the layers' attributes that are TensorFlow's variables, not Keras's."""
+    variables = {}
     for layer in model._flatten_layers():
         for value in vars(layer).values():
             if isinstance(value, tf.random.Generator):
                 value = value.state
             if isinstance(value, tf.Variable):
-                found[id(value)] = value
-    return list(found.values())
+                variables[id(value)] = value
+    return list(variables.values())

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: one step, the loop, and what is shown and kept."""
+"""Training: one step, the loop, summaries and checkpoints."""

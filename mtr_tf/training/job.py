@@ -58,15 +58,15 @@ class Job:
       config: The settings, as the run keeps them.
       workers: Where the run computes, and with whom.
       source: The data set.
-      tasks: Those that are trained, as the data set has them.
+      tasks: The tasks that are trained, as the data set declares them.
       columns: Its training split, with noise for the targets of `--random_targets`.
-      examples: How many of these are trained on.
-      steps: How many the whole run has.
-      augment: How they are varied.
-      learner: The model, and what a step needs beside it.
+      examples: How many examples of that split are trained on.
+      steps: How many steps the whole run has.
+      augment: How examples are varied.
+      learner: The model, and what a step needs besides it.
       best: The number that decides which checkpoint is the best.
       jit: Whether XLA compiles the step.
-      facts: What config.json keeps of the data and the model beside the settings.
+      facts: What config.json keeps about data and model besides the settings.
     """
 
     config: TrainConfig
@@ -88,7 +88,7 @@ class Job:
         return self.workers.strategy
 
     def batches(self, first: int) -> tf.distribute.DistributedDataset:
-        """The batches from a step on, on all replicas."""
+        """Returns the batches from step `first` on, on all replicas."""
         return self.strategy.distribute_datasets_from_function(
             lambda context: batching.train_batches(
                 self.columns,
@@ -116,9 +116,9 @@ def resolve(
 
     Args:
       config: The settings.
-      workers: Those that train; None: those that the settings speak of.
-      look: Says what there is of the run, which the chief alone looks at, before
-        anything else; it may complain.
+      workers: The workers that train; None: those that the settings name.
+      look: Returns what exists of the run. Only the chief calls it, before anything
+        else; it may raise.
 
     Raises:
       InputError: The settings or the data cannot be used, or are not the same on all
@@ -126,14 +126,14 @@ def resolve(
     """
     workers = workers or workers_lib.join(config.strategy, config.replicas)
     strategy = workers.strategy
-    begun = _begun(workers, look)
-    start = dataclasses.replace(config, init="") if begun.steps else config
+    state = _run_state(workers, look)
+    start_config = dataclasses.replace(config, init="") if state.steps else config
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
-        _check_model(start)
+        _check_model(start_config)
         _check_names(config)
         _check_statistics(config, strategy.num_replicas_in_sync)
-        if not begun.is_run:
+        if not state.is_run:
             config.check_used()
             for sentence in config.without_effect:
                 logging.warning("%s", sentence)
@@ -142,34 +142,34 @@ def resolve(
             tf.config.experimental.enable_op_determinism()
         batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
         source = building.open_source(config)
-        info = building.standardised(source.info, begun.normalization)
+        info = building.standardised(source.info, state.normalization)
         tasks = info.tasks.select(config.tasks)
         best = monitor.parse_best(config, tasks)
         columns = _training_columns(config, source)
-        source.columns("validation")  # Complains now if it cannot be read.
-        _check_targets(tasks, source, begun.is_run)
+        source.columns("validation")  # Raises now if it cannot be read.
+        _check_targets(tasks, source, state.is_run)
         examples = config.train_examples or len(columns)
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
         per_epoch = _steps_per_epoch(config, examples)
-        kept = {
+        job_facts = {
             "data": data_facts(source, examples),
             **_normalization(config, info),
         }
         if workers.several:
             facts |= _facts(config, source, tasks)
-    # Data that were prepared just now drew from what an own model's weights come from.
+    # Preparing data may have used random numbers that a user's model draws on.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
-        model = building.new_model(start, info)
-        if not begun.is_run:
+        model = building.new_model(start_config, info)
+        if not state.is_run:
             own_models.check_logits(config.model, model, tasks)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
     code = _code(config, model, tasks)
     with workers.agreeing(_hashes(code, tasks)):
-        kept |= code | _weights(config, fetch=not begun.steps)
+        job_facts |= code | _weights(config, fetch=not state.steps)
     learner = Learner(
         model,
         optimizer,
@@ -194,43 +194,43 @@ def resolve(
         learner,
         best,
         jit,
-        kept,
+        job_facts,
     )
 
 
-def _begun(workers: Workers, look: Callable[[], Begun]) -> Begun:
-    """What the chief says that there is of the run."""
-    begun = Begun()
+def _run_state(workers: Workers, look: Callable[[], Begun]) -> Begun:
+    """Returns what exists of the run, by the chief's word, on all workers."""
+    state = Begun()
     with workers.agreeing({}):
         if workers.chief:
-            begun = look()
-    return Begun(**workers.of_chief(dataclasses.asdict(begun)))
+            state = look()
+    return Begun(**workers.of_chief(dataclasses.asdict(state)))
 
 
 def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
-    """The mean and std of the model's first layer, as config.json keeps them."""
+    """Returns the mean and std of the model's first layer, as config.json has them."""
     if ":" in config.model:  # A user's model, which may not standardise at all.
         return {}
     return {"normalization": {"mean": list(info.mean), "std": list(info.std)}}
 
 
 def own_facts(config: TrainConfig, source: Source | None) -> dict[str, Any]:
-    """What config.json keeps of a user's code and of `--init`, as they are now.
+    """Returns what config.json keeps of a user's code and `--init`, as they are now.
 
     Args:
-      config: The settings of a run, which is done: nothing is downloaded for it.
-      source: Its data set; None where neither model nor data are a user's own.
+      config: The settings of a finished run; nothing is downloaded for it.
+      source: Its data set; None if neither model nor data are a user's own.
 
     Raises:
-      InputError: The model cannot be built, or the data have not its tasks.
+      InputError: The model cannot be built, or the data lack its tasks.
     """
     code: dict[str, Any] = {}
     if source:
         model = None
         if ":" in config.model:
-            new = dataclasses.replace(config, init="")
+            new_config = dataclasses.replace(config, init="")
             keras.utils.clear_session()  # Names count from the start, as in training.
-            model = building.new_model(new, source.info)
+            model = building.new_model(new_config, source.info)
         code = _code(config, model, source.info.tasks.select(config.tasks))
     return code | _weights(config, fetch=False)
 
@@ -238,40 +238,40 @@ def own_facts(config: TrainConfig, source: Source | None) -> dict[str, Any]:
 def _code(
     config: TrainConfig, model: keras.Model | None, tasks: tasks_lib.TaskSet
 ) -> dict[str, Any]:
-    """What is compared of a user's own code when the run is continued.
+    """Returns what is compared of a user's own code when the run is continued.
 
-    The model is looked at where it is the user's own.
+    The model counts only if it is the user's own.
     """
     if ":" not in config.model + config.dataset:
         return {}
     versions = directory.versions()
-    # By which the hashes are known: others may write the same model otherwise.
-    found: dict[str, Any] = {
+    # Hashes depend on these: other versions may write the same model differently.
+    code: dict[str, Any] = {
         "versions": {name: versions[name] for name in ("python", "keras", "mtr_tf")}
     }
     if model is not None and ":" in config.model:
-        found["model"] = own_models.digest(model)
-    replaced = [pair.partition(":")[0] for pair in config.task_losses]
+        code["model"] = own_models.digest(model)
+    replaced_tasks = [pair.partition(":")[0] for pair in config.task_losses]
     for name, task in tasks.items():
-        if own_code.has_own_loss(task) and name not in replaced:
-            found[f"loss of {name}"] = own_code.of(task.loss)
-    return {"code": found}
+        if own_code.has_own_loss(task) and name not in replaced_tasks:
+            code[f"loss of {name}"] = own_code.of(task.loss)
+    return {"code": code}
 
 
 def _hashes(code: Mapping[str, Any], tasks: tasks_lib.TaskSet) -> dict[str, Any]:
-    """Hashes of what is a user's own, by name, else None: the same on all workers."""
-    found = code.get("code", {})
-    own = ("model", *(f"loss of {name}" for name in tasks))
-    return {f"the code of the {part}": found.get(part) for part in own}
+    """Returns hashes of a user's own code by name, None elsewhere; for `agreeing`."""
+    hashes = code.get("code", {})
+    parts = ("model", *(f"loss of {name}" for name in tasks))
+    return {f"the code of the {part}": hashes.get(part) for part in parts}
 
 
 def _weights(config: TrainConfig, fetch: bool) -> dict[str, Any]:
-    """What is compared of `--init` when the run is continued, if it is still there.
+    """Returns what is compared of `--init` when the run is continued, if it exists.
 
     Args:
       config: The settings.
-      fetch: Whether it is downloaded, if it is at an address. A run that has a
-        checkpoint does not need it.
+      fetch: Whether to download it if it is at an address. A run with a checkpoint
+        does not need it.
     """
     if config.init and (fetch or not files.is_remote(config.init)):
         with contextlib.suppress(InputError):
@@ -280,25 +280,25 @@ def _weights(config: TrainConfig, fetch: bool) -> dict[str, Any]:
 
 
 def data_facts(source: Source, examples: int) -> dict[str, Any]:
-    """What is compared when the run is continued: by split its size, and means.
+    """Returns what is compared when the run is continued: each split's size and means.
 
     Args:
       source: The data set.
-      examples: How many are trained on.
+      examples: How many examples are trained on.
     """
-    found = {}
+    facts = {}
     for split in ("train", "validation"):
         columns = source.columns(split)
         count = len(columns)
-        if split == "train":  # Which may have become fewer since it was trained on.
+        if split == "train":  # It may have fewer now than were trained on.
             count = min(count, examples)
         means = batching.first_and_last(columns, count)
-        found[split] = {"examples": count, "means": means}
-    return found
+        facts[split] = {"examples": count, "means": means}
+    return facts
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
-    """Raises `InputError` where there are too few examples, or too many steps."""
+    """Returns the steps; raises `InputError` for too few examples or too many steps."""
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     if config.epochs * per_epoch > MOST_STEPS:
         raise InputError(
@@ -312,7 +312,7 @@ def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
 def _facts(
     config: TrainConfig, source: Source, tasks: tasks_lib.TaskSet
 ) -> dict[str, Any]:
-    """What must be the same on all workers: settings, code and data, by their names."""
+    """Returns what must be the same on all workers, by name: settings, code, data."""
     settings = config.that_change(RESULTS, EXTRAS) | {"jit": config.jit}
     facts = workers_lib.facts(settings)
     for split in ("train", "validation"):
@@ -323,24 +323,24 @@ def _facts(
 
 
 def _ends(columns: Columns, tasks: tasks_lib.TaskSet) -> list[str] | None:
-    """Hashes of the first and the last example, the same on all workers.
+    """Returns hashes of the first and the last example, the same on all workers.
 
-    None where examples are others each time they are read.
+    None if the examples differ each time they are read.
     """
 
     def read() -> list[str]:
         # One by one, as `batching.first_and_last` does.
         rows = np.array([[0], [len(columns) - 1]])
-        few = [batching.gather(columns, tasks, row) for row in rows]
-        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
-        return [one.hexdigest()[:16] for one in sums]
+        examples = [batching.gather(columns, tasks, row) for row in rows]
+        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(examples)]
+        return [digest.hexdigest()[:16] for digest in sums]
 
     hashes = read()
     return hashes if read() == hashes else None
 
 
 def _check_model(config: TrainConfig) -> None:
-    """Raises `InputError` for a model that cannot be, before data are prepared."""
+    """Raises `InputError` for an impossible model, before data are prepared."""
     if config.init:
         initial_weights.check(config.init)
     if ":" in config.model:
@@ -369,9 +369,9 @@ def _check_names(config: TrainConfig) -> None:
 
 def _check_statistics(config: TrainConfig, replicas: int) -> None:
     """Raises `InputError` for batch norms that TensorFlow cannot keep in step."""
-    training = config.adversarial_batch_norm == "training"
-    shared = config.sync_batch_norm and replicas > 1
-    if shared and training and step_lib.attacked_tasks(config):
+    uses_batch = config.adversarial_batch_norm == "training"
+    is_shared = config.sync_batch_norm and replicas > 1
+    if is_shared and uses_batch and step_lib.attacked_tasks(config):
         raise InputError(
             "--adversarial_batch_norm must be inference with --sync_batch_norm on "
             "several replicas, because the loop of an attack cannot share statistics "
@@ -381,7 +381,7 @@ def _check_statistics(config: TrainConfig, replicas: int) -> None:
 
 
 def _training_columns(config: TrainConfig, source: Source) -> Columns:
-    """The training split; `InputError` where it has not what is asked of it."""
+    """Returns the training split; raises `InputError` if it is too small."""
     columns = source.columns("train")
     if config.train_examples > len(columns):
         raise InputError(
@@ -394,9 +394,9 @@ def _training_columns(config: TrainConfig, source: Source) -> Columns:
 
 
 def _check_targets(tasks: tasks_lib.TaskSet, source: Source, is_run: bool) -> None:
-    """Raises `InputError` for a task that no training example has a target of.
+    """Raises `InputError` for a task of which no training example has a target.
 
-    Runs that have begun may have one, and only say so.
+    Runs that have begun may have such a task, and only log a warning.
     """
     for name in tasks:
         if name in source.unknown.get("train", ()):
@@ -420,12 +420,14 @@ def _check_targets(tasks: tasks_lib.TaskSet, source: Source, is_run: bool) -> No
 def _jit(
     config: TrainConfig, steps: int, image_size: Sequence[int], replicas: int
 ) -> bool:
-    """Whether XLA compiles the step: by all steps, so that it does after a kill too."""
+    """Whether XLA compiles the step; by all steps, so that a resumed run agrees."""
     pixels = math.prod(image_size) * config.batch_size / replicas
     passes = compiling.TRAINING_STEP * steps
-    on = compiling.worthwhile(config.jit, passes, pixels)
-    why = ""
-    if on and replicas > 1 and config.sync_batch_norm:
-        on, why = False, "but --sync_batch_norm speaks to other replicas within it"
-    compiling.say("the training step" if on else "no training step", config.jit, why)
-    return on
+    jit = compiling.worthwhile(config.jit, passes, pixels)
+    reason = ""
+    if jit and replicas > 1 and config.sync_batch_norm:
+        jit, reason = False, "but --sync_batch_norm speaks to other replicas within it"
+    compiling.say(
+        "the training step" if jit else "no training step", config.jit, reason
+    )
+    return jit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoints of a training run: which are kept, and how one is restored."""
+"""The checkpoints of a training run: which to keep, and how to restore one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Keeper:
     writes it under another name first.
 
     Attributes:
-      variables: All that is trained, or goes on from where it was.
-      kept: The step of the newest; 0: there is none; None: `restore` has not looked.
+      variables: All variables that are trained, or carry state between steps.
+      kept: The newest checkpoint's step; 0: there is none; None: not looked at yet.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Keeper:
         variables: Sequence[Any] = (),
         writes: bool = True,
     ):
-        """Looks at `workdir/checkpoints`, and clears what a killed save left there.
+        """Opens `workdir/checkpoints`, and clears what a killed save left there.
 
-        Without `writes`, as on workers whose chief does, it leaves files alone.
+        Without `writes`, as on workers other than the chief, files are left alone.
         """
         self._folder, self._keep = workdir / "checkpoints", keep
         self._best_folder = self._folder / "best"
@@ -65,20 +65,20 @@ class Keeper:
             **{variable.name: variable.value for variable in variables},
             **noise,
         )
-        # Versions before 0.2 count their saves with it, and want it to be there.
+        # Versions before 0.2 count their saves with it, and need it to exist.
         self._checkpoint.save_counter  # noqa: B018  (made when it is asked for)
 
     def restore(self, total: int | None = None) -> int:
         """Restores the newest checkpoint that can be read; returns the steps done.
 
         Args:
-          total: How many steps the run has; a checkpoint after more is of another.
+          total: How many steps the run has; a later checkpoint is another run's.
 
         Raises:
-          InputError: there are some, and none can be read.
+          InputError: there are checkpoints, and none can be read.
         """
-        kept = checkpoints.newest_first(self._folder)
-        for step in kept:
+        steps = checkpoints.newest_first(self._folder)
+        for step in steps:
             try:
                 if total is not None and step > total:
                     raise ValueError(
@@ -92,7 +92,7 @@ class Keeper:
                 checkpoints.say_skipped(self._folder, step, error)
             else:
                 return step
-        if kept:
+        if steps:
             raise InputError(
                 f"all checkpoints in {self._folder} are damaged or belong to another "
                 "model; delete the folder to start again, or give another --workdir."
@@ -102,39 +102,41 @@ class Keeper:
     def save(self, step: int) -> None:
         """Saves a checkpoint, and deletes the oldest beyond those to keep."""
         if self._writes:
-            # Later ones, which were told of, are damaged or another run's: they stay.
-            before = [made for made in checkpoints.steps(self._folder) if made < step]
-            extra = max(0, len(before) + 1 - self._keep)
-            self._write(self._folder, step, [*before[extra:], step], before[:extra])
+            # Later ones are damaged or another run's, as was logged: they stay.
+            older_steps = [s for s in checkpoints.steps(self._folder) if s < step]
+            excess = max(0, len(older_steps) + 1 - self._keep)
+            self._write(
+                self._folder, step, [*older_steps[excess:], step], older_steps[:excess]
+            )
         self.kept = step
 
     def save_if_best(self, step: int, score: float, better: str) -> None:
-        """Saves to `best/` when the score beats all before; `better`: higher, lower."""
+        """Saves to `best/` if the score beats all before; `better`: higher, lower."""
         if not self._writes:
             return
         best = float(self._best.numpy())
-        improved = score > best if better == "higher" else score < best
-        if improved or (math.isnan(best) and not math.isnan(score)):
+        is_better = score > best if better == "higher" else score < best
+        if is_better or (math.isnan(best) and not math.isnan(score)):
             self._best.assign(score)
-            others = set(checkpoints.steps(self._best_folder)) - {step}
-            self._write(self._best_folder, step, [step], sorted(others))
+            old_steps = set(checkpoints.steps(self._best_folder)) - {step}
+            self._write(self._best_folder, step, [step], sorted(old_steps))
 
     def _write(
         self,
         folder: pathlib.Path,
         step: int,
-        kept: Sequence[int],
-        deleted: Sequence[int],
+        kept_steps: Sequence[int],
+        deleted_steps: Sequence[int],
     ) -> None:
         self._step.assign(step)
         with files.write_errors_explained(folder):
             checkpoints.write(self._checkpoint, folder, step)
-            checkpoints.keep(folder, kept, deleted)
+            checkpoints.keep(folder, kept_steps, deleted_steps)
         remote.push(folder)
 
 
 def _noise(model: Any) -> dict[str, list[Any]]:
-    """What layers with noise, such as dropout, go on from; TensorFlow overlooks it."""
+    """Returns the states of noisy layers such as dropout; TensorFlow overlooks them."""
     weights = {id(weight) for weight in model.weights}
     states = [v.value for v in model.variables if id(v) not in weights]
     return {"noise": states} if states else {}

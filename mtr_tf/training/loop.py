@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: the loop, which only says when; the way of a batch is `step.replica_step`.
+"""The training loop, which decides when; `step.replica_step` is what a step does.
 
 Batches and augmentation are pure functions of (seed, step), and the checkpoint holds
 everything else that a step depends on, so a run that was killed and started again ends
@@ -62,13 +62,13 @@ def train(config: TrainConfig, workdir: str | os.PathLike, resume: bool = True) 
 
 
 def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
-    """`train` with settings that are canonical, and a folder of this machine."""
+    """`train` with canonical settings and a folder on this machine."""
     workers = workers_lib.join(config.strategy, config.replicas)
-    again = f"The same command on all goes on from what is kept in {workdir}."
+    advice = f"The same command on all goes on from what is kept in {workdir}."
     keeper = None
-    # `last` holds until a run at an address is uploaded as well.
-    with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
-        stack.enter_context(workers.explaining_loss(again))
+    # `outer_stack` also covers the upload of a run at an address.
+    with contextlib.ExitStack() as outer_stack, contextlib.ExitStack() as stack:
+        stack.enter_context(workers.explaining_loss(advice))
 
         def look() -> directory.Begun:
             stack.enter_context(remote.held(workdir, skip="attacks/"))
@@ -76,8 +76,10 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
             return directory.begun(workdir)
 
         job = job_lib.resolve(config, workers, look)
-        last.enter_context(stopping.saying(lambda: _kept(keeper, job.steps, workdir)))
-        last.enter_context(stopping.later())
+        outer_stack.enter_context(
+            stopping.saying(lambda: _stop_message(keeper, job.steps, workdir))
+        )
+        outer_stack.enter_context(stopping.later())
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
@@ -106,18 +108,18 @@ def _keeper(job: Job, workdir: pathlib.Path) -> Keeper:
 def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
     """Does the steps that are missing, and saves the model.
 
-    Where a signal comes, to any worker, the steps that are done are in a checkpoint.
+    If a signal reaches any worker, the steps done so far are in a checkpoint.
     """
     learner, total, workers = job.learner, job.steps, job.workers
-    first = finished = 0
+    first = is_finished = 0
     with workers.agreeing({}):
         if workers.chief:
             first = keeper.restore(total)
-            finished = first == total and _is_whole(workdir / "model.keras")
-    first, finished = workers.of_chief([first, finished])
+            is_finished = first == total and _is_intact(workdir / "model.keras")
+    first, is_finished = workers.of_chief([first, is_finished])
     keeper.kept = first
     workers.take_chiefs(keeper.variables)
-    if finished:
+    if is_finished:
         logging.info("%s is already finished: %d steps", workdir, total)
         return
     if first:
@@ -142,17 +144,18 @@ def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
         workers,
     )
     if step == total and workers.chief:
-        with files.whole_file(workdir / "model.keras") as beside:
-            learner.model.save(beside)
+        with files.whole_file(workdir / "model.keras") as temporary_path:
+            learner.model.save(temporary_path)
         files.settle(workdir)
-    workers.any(False)  # None ends before the others have what they need.
+    workers.any(False)  # No worker ends before the others have what they need.
 
 
 def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What trains for so many steps from one on, under XLA where that is chosen.
+    """Returns a function that trains for `count` steps, from the step `first` on.
 
-    The first step is then a call of its own. Where that fails, no step is done, and XLA
-    is left out; where a later one fails, going on from the first would do some twice.
+    Under XLA the first step is a call of its own: if it fails, no step is done, and XLA
+    is left out. If a later step of a call failed, repeating the call would do the steps
+    before it twice.
     """
     batches = job.batches(first)
 
@@ -165,16 +168,16 @@ def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
 
     def train(count: tf.Tensor) -> tf.Tensor:
         nonlocal alone
-        apart, alone = alone and count > 1, False
-        if not apart:
+        split, alone = alone and count > 1, False
+        if not split:
             return train_steps(count)
         return tf.concat([train_steps(tf.constant(1)), train_steps(count - 1)], axis=0)
 
     return train
 
 
-def _is_whole(path: pathlib.Path) -> bool:
-    """Whether a .keras file is there and undamaged."""
+def _is_intact(path: pathlib.Path) -> bool:
+    """Whether a .keras file exists and is undamaged."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -182,15 +185,15 @@ def _is_whole(path: pathlib.Path) -> bool:
         return False
 
 
-def _kept(keeper: Keeper | None, total: int, workdir: pathlib.Path) -> str:
-    """What there is of a run that a signal has stopped, and how to go on.
+def _stop_message(keeper: Keeper | None, total: int, workdir: pathlib.Path) -> str:
+    """Returns what is kept of a run that a signal stopped, and how to continue.
 
-    Nothing where no step was done, nor what there is looked at: the command says that.
+    Empty if the checkpoints have not been looked at yet: the command then says so.
     """
     step = keeper.kept if keeper else None
     if step is None:
         return ""
-    if step == total and _is_whole(workdir / "model.keras"):
+    if step == total and _is_intact(workdir / "model.keras"):
         return f"Training had already finished: {workdir} is complete."
     if not step:
         return "No training step is kept; the same command starts again."
@@ -202,7 +205,7 @@ def _kept(keeper: Keeper | None, total: int, workdir: pathlib.Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-    """When what happens, in steps; the last step is the time for everything."""
+    """When things are due, in steps; after the last step everything is."""
 
     first: int
     total: int
@@ -214,19 +217,19 @@ class Timetable:
         return getattr(self.config, f"{what}_every") or math.ceil(self.total / times)
 
     def due(self, what: str, step: int) -> bool:
-        """Whether it is time for something after `step` steps."""
+        """Whether something is due after `step` steps."""
         return step == self.total or step % self.every(what) == 0
 
     def late(self, seconds: float) -> bool:
-        """Whether the last checkpoint, of so long ago, is too old."""
+        """Whether a checkpoint saved this many seconds ago is too old."""
         limit = 60 * self.config.checkpoint_minutes
         return 0 < limit <= seconds
 
     def stop_after(self, step: int) -> int:
-        """The next step after which anything is due, or where one call must end."""
+        """Returns the next step after which anything is due, or one call must end."""
         kinds = ("summary", "eval", "checkpoint")
-        due = (step - step % e + e for e in map(self.every, kinds))
-        return min(self.total, step + MOST_IN_A_CALL, *due)
+        steps = (step - step % period + period for period in map(self.every, kinds))
+        return min(self.total, step + MOST_IN_A_CALL, *steps)
 
 
 def loop(
@@ -237,27 +240,27 @@ def loop(
     settle: Callable[[], None],
     workers: Workers,
 ) -> int:
-    """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
+    """Runs all steps; logs, evaluates and saves checkpoints as the timetable says.
 
-    Between calls a checkpoint is kept as well where the last one is too old, or where
-    a signal has asked to stop. Calls end at steps that the timetable alone decides, and
+    Between calls a checkpoint is also saved if the last one is too old, or if a signal
+    has asked to stop. The timetable alone decides at which steps calls end, and
     statistics are settled at each end, so that this changes no bit.
 
     Args:
-      train_steps: trains for so many steps; returns their losses [steps, tasks].
-      timetable: when what is due.
-      monitor: what watches.
-      keeper: what keeps checkpoints.
+      train_steps: trains for a number of steps; returns their losses [steps, tasks].
+      timetable: when things are due.
+      monitor: writes summaries and evaluates.
+      keeper: saves checkpoints.
       settle: is called before the model is evaluated or saved.
-      workers: those that stop together.
+      workers: the workers, which stop together.
 
     Returns:
-      After how many steps it ended: fewer than all where it was asked to stop.
+      The number of steps done: fewer than all if it was asked to stop.
 
     Raises:
       InputError: a loss is not finite. The checkpoints stay as they were before.
     """
-    step, kept_at = timetable.first, time.monotonic()
+    step, saved_at = timetable.first, time.monotonic()
     stop = workers.asked_to_stop()
     with progress.bar(
         timetable.total, "training", "steps", done=step, shown=workers.chief
@@ -274,28 +277,28 @@ def loop(
             if timetable.due("eval", step):
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
-            late = timetable.late(time.monotonic() - kept_at)
+            is_late = timetable.late(time.monotonic() - saved_at)
             stop = workers.asked_to_stop()
-            if timetable.due("checkpoint", step) or late or stop:
+            if timetable.due("checkpoint", step) or is_late or stop:
                 monitor.flush()
                 keeper.save(step)
-                kept_at = time.monotonic()
+                saved_at = time.monotonic()
             advance(count, f"loss {total:.3f}")
     return step
 
 
-def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], before: int) -> None:
-    """Names the first step and task whose loss is not finite.
+def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], first: int) -> None:
+    """Raises `InputError` with the first step and task whose loss is not finite.
 
     Args:
       losses: [steps, tasks].
       tasks: their names.
-      before: how many steps came before these.
+      first: how many steps came before these.
     """
     for step, task in np.argwhere(~np.isfinite(losses))[:1]:
         raise InputError(
             f"the loss of {tasks[task]} is {losses[step, task]} at step "
-            f"{before + step + 1}: training has diverged. What was saved before is "
+            f"{first + step + 1}: training has diverged. What was saved before is "
             "kept; lower --learning_rate or the task's weight, and use another "
             "--workdir."
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training minimises: each task's loss, and what it weighs.
+"""What training minimises: each task's loss, and its weight.
 
-Attacks and evaluation go by the tasks' own losses. Training may use others: those of
-the paper's code, to repeat its runs.
+Attacks and evaluation use the tasks' own losses. Training may use others: those of the
+paper's code, to repeat its runs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mtr_tf.tasks.groups import task_weights
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
-# By kind, the losses of targets that are no numbers.
-_OF_KIND = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
+# The losses of targets that are not numbers, by kind.
+_KIND_LOSSES = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
 
-_ALL = "_over_all_pixels"  # Ends the name of a loss.
+_ALL = "_over_all_pixels"  # Suffix of the names of losses.
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": losses.cross_entropy,
@@ -43,18 +43,18 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
     """Returns each task's training loss, `(target, output, mask) -> float32 [batch]`.
 
     Raises:
-      InputError: `task_losses` names a task that is not trained, a loss that there is
-        not, or one that does not fit; or classes have weights that a task's own loss
-        does not take.
+      InputError: `task_losses` names a task that is not trained, a loss that does not
+        exist or does not fit; or classes have weights, but a task's own loss takes
+        none.
     """
     tasks = info.tasks.select(config.tasks)
-    chosen = _parse(config.task_losses, tasks)
+    task_losses = _parse(config.task_losses, tasks)
     by_task = {}
     for name, task in tasks.items():
-        loss = chosen.get(name, task.loss)
+        loss = task_losses.get(name, task.loss)
         weights = info.weights_of(task) if config.class_weights else ()
         if weights:
-            _check_weighted(name, loss)
+            _check_weightable(name, loss)
             loss = weighted_cross_entropy(weights, config.loss_norm)
         elif config.loss_norm == "all":
             loss = over_all_pixels(loss)
@@ -62,8 +62,8 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
     return by_task
 
 
-def _check_weighted(task: str, loss: Loss) -> None:
-    """Raises `InputError` for a loss that class weights do not enter."""
+def _check_weightable(task: str, loss: Loss) -> None:
+    """Raises `InputError` for a loss that takes no class weights."""
     if loss is not losses.cross_entropy:
         raise InputError(
             "Class weights are for the cross-entropy, but the data give some for "
@@ -85,14 +85,14 @@ def over_all_pixels(loss: Loss) -> Loss:
         )
         return loss(target, output, mask) * share
 
-    return _called(mean, f"{losses.name_of(loss)}{_ALL}")
+    return _set_name(mean, f"{losses.name_of(loss)}{_ALL}")
 
 
 def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
     """Returns the cross-entropy with a weight per class.
 
     Args:
-      weights: of each class.
+      weights: the weight of each class.
       norm: "valid" divides an image's sum by the weights of its valid pixels; "all",
         as the paper's code does, by the number of all its pixels.
     """
@@ -108,18 +108,18 @@ def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
         weights = tf.reduce_sum(weight, axis=losses.places(mask))
         return tf.math.divide_no_nan(total, weights)
 
-    return _called(loss, f"weighted_cross_entropy{_ALL if norm == 'all' else ''}")
+    return _set_name(loss, f"weighted_cross_entropy{_ALL if norm == 'all' else ''}")
 
 
-def _called(loss: Loss, name: str) -> Loss:
-    """Returns the loss under the name by which TensorBoard speaks of it."""
+def _set_name(loss: Loss, name: str) -> Loss:
+    """Gives the loss the name by which TensorBoard shows it, and returns it."""
     loss.__name__ = name
     return loss
 
 
 def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
     """Reads `autoencoder:l1`, ... as {task: loss}."""
-    chosen = {}
+    by_task = {}
     for pair in pairs:
         task, separator, loss = pair.partition(":")
         if not separator:
@@ -128,7 +128,7 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
                 f"autoencoder:l1; got {pair!r}."
             )
         checks.check_name("loss in --task_losses", loss, LOSSES)
-        if task in chosen:
+        if task in by_task:
             raise InputError(
                 f"--task_losses must name each task once, but {task} has several "
                 f"losses in {','.join(pairs)}; leave one."
@@ -144,23 +144,23 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
                 f"l1 and l2 for everything else, but --task_losses has {pair!r}; "
                 "choose another loss."
             )
-        chosen[task] = LOSSES[loss]
-    return chosen
+        by_task[task] = LOSSES[loss]
+    return by_task
 
 
 def _fits(loss: str, kind: str) -> bool:
     """Whether a loss is for targets of a kind."""
-    return _OF_KIND.get(kind, loss) == loss and (
-        kind in _OF_KIND or loss not in _OF_KIND.values()
+    return _KIND_LOSSES.get(kind, loss) == loss and (
+        kind in _KIND_LOSSES or loss not in _KIND_LOSSES.values()
     )
 
 
-# What tasks weigh.
+# Weights of tasks.
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighting:
-    """Makes one loss of the tasks' losses.
+    """Combines the tasks' losses into one.
 
     Attributes:
       fixed: {task: weight}, the order of tasks everywhere.
@@ -178,7 +178,7 @@ class Weighting:
         return tf.add_n([weights[task] * task_losses[task] for task in weights])
 
     def penalty(self) -> tf.Tensor | float:
-        """Returns what learned weights add to the loss, so that they do not vanish.
+        """Returns what learned weights add to the loss, to keep them from vanishing.
 
         With `total` it is the sum of c exp(-s) L + s / 2, c being 1 for classes and
         labels and 1/2 for all else: Kendall, Gal and Cipolla, "Multi-Task Learning
@@ -188,12 +188,12 @@ class Weighting:
         return sum(s.value / 2 for s in self.log_variances.values())
 
     def current(self) -> dict[str, float]:
-        """Returns {task: what its loss weighs now}."""
+        """Returns {task: current weight of its loss}."""
         return {task: float(w) for task, w in self._weights().items()}
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """What is trained beside the model."""
+        """The variables that are trained besides the model."""
         return list(self.log_variances.values())
 
     def _weights(self) -> dict[str, float | tf.Tensor]:
@@ -213,7 +213,8 @@ def make_weighting(config: TrainConfig, tasks: tasks_lib.TaskSet) -> Weighting:
     """
     if config.task_weights == "uncertainty":
         scales = {
-            name: 1.0 if task.kind in _OF_KIND else 0.5 for name, task in tasks.items()
+            name: 1.0 if task.kind in _KIND_LOSSES else 0.5
+            for name, task in tasks.items()
         }
         return Weighting(
             scales,

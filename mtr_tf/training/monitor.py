@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches a training run: TensorBoard, and the score that checkpoints go by."""
+"""Monitors a training run: TensorBoard, and the score of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mtr_tf.training import schedules
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.step import Learner
 
-# The settings that people compare runs by.
+# The settings by which people compare runs.
 _HPARAMS = (
     "tasks",
     "main_tasks",
@@ -62,7 +62,7 @@ _KINDS = {"clean": tensorboard.CLEAN, "adversarial": tensorboard.ATTACKED}
 
 @dataclasses.dataclass(frozen=True)
 class BestMetric:
-    """Which number decides what the best checkpoint is."""
+    """The number that decides which checkpoint is the best."""
 
     kind: str  # clean or adversarial
     task: str
@@ -77,34 +77,34 @@ class BestMetric:
 def parse_best(config: TrainConfig, tasks: tasks_lib.TaskSet) -> BestMetric:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
-    Empty is the first main task's headline metric, clean.
+    If empty, it is the first main task's headline metric, clean.
 
     Raises:
-      InputError: there is no such number in this run.
+      InputError: this run has no such number.
     """
     text = config.best_metric
     if not text:
-        main = config.main_or_all_tasks[0]
-        return BestMetric("clean", main, tasks[main].metrics[0])
+        main_task = config.main_or_all_tasks[0]
+        return BestMetric("clean", main_task, tasks[main_task].metrics[0])
     choices = {
         f"{task.name}/{metric.name}": (task.name, metric)
         for task in tasks.values()
         for metric in task.metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
-    kind, _, rest = text.partition("/")
-    if kind not in kinds or (rest not in choices and text in choices):
-        kind, rest = "clean", text  # A task may be named as a kind is.
-    if rest not in choices:
+    kind, _, choice = text.partition("/")
+    if kind not in kinds or (choice not in choices and text in choices):
+        kind, choice = "clean", text  # A task may have the name of a kind.
+    if choice not in choices:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
             f"{', '.join(choices)}; got {text!r}."
         )
-    return BestMetric(kind, *choices[rest])
+    return BestMetric(kind, *choices[choice])
 
 
 def training_attack(config: TrainConfig) -> attacks.PGD | None:
-    """The attack that validation examples get during training; None at radius 0."""
+    """Returns the attack on validation examples during training; None at radius 0."""
     if not config.eval_eps:
         return None
     epsilon = config.eval_eps / 255
@@ -112,15 +112,15 @@ def training_attack(config: TrainConfig) -> attacks.PGD | None:
 
 
 def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
-    """The settings of a run for a table of many runs, those left empty filled in."""
+    """Returns a run's settings for a table of many runs, with empty ones filled in."""
     height, width = image_size
-    filled = {
+    overrides = {
         "tasks": config.tasks,
         "main_tasks": config.main_or_all_tasks,
         "adversarial_tasks": config.adversarial_tasks or "none",  # Not an empty cell.
         "image_size": f"{height}x{width}",
     }
-    return {name: filled.get(name, getattr(config, name)) for name in _HPARAMS}
+    return {name: overrides.get(name, getattr(config, name)) for name in _HPARAMS}
 
 
 class Monitor:
@@ -143,9 +143,9 @@ class Monitor:
     ):
         """Opens the event files, and writes the run's settings once.
 
-        All `workers` evaluate, each its share; no `workdir` is for those whose chief
-        writes alone. The learner's optimizer says how many steps were not skipped;
-        `first` is how many steps are done: what was shown of later ones is removed.
+        All `workers` evaluate a share each; only the chief has a `workdir` and writes.
+        The learner's optimizer says how many steps were not skipped; `first` is the
+        number of steps done: summaries of later ones are removed.
         """
         self._learner, self._skipped = learner, 0
         self.tasks = tasks
@@ -157,9 +157,9 @@ class Monitor:
         per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
         self._rate = schedules.learning_rate(config, per_epoch)
         self._count = min(config.eval_examples, len(self._columns.images))
-        # No more than there are: a batch would be filled up with nothing.
-        most = -(-self._count // workers.replicas) * workers.replicas
-        self._batch_size = min(config.batch_size, most)
+        # No larger than all examples: a batch would be filled up with padding.
+        largest_batch = -(-self._count // workers.replicas) * workers.replicas
+        self._batch_size = min(config.batch_size, largest_batch)
         self._evaluator = Evaluator(
             learner.model,
             self.tasks,
@@ -169,16 +169,16 @@ class Monitor:
             objective={"tasks": tasks.select(config.main_or_all_tasks)},
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, workers.replicas),
-            stops=False,  # The loop does, after a checkpoint.
+            stops=False,  # The loop stops, after a checkpoint.
         )
         images = f"On the first {self._count} images of validation"
         self._per_epoch = per_epoch
-        # Tasks without any loss so far; of a run that is continued nobody knows.
+        # Tasks without any loss so far; not known if a run is continued.
         self._silent = [] if first else list(tasks)
         self._about = {
-            "training": _of_training(config),
+            "training": _training_text(config),
             "clean": f"{images}.",
-            "adversarial": f"{images}, attacked by {_attack(config)}.",
+            "adversarial": f"{images}, attacked by {_attack_text(config)}.",
         }
         self._board = self._open(workdir, first)
         if workdir:
@@ -189,9 +189,9 @@ class Monitor:
             )
 
     def _open(self, workdir: pathlib.Path | None, first: int) -> Board:
-        """The run, with what was shown of the steps until the first.
+        """Opens the run of TensorBoard, with summaries of the steps until `first`.
 
-        Before 0.3 there was one for each kind of number, with the same tags.
+        Before 0.3 there was a run for each kind of number, with the same tags.
         """
         if workdir is None:
             return Board(None, tasks=self.tasks)
@@ -208,17 +208,17 @@ class Monitor:
         return Board(workdir / "train", tasks=self.tasks)
 
     def _jit(self, steps: int, replicas: int) -> bool:
-        """Whether XLA compiles the evaluations: by how many there are in `steps`."""
+        """Whether XLA compiles the evaluations: depends on their number in `steps`."""
         config, (height, width) = self._config, self._info.image_shape[:2]
-        times = steps / (config.eval_every or max(1, steps / 10))
-        batches = -(-self._count // self._batch_size) * times
+        evaluations = steps / (config.eval_every or max(1, steps / 10))
+        batches = -(-self._count // self._batch_size) * evaluations
         passes = batches * (2 + config.eval_steps * bool(config.eval_eps))
         pixels = height * width * self._batch_size / replicas
         return compiling.worthwhile(config.jit, passes, pixels)
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
-        self._look_for_targets(step, losses)
+        self._warn_of_missing_targets(step, losses)
         weighting = self._learner.weighting
         weights = weighting.current()
         scalars = tensorboard.loss_scalars(
@@ -244,10 +244,12 @@ class Monitor:
         self._board.scalars(optimizer, step)
         return scalars["total/loss"]
 
-    def _look_for_targets(self, step: int, losses: np.ndarray) -> None:
+    def _warn_of_missing_targets(self, step: int, losses: np.ndarray) -> None:
         """Warns after the first epoch of tasks whose mean losses [tasks] were all 0."""
-        there = [task for task, loss in zip(self.tasks, losses, strict=True) if loss]
-        self._silent = [task for task in self._silent if task not in there]
+        tasks_with_loss = [
+            task for task, loss in zip(self.tasks, losses, strict=True) if loss
+        ]
+        self._silent = [task for task in self._silent if task not in tasks_with_loss]
         if step >= self._per_epoch and self._silent:
             logging.warning(
                 "the loss of %s was 0 in each of the first %d steps: perhaps no "
@@ -258,25 +260,25 @@ class Monitor:
             self._silent = []
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
-        """Numbers of an optimizer that scales the loss; a skipped step is logged."""
+        """Returns numbers of an optimizer that scales the loss; logs skipped steps."""
         optimizer = self._learner.optimizer
         if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return {}
-        skipped = step - int(optimizer.iterations.numpy())
+        skipped_steps = step - int(optimizer.iterations.numpy())
         scale = float(optimizer.dynamic_scale.numpy())
-        if skipped > self._skipped:
+        if skipped_steps > self._skipped:
             logging.info(
                 "%d of %d steps skipped so far because gradients were not finite; the "
                 "loss scale is now %g",
-                skipped,
+                skipped_steps,
                 step,
                 scale,
             )
-        self._skipped = skipped
-        return {"optimizer/skipped_steps": skipped, "optimizer/loss_scale": scale}
+        self._skipped = skipped_steps
+        return {"optimizer/skipped_steps": skipped_steps, "optimizer/loss_scale": scale}
 
     def flush(self) -> None:
-        """Lets readers see what is written, and whoever goes on after a kill."""
+        """Writes out all summaries, for readers and for a run resumed after a kill."""
         self._board.flush()
 
     def evaluated(self, step: int) -> float:
@@ -303,33 +305,33 @@ class Monitor:
             self._info,
             self._config.eval_eps / 255,
         )
-        about = ""
+        description = ""
         if evaluation.attacked:
-            about = f"{_attack(self._config)}; grey is no perturbation."
-        self._board.pictures(pictures, step, about)
+            description = f"{_attack_text(self._config)}; grey is no perturbation."
+        self._board.pictures(pictures, step, description)
         self.flush()
         logging.info("step %d: %s", step, _headlines(numbers_of, self.tasks))
         return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
 
 
-def _attack(config: TrainConfig) -> str:
-    """The attack of `training_attack` and what it raises, in words."""
-    return _pgd(config.eval_eps, config.eval_steps, config.main_or_all_tasks)
+def _attack_text(config: TrainConfig) -> str:
+    """Describes the attack of `training_attack` and the tasks that it attacks."""
+    return _pgd_text(config.eval_eps, config.eval_steps, config.main_or_all_tasks)
 
 
-def _pgd(eps: float, steps: int, tasks: Sequence[str]) -> str:
+def _pgd_text(eps: float, steps: int, tasks: Sequence[str]) -> str:
     return (
         f"PGD (linf, eps {eps:g} levels of 0-255, {steps} steps) on {' + '.join(tasks)}"
     )
 
 
-def _of_training(config: TrainConfig) -> str:
-    """Over which images the losses of training are, in words."""
+def _training_text(config: TrainConfig) -> str:
+    """Describes the images over which training losses are means."""
     mean = "Mean over the training images since the last point"
-    attacked = step_lib.attacked_tasks(config)
-    if not attacked:
+    attacked_tasks = step_lib.attacked_tasks(config)
+    if not attacked_tasks:
         return f"{mean}."
-    attack = _pgd(config.adversarial_eps, config.adversarial_steps, attacked)
+    attack = _pgd_text(config.adversarial_eps, config.adversarial_steps, attacked_tasks)
     share = config.adversarial_share
     if share == 1:
         return f"{mean}, attacked by {attack}."
@@ -337,7 +339,7 @@ def _of_training(config: TrainConfig) -> str:
 
 
 def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
-    """Finds a model that its last update has broken, before it is saved."""
+    """Raises `InputError` if the last update broke the model, before it is saved."""
     for task, rows in evaluation.clean.items():
         if not np.isfinite(rows["loss"]).all():
             raise InputError(
@@ -350,7 +352,7 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
 def _headlines(
     numbers_of: dict[str, dict[str, dict[str, float]]], tasks: tasks_lib.TaskSet
 ) -> str:
-    """Each task's first metric, clean and attacked, on one line."""
+    """Returns each task's first metric, clean and attacked, on one line."""
     parts = []
     for task, numbers in numbers_of["clean"].items():
         name = tasks[task].metrics[0].name

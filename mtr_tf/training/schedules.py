@@ -13,7 +13,7 @@ _RELEASED_EPOCHS = 180
 def learning_rate(
     config: TrainConfig, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The rate as a function of the step (0 is the first).
+    """Returns the rate as a function of the step (0 is the first).
 
     `step` multiplies the rate by `lr_factor` once each epoch of `lr_epochs` is over;
     `released` multiplies it by 0 after 180 epochs, as the paper's code does by mistake.
@@ -35,12 +35,12 @@ def learning_rate(
 
 
 def optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer, wrapped for loss scaling under mixed_float16.
+    """Returns the optimizer, wrapped for loss scaling under mixed_float16.
 
     Weight decay is not given to it: Keras decouples it from the gradient, PyTorch's
     SGD (which the paper used) does not. `step.replica_step` adds it to the loss.
-    Its momentum is of steps, each with the rate of its time, PyTorch's of gradients:
-    after the rate falls, weights go on with what is left of the old steps.
+    Keras's momentum sums steps, each with the rate of its time, PyTorch's sums
+    gradients: after the rate falls, the rest of the older, larger steps goes on.
     """
     rate = learning_rate(config, steps_per_epoch)
     if config.optimizer == "sgd":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: batch, attack, model, losses, update; read it top to bottom.
 
-Each place is entered once. Without adversarial training the attack is left out; the
-rest is the same.
+Each part occurs once. Without adversarial training the attack is left out; the rest is
+the same.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Adversary:
     """How training images are attacked.
 
     Attributes:
-      attack: what moves them.
-      tasks: those whose losses, summed, it raises.
-      share: weight of the attacked images' losses; the clean ones' has the rest.
+      attack: the attack.
+      tasks: the tasks whose summed losses it raises.
+      share: weight of the losses on attacked images; those on clean ones have the rest.
       batch_norm: "inference", or "training" for each batch's own statistics.
-      seed: of its noise, beside the step and the place in the global batch.
+      seed: seeds its noise, with the step and the position in the global batch.
     """
 
     attack: attacks.Attack
@@ -48,10 +48,10 @@ class Adversary:
     seed: int
 
     def objective(self, model: keras.Model) -> objectives.Unbound:
-        """Returns what is raised, for all batches."""
-        training = self.batch_norm == "training"
-        attacked = (lambda x: model(x, training=True)) if training else model
-        return objectives.unbound(attacked, self.tasks)
+        """Returns the objective that the attack raises, for all batches."""
+        is_training = self.batch_norm == "training"
+        function = (lambda x: model(x, training=True)) if is_training else model
+        return objectives.unbound(function, self.tasks)
 
     def perturb(
         self, objective: objectives.Unbound, batch: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Adversary:
 
 
 def attacked_tasks(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the names that `--adversarial_tasks` stands for; none if that is nothing.
+    """Returns the tasks that `--adversarial_tasks` stands for; () without an attack.
 
     Raises:
       InputError: it names a task that is not trained.
@@ -73,34 +73,34 @@ def attacked_tasks(config: TrainConfig) -> tuple[str, ...]:
         return ()
     tasks = config.tasks
     groups = {"main": config.main_or_all_tasks, "all": tasks}
-    attacked = groups.get(
+    names = groups.get(
         config.adversarial_tasks, tuple(config.adversarial_tasks.split("+"))
     )
-    missing = [task for task in attacked if task not in tasks]
+    missing = [task for task in names if task not in tasks]
     if missing:
         raise InputError(
             "--adversarial_tasks must be main, all, or among --tasks "
             f"({', '.join(tasks)}), but {', '.join(missing)} is not; add it to "
             "--tasks or remove it."
         )
-    return attacked
+    return names
 
 
 def make_adversary(config: TrainConfig, tasks: TaskSet) -> Adversary | None:
-    """Returns what attacks images of some tasks in training; None if nothing does.
+    """Returns the adversary of training images; None if images are not attacked.
 
     Raises:
       InputError: `--adversarial_tasks` names a task that is not trained.
     """
-    attacked = attacked_tasks(config)
-    if not attacked:
+    names = attacked_tasks(config)
+    if not names:
         return None
     epsilon = config.adversarial_eps / 255
     step = config.adversarial_step_size / 255 or epsilon / 4
     return Adversary(
-        # The last point, as usual in training, not the best one met.
+        # The last point, as usual in training, not the best one.
         attacks.PGD(epsilon, step, config.adversarial_steps, keep="last"),
-        tasks.select(attacked),
+        tasks.select(names),
         config.adversarial_share,
         config.adversarial_batch_norm,
         config.seed,
@@ -126,46 +126,50 @@ class Learner:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All that is trained."""
+        """All variables that are trained."""
         return self.model.trainable_variables + self.weighting.variables
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to; it takes seconds.
+@tf.autograph.experimental.do_not_convert  # Nothing to convert; it takes seconds.
 def replica_step(learner: Learner, batch: dict, jit: bool = False) -> tf.Tensor:
     """One optimizer step on one replica's share of the batch.
 
     Args:
       learner: what is trained.
       batch: its examples.
-      jit: whether XLA compiles all but the update, which speaks to other replicas.
+      jit: whether XLA compiles all but the update, which communicates with replicas.
 
     Returns:
       float32 [tasks], this replica's part of each task's mean loss over the global
       batch, in the order of the weights: their sum over replicas is the mean.
     """
-    slopes = compiling.per_replica(functools.partial(_gradients, learner), jit)
-    losses, gradients = slopes(batch)
+    loss_and_gradients = compiling.per_replica(
+        functools.partial(_gradients, learner), jit
+    )
+    losses, gradients = loss_and_gradients(batch)
     if isinstance(learner.optimizer, keras.optimizers.LossScaleOptimizer):
-        gradients = _skipped_by_all(gradients)
+        gradients = _spread_nan(gradients)
     # Keras optimizers sum gradients over replicas themselves.
     learner.optimizer.apply(gradients, learner.variables)
     return losses
 
 
-def _skipped_by_all(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """NaN on all replicas where a gradient of any of them is not finite.
+def _spread_nan(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns NaN gradients on all replicas if any gradient of any is not finite.
 
-    Keras skips a step whose gradients overflow in float16, but asks the first replica
-    alone.
+    Keras skips a step whose gradients overflow in float16, but only asks the first
+    replica.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return gradients
-    finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
-    wrong = tf.cast(~tf.reduce_all(finite), tf.float32)
-    wrong = context.all_reduce(tf.distribute.ReduceOp.SUM, wrong) > 0
+    are_finite = [
+        tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None
+    ]
+    overflow = tf.cast(~tf.reduce_all(are_finite), tf.float32)
+    overflow = context.all_reduce(tf.distribute.ReduceOp.SUM, overflow) > 0
     return [
-        g if g is None else tf.where(wrong, tf.constant(math.nan, g.dtype), g)
+        g if g is None else tf.where(overflow, tf.constant(math.nan, g.dtype), g)
         for g in gradients
     ]
 
@@ -175,23 +179,25 @@ def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     views = _views(learner, batch)
     with tf.GradientTape() as tape:
-        losses, added = _mean_losses(learner, batch, views)
-        # Each replica adds its share of what is no mean over images.
-        extra = (learner.weighting.penalty() + _decay(learner) + added) / replicas
-        total = learner.weighting.total(losses) + extra
-        scaled = learner.optimizer.scale_loss(total)
-    gradients = tape.gradient(scaled, learner.variables)
+        losses, layer_losses = _mean_losses(learner, batch, views)
+        # Each replica adds its share of terms that are not means over images.
+        extra_loss = (
+            learner.weighting.penalty() + _decay(learner) + layer_losses
+        ) / replicas
+        total = learner.weighting.total(losses) + extra_loss
+        scaled_total = learner.optimizer.scale_loss(total)
+    gradients = tape.gradient(scaled_total, learner.variables)
     return tf.stack(list(losses.values())), gradients
 
 
 def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
-    """Returns the images to train on, attacked or clean, and what they weigh."""
+    """Returns the images to train on, attacked or clean, and the weights of each."""
     adversary, objective = learner.adversary, learner.attacked
     if adversary is None or objective is None:
         return [(batch["image"], 1.0)]
-    attacked = (adversary.perturb(objective, batch), adversary.share)
-    clean = (batch["image"], 1 - adversary.share)
-    return [attacked, clean] if adversary.share < 1 else [attacked]
+    attacked_view = (adversary.perturb(objective, batch), adversary.share)
+    clean_view = (batch["image"], 1 - adversary.share)
+    return [attacked_view, clean_view] if adversary.share < 1 else [attacked_view]
 
 
 def _mean_losses(
@@ -199,20 +205,20 @@ def _mean_losses(
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor | float]:
     """Returns {task: this replica's part of the mean loss over the global batch}.
 
-    And what layers add on this replica, as Keras's fit takes it: regularizers of
-    weights and of outputs, and `add_loss`.
+    Also returns what layers add to the loss on this replica, as in Keras's fit:
+    regularizers of weights and of outputs, and `add_loss`.
     """
-    losses, added = dict.fromkeys(learner.weighting.fixed, 0.0), 0.0
+    losses, layer_losses = dict.fromkeys(learner.weighting.fixed, 0.0), 0.0
     for images, share in views:
         outputs = learner.model(images, training=True)
         for loss in learner.model.losses:  # Of this call.
-            added += share * tf.reduce_sum(tf.cast(loss, tf.float32))
+            layer_losses += share * tf.reduce_sum(tf.cast(loss, tf.float32))
         for task in losses:
             per_image = learner.losses[task](
                 batch["targets"][task], outputs[task], batch["masks"][task]
             )
             losses[task] += share * tf.reduce_sum(per_image) / learner.batch_size
-    return losses, added
+    return losses, layer_losses
 
 
 def _decay(learner: Learner) -> tf.Tensor | float:
@@ -227,14 +233,14 @@ def _decay(learner: Learner) -> tf.Tensor | float:
 def compile_step(
     learner: Learner, strategy: tf.distribute.Strategy, jit: bool = False
 ) -> Callable[[dict], tf.Tensor]:
-    """A function of a replica's batch, for `strategy.run`: see `replica_step`.
+    """Returns `replica_step` as a function of a replica's batch, for `strategy.run`.
 
-    With `jit` XLA compiles it: all of it where there is one replica, and all but the
-    update, which speaks to the others, where there are several.
+    With `jit`, XLA compiles it: all of it for a single replica, and all but the update,
+    which communicates with the others, for several.
     """
-    several = strategy.num_replicas_in_sync > 1
-    step = functools.partial(replica_step, learner, jit=jit and several)
-    return compiling.per_replica(step, jit and not several)
+    is_replicated = strategy.num_replicas_in_sync > 1
+    step = functools.partial(replica_step, learner, jit=jit and is_replicated)
+    return compiling.per_replica(step, jit and not is_replicated)
 
 
 def compile_steps(
@@ -243,7 +249,7 @@ def compile_steps(
     jit: bool = False,
     step: Callable[[dict], tf.Tensor] | None = None,
 ) -> Callable:
-    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps.
+    """Returns a function (iterator, n) -> float32 [n, tasks], the losses of n steps.
 
     `step` is what `compile_step` returns, if that has been called already.
     """
@@ -265,11 +271,11 @@ def compile_steps(
 def settle_statistics(model: keras.Model, workers: Workers) -> None:
     """Gives all replicas, of all workers, the mean of their batch-norm statistics.
 
-    Without --sync_batch_norm each replica keeps running statistics of its own. Before a
-    model is evaluated or saved they must be one, or results would depend on which
-    replica an image meets, and a resumed run would differ from one that never stopped.
-    Means are taken in float64, so that what is the same on all replicas, as frozen
-    weights are, stays so to the last bit.
+    Without --sync_batch_norm each replica has its own running statistics. Before a
+    model is evaluated or saved they must be equal, or results would depend on the
+    replica that gets an image, and a resumed run would differ from one that never
+    stopped. Means are taken in float64, so that values that are equal on all replicas,
+    such as frozen weights, stay so to the last bit.
     """
     values = [variable.value for variable in model.non_trainable_variables]
     statistics = [value for value in values if value.dtype.is_floating]

@@ -523,7 +523,7 @@ def test_the_class_that_a_loss_ignores_is_that_of_keras(order, pack):
     for loss in ({"aa": skips, "zz": plain}, listed):
         model = of_classes(*order, loss=loss, pack=pack)
         of_aa = "aa" if pack is dict else order[1]  # What the second output is called.
-        assert [name for name in order if model._ignored(name) == 0] == [of_aa]
+        assert [name for name in order if model._ignored_class(name) == 0] == [of_aa]
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_a_call_of_its_own_counts_not_the_graph():
     np.testing.assert_allclose(made(x)["n"], -given.layers[-1](x), rtol=1e-6)
     assert len(made.variables) == 2
     nested = keras.Model(image, given(image))
-    assert probabilities._made_by(nested.outputs[0])[0] is given
+    assert probabilities._origin(nested.outputs[0])[0] is given
 
 
 def own(channels, places, **changes):

@@ -110,6 +110,6 @@ def test_a_loss_of_zero_in_the_whole_first_epoch_is_warned_of(caplog):
     run = types.SimpleNamespace(tasks=("a", "b", "c"), _per_epoch=4)
     run._silent = list(run.tasks)
     for step, losses in ((3, [1, 0, 0]), (6, [0, 0, 2]), (9, [0, 0, 0])):
-        Monitor._look_for_targets(run, step, np.array(losses, np.float32))
+        Monitor._warn_of_missing_targets(run, step, np.array(losses, np.float32))
     (said,) = caplog.messages
     assert said.startswith("the loss of b was 0 in each of the first 6 steps: perhaps")

@@ -146,9 +146,9 @@ def test_no_step_is_done_twice_where_xla_fails(monkeypatch, fails, done):
 
 def test_what_is_kept_is_said(tmp_path):
     def said(kept):
-        return training._kept(types.SimpleNamespace(kept=kept), 20, tmp_path)
+        return training._stop_message(types.SimpleNamespace(kept=kept), 20, tmp_path)
 
-    assert training._kept(None, 20, tmp_path) == said(None) == ""
+    assert training._stop_message(None, 20, tmp_path) == said(None) == ""
     assert said(0).startswith("No training step is kept;")
     for step in (8, 20):  # There is no model.
         assert said(step).startswith(f"Step {step} of 20 is done and kept in")

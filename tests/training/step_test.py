@@ -386,7 +386,7 @@ def test_an_overflow_on_any_replica_skips_the_step_of_all(mirrored, wrong):
             here = tf.distribute.get_replica_context().replica_id_in_sync_group
             bad = tf.equal(here, -1 if wrong is None else wrong)
             gradient = tf.where(bad, np.float32(np.inf), tf.constant([4.0, 8.0]))
-            gradients = step_lib._skipped_by_all([gradient])
+            gradients = step_lib._spread_nan([gradient])
             optimizer.apply(gradients, [weight])
 
         mirrored.run(of_replica)

@@ -27,8 +27,8 @@ from mtr_tf.models import MODELS
 
 ENCODER = "encoder"
 SHARED = "shared"  # Belongs to the decoders of all tasks.
-CLASSIFIER = "classifier"  # Of another task than any of ours.
-_KINDS = {  # Of a Keras layer's variables.
+CLASSIFIER = "classifier"  # Belongs to a task that is none of ours.
+_KINDS = {  # PyTorch's names of a Keras layer's variables.
     "kernel": "weight",
     "bias": "bias",
     "gamma": "weight",
@@ -36,7 +36,7 @@ _KINDS = {  # Of a Keras layer's variables.
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-_IN_BLOCKS = [  # Our names inside a block, and after it those of plain convolutions.
+_IN_BLOCKS = [  # Our names in blocks, then those of plain convolutions.
     (r"_block(\d+)_([123])_conv$", r".\1.conv\2"),
     (r"_block(\d+)_([123])_norm$", r".\1.bn\2"),
     (r"_block(\d+)_shortcut_conv$", r".\1.downsample.0"),
@@ -85,24 +85,24 @@ def of_tensor(name: str, model: str) -> Name | None:
       model: Key of MODELS, a DRN or a ResNet.
     """
     if match := re.match(r"task_to_decoder\.(\w+)\.(.+)", name):
-        own = _in_decoder(match[2], model)
-        return Name(_task(match[1]), own) if own else None
+        weight = _decoder_weight(match[2], model)
+        return Name(_task(match[1]), weight) if weight else None
     if name.startswith("fc."):
         return Name(CLASSIFIER, name)
     if MODELS[model].family == "resnet":
         name = name.removeprefix("encoder.")
-        known = re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name)
-        return Name(ENCODER, name) if known else None
-    return _in_drn(name, model)
+        is_encoder = re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name)
+        return Name(ENCODER, name) if is_encoder else None
+    return _drn_name(name, model)
 
 
-def _in_drn(name: str, model: str) -> Name | None:
+def _drn_name(name: str, model: str) -> Name | None:
     if match := re.match(r"(seg|up)\.(.+)", name):
         part = "head" if match[1] == "seg" else "up"
         return Name("seg", f"{part}.{match[2]}")
     if match := re.match(r"(?:encoder|base)\.(\d+)\.(.+)", name):
-        weight = _module(int(match[1]), match[2], model)
-    else:  # Layer 0 of DRN-C has no name of its own.
+        weight = _module_weight(int(match[1]), match[2], model)
+    else:  # Layer 0 of DRN-C has no name.
         weight = re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name))
     layer = re.match(r"layer([0-8])\.", weight)
     if not layer:
@@ -110,24 +110,24 @@ def _in_drn(name: str, model: str) -> Name | None:
     return Name(ENCODER if int(layer[1]) < 6 else SHARED, weight)
 
 
-def _module(number: int, rest: str, model: str) -> str:
-    """The weight of a module by its number in the whole network."""
+def _module_weight(number: int, suffix: str, model: str) -> str:
+    """Returns a module's weight name, by the module's number in the whole network."""
     if MODELS[model].family != "drn_c":
-        return f"layer{number}.{rest}"
+        return f"layer{number}.{suffix}"
     # Convolution, norm and ReLU come before layer 1.
-    return f"layer0.{number}.{rest}" if number < 2 else f"layer{number - 2}.{rest}"
+    return f"layer0.{number}.{suffix}" if number < 2 else f"layer{number - 2}.{suffix}"
 
 
-def _in_decoder(rest: str, model: str) -> str | None:
+def _decoder_weight(suffix: str, model: str) -> str | None:
     if MODELS[model].family == "resnet":
-        return re.sub(r"^conv_decode4\.", "head.", rest)
-    number, _, weight = rest.partition(".")
+        return re.sub(r"^conv_decode4\.", "head.", suffix)
+    number, _, weight = suffix.partition(".")
     layers = {"0": "layer6", "1": "layer7", "2": "layer8", "3": "head", "4": "up"}
     return f"{layers[number]}.{weight}" if number in layers else None
 
 
 def _task(name: str) -> str:
-    """Our name of a task in a file; its own if it is none of ours."""
+    """Returns our name of a task in a file; the file's name if it is none of ours."""
     try:
         return task_table.resolve([name])[0]
     except InputError:

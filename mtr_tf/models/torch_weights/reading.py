@@ -29,23 +29,23 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Only tensors and plain values are read: code in the file is never run.
 
     Raises:
-      InputError: No such file; no torch, or one that is too old to be safe; it is
-        damaged, or would fill the memory; it holds code, or no tensors; a tensor is not
-        finite, or holds its numbers in another way than one after the other.
+      InputError: There is no such file; torch is missing, or too old to be safe; the
+        file is damaged, would fill the memory, holds code, or holds no tensors; a
+        tensor is not finite, or not dense.
     """
     if not pathlib.Path(path).is_file():
         raise InputError(f"--torch must be a file written by torch.save; got {path!s}.")
     _check_torch()
     try:
-        _check_whole(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        _check_intact(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
             f"{path} holds more than tensors and plain "
-            f"values{f' ({found[1]})' if found else ''}. Reading it could run code, "
+            f"values{f' ({match[1]})' if match else ''}. Reading it could run code, "
             "so it is refused. If you trust it, save only its weights: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
             "NEW_FILE)."
@@ -56,7 +56,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as a file written by torch.save "
             f"({type(error).__name__}: {detail[0][:150]}); copy or save it again."
         ) from error
-    return _arrays(stored, path)
+    return _arrays(content, path)
 
 
 def _check_torch() -> None:
@@ -73,41 +73,41 @@ def _check_torch() -> None:
         )
 
 
-def _check_whole(path: str | pathlib.Path) -> None:
+def _check_intact(path: str | pathlib.Path) -> None:
     """Raises `InputError` unless checksums hold, and the content fits into memory.
 
-    torch looks at no checksums. Files of before its version 1.6 have none.
+    torch does not check them. Files from before its version 1.6 have none.
     """
     files.check_unpacked(path)
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        changed = archive.testzip()
-    if changed:
+        member = archive.testzip()
+    if member:
         raise InputError(
-            f"{path} is damaged: the checksum of {changed} in it is wrong; copy it "
+            f"{path} is damaged: the checksum of {member} in it is wrong; copy it "
             "again."
         )
 
 
-def _arrays(stored: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        stored = stored["state_dict"]
-    if not isinstance(stored, dict) or not stored:
+def _arrays(content: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
         raise InputError(
             f"{path} must hold a state dict (names and tensors), or one under the key "
-            f"'state_dict'; it holds {type(stored).__name__}."
+            f"'state_dict'; it holds {type(content).__name__}."
         )
-    for name, value in stored.items():
+    for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{path} must hold a state dict (names and tensors), or one under the "
                 f"key 'state_dict'; {name!r} is {type(value).__name__}."
             )
-        _check_plain(value, name, path)
-    _check_elements(stored, path)
+        _check_dense(value, name, path)
+    _check_elements(content, path)
     arrays = {}
-    for name, value in stored.items():
+    for name, value in content.items():
         value = value.detach()
         array = (value.float() if value.is_floating_point() else value).numpy()
         if not np.isfinite(array).all():
@@ -122,7 +122,7 @@ def _arrays(stored: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_plain(value: Any, name: str, path: str | pathlib.Path) -> None:
+def _check_dense(value: Any, name: str, path: str | pathlib.Path) -> None:
     """Raises `InputError` unless a tensor's numbers are real and all in memory."""
     kinds = {
         "nested": value.is_nested,
@@ -131,8 +131,8 @@ def _check_plain(value: Any, name: str, path: str | pathlib.Path) -> None:
         "quantised": value.is_quantized,
         "complex": value.is_complex(),
     }
-    for kind, is_so in kinds.items():
-        if is_so:
+    for kind, applies in kinds.items():
+        if applies:
             raise InputError(
                 f"{path} must hold dense tensors of real numbers, but {name} is "
                 f"{kind}; save the weights without that."
@@ -140,9 +140,9 @@ def _check_plain(value: Any, name: str, path: str | pathlib.Path) -> None:
 
 
 def _check_elements(tensors: dict[str, Any], path: str | pathlib.Path) -> None:
-    """Raises `InputError` for tensors of more numbers than the file has bytes.
+    """Raises `InputError` if tensors have more numbers than the file has bytes.
 
-    Expanded, they may be larger than any memory.
+    Expanded tensors may be larger than any memory.
     """
     count, size = sum(t.numel() for t in tensors.values()), os.path.getsize(path)
     if count > size:
