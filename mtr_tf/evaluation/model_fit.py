@@ -115,8 +115,8 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
     if model_channels not in (None, channels):
         raise InputError(
             f"{name} takes images with {model_channels} channels, but those of "
-            f"{info.name} have {channels}; give data that fit, or put a layer in front of the "
-            "model that converts them."
+            f"{info.name} have {channels}; give data that fit, or put a layer in front "
+            "of the model that converts them."
         )
 
 
@@ -209,7 +209,7 @@ def _misfit(
 def _check_size(
     model: keras.Model, info: DatasetInfo, task: Task, shape: Shape, name: str
 ) -> None:
-    """Raises `InputError` if a map has its images' size, but not for images of this size.
+    """Raises `InputError` if a map has its images' size at other sizes, but not here.
 
     This happens in nets that pad or crop sizes that their strides do not divide.
     """
