@@ -80,8 +80,8 @@ class Predictions:
         """
         for i, member in enumerate(choice):
             data = files.read_bytes(self.path(members[member], i))
-            with files.whole_file(self.path(label, i)) as beside:
-                beside.write_bytes(data)
+            with files.whole_file(self.path(label, i)) as temporary:
+                temporary.write_bytes(data)
 
     def _save(
         self, path: pathlib.Path, logits: np.ndarray, size: tuple[int, int]
@@ -89,8 +89,8 @@ class Predictions:
         finite = np.isfinite(logits).all(axis=-1)
         label_ids = np.array(layout.LABEL_IDS, np.uint8)[logits.argmax(axis=-1)]
         label_ids = np.where(finite, label_ids, np.uint8(layout.UNLABELED))
-        with files.whole_file(path) as beside:
-            Image.fromarray(resizing.nearest_back(label_ids, size)).save(beside)
+        with files.whole_file(path) as temporary:
+            Image.fromarray(resizing.nearest_back(label_ids, size)).save(temporary)
 
 
 def open_predictions(

@@ -164,15 +164,15 @@ def widened(
     return np.where(np.asarray(count) < 2, interval, wide_interval)
 
 
-def note(over: str, images: int, known: bool) -> str:
+def note(over: str, images: int, has_interval: bool) -> str:
     """A line about intervals: what they draw, or why there are none.
 
     Args:
       over: As in `Units`.
       images: The number of images.
-      known: Whether there is any interval.
+      has_interval: Whether there is any interval.
     """
     text = f"{images} images" if over == "images" else over
-    if known:
+    if has_interval:
         return f"intervals: 95 %, over {text}"
     return f"no intervals: they need {LEAST} or more to draw from, but there are {text}"

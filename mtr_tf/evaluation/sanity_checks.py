@@ -361,7 +361,7 @@ class _Evaluations:
         return self._run(self._pgd, numbers=numbers, seed=seed, alone=alone)
 
     def far(self, epsilon: float, steps: int) -> Evaluation:
-        """PGD far from the image, with a loss that leaves no class right.
+        """PGD far from the image; for classes with a loss that leaves no pixel right.
 
         The sum of cross-entropies goes on with pixels that are wrong already, and may
         leave the others unchanged at any radius.

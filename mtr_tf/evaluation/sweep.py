@@ -268,8 +268,8 @@ def _choose_jit(
     families = dict.fromkeys(cell and cell.family for cell in pending)
     jit = {family: subject.compiled(work[family]) for family in families}
     if jit:
-        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
-        compiling.say(what, subject.jit)
+        text = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(text, subject.jit)
     return jit
 
 
