@@ -5,8 +5,8 @@
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
              consistent/TASK+TASK/MEASURE                         (`consistency`)
              picture/NAME                                         painted examples
-             unit                                                 what intervals draw
-             still                                                what did not move
+             unit                                                 each image's unit
+             still                                                unchanged images
 
 Reading needs no TensorFlow.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mtr_tf.evaluation.plan import Cell
 
 
-_VIEWS = {  # Fields of `Result` with rows, by what they are called in files.
+_VIEWS = {  # Fields of `Result` with rows, by their names in files.
     "row": "rows",
     "wanted": "wanted_rows",
     "aimed": "aimed_rows",
@@ -52,21 +52,21 @@ class Result:
       scores: {task: {metric: {"value": float or None, "interval": [low, high]}}}.
       count: How many images.
       pictures: Painted examples, uint8 `[M, H, W, 3]`: {image}, {target/<task>},
-        {output/<task>}, and of an attack {adversarial} and {perturbation}.
-      rows: What the scores are of, image by image.
-      wanted: Of a targeted attack, {task: {metric: {"clean": float or None,
-        "attacked": ...}}} against the targets that it is after; else empty.
-      wanted_rows: The rows of the attacked images behind that.
-      aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
-        the attacked images over these pixels, against the targets it is after.
-      before_rows: Of an attack judged by comparison with the clean images, the attacked
-        tasks' rows of these, over those pixels and against those targets; and those of
-        the tasks that it spares.
+        {output/<task>}, and for an attack {adversarial} and {perturbation}.
+      rows: The statistics behind the scores, image by image.
+      wanted: For a targeted attack, {task: {metric: {"clean": float or None,
+        "attacked": ...}}} against the wanted targets; else empty.
+      wanted_rows: The rows of the attacked images behind `wanted`.
+      aimed_rows: For an attack on some of the output pixels, rows of the attacked tasks
+        on the attacked images, over these pixels and against the attack's targets.
+      before_rows: For an attack judged by comparison with the clean images, rows of the
+        attacked tasks on the clean images, over the same pixels and against the same
+        targets; and rows of the spared tasks.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
-      still: bool `[count]`, whether the attack left an image as it was; None of the
-        clean images, and of versions that did not look.
-      consistent_rows: How well outputs agree that determine each other (`consistency`);
-        empty where there are none, and of versions that did not look.
+      still: bool `[count]`, whether the attack left an image unchanged; None for the
+        clean images, and in files of versions without it.
+      consistent_rows: How well outputs that determine each other agree (`consistency`);
+        empty if there are none, and in files of versions without it.
     """
 
     cell: Cell | None
@@ -86,12 +86,12 @@ class Result:
 
     @property
     def attack_cell(self) -> Cell:
-        """The attack, of a result that is not that of the clean images."""
+        """The attack; for results other than that of the clean images."""
         return present(self.cell, "the cell of an attack")
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences to show wherever its numbers are shown."""
+        """Sentences to show wherever the numbers are shown."""
         cell = self.attack_cell
         if not cell.eps or self.still is None or not self.still.any():
             return cell.warnings
@@ -105,18 +105,18 @@ class Result:
 
     @property
     def views(self) -> dict[str, Rows]:
-        """All rows, as they are called in files."""
+        """All rows, by their names in files."""
         return {view: getattr(self, field) for view, field in _VIEWS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Filed(Mapping[str, np.ndarray]):
-    """Arrays that are read only when needed, so that a sweep holds few in memory.
+    """Arrays that are read from a file when needed, so that a sweep saves memory.
 
     Attributes:
       path: The .npz file.
-      prefix: What comes before their names in it.
-      names: Their names.
+      prefix: The prefix of their names in the file.
+      names: The names without it.
     """
 
     path: pathlib.Path
@@ -126,10 +126,10 @@ class Filed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
-        whole = f"{self.prefix}/{name}"
+        key = f"{self.prefix}/{name}"
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                return file[whole]
+                return file[key]
         except files.DAMAGED as error:
             raise InputError(
                 f"{self.path} was changed while it was in use; repeat the command to "
@@ -144,7 +144,7 @@ class Filed(Mapping[str, np.ndarray]):
 
 
 def held(result: Result) -> Result:
-    """The result with its arrays in memory, whatever becomes of its file."""
+    """The result with its arrays in memory, so that it does not need its file."""
     return _with_arrays(
         result,
         dict(result.pictures),
@@ -153,7 +153,7 @@ def held(result: Result) -> Result:
 
 
 def filed(result: Result, path: pathlib.Path) -> Result:
-    """The result with all arrays left in the .npz file that it was written to."""
+    """The result with arrays that are read from its .npz file when needed."""
     return _with_arrays(
         result,
         Filed(path, "picture", tuple(result.pictures)),
@@ -162,9 +162,9 @@ def filed(result: Result, path: pathlib.Path) -> Result:
 
 
 def only(result: Result, metrics: Mapping[str, Sequence[str]]) -> Result:
-    """The result with the rows of some metrics of each task, as far as there are any.
+    """The result with only the rows of some metrics of each task.
 
-    Rows that are not those of a task stay as they are.
+    Rows under other names than those of tasks stay unchanged.
     """
     return _with_arrays(
         result,
@@ -191,7 +191,7 @@ def _with_arrays(
 
 
 def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is kept of a result: what JSON says of it, and arrays."""
+    """What is stored of a result: content for JSON, and arrays."""
     arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
     if result.unit is not None:
         arrays["unit"] = result.unit
@@ -211,10 +211,10 @@ def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def result_of(
     cell: Cell | None, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> Result:
-    """The result that `contents` was given.
+    """The result from the content and arrays that `contents` returned.
 
     Raises:
-      KeyError, ValueError: Something is not there, or not named as it must be.
+      KeyError, ValueError: Something is missing, or has a wrong name.
     """
     rows: dict[str, Any] = {
         field: _rows(arrays, view) for view, field in _VIEWS.items()
@@ -232,25 +232,25 @@ def result_of(
 
 
 def read(path: pathlib.Path, prefix: str = "") -> Result:
-    """The arrays of a cell, for readers of results.json; of any version.
+    """Reads the arrays of a cell, as written by any version, for users of results.json.
 
     Args:
-      path: What a record names as `rows` or `clean_rows`, in its folder.
-      prefix: Only arrays whose names begin so.
+      path: The file that a record names as `rows` or `clean_rows`.
+      prefix: Reads only arrays whose names begin with it.
 
     Raises:
-      Exception: One of `files.DAMAGED`: missing, or not what was written.
+      Exception: One of `files.DAMAGED`: the file is missing or damaged.
     """
-    beside = path.with_suffix(".json")
-    if beside.exists():
-        arrays = store.read_file(beside, prefix).arrays
+    json_path = path.with_suffix(".json")
+    if json_path.exists():
+        arrays = store.read_file(json_path, prefix).arrays
     else:
         arrays = store.read_arrays(path, prefix)
     return result_of(None, {"scores": {}, "count": 0, "wanted": {}}, arrays)
 
 
 def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Those whose names begin with `kind/`, by the rest of the name."""
+    """The arrays whose names begin with `kind/`, by the rest of their names."""
     return {
         name.removeprefix(f"{kind}/"): array
         for name, array in arrays.items()

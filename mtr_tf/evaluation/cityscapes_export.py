@@ -5,15 +5,15 @@
                                  ATTACK_GROUP_epsE_HASH/...
 
 Each is an 8-bit picture of Cityscapes' label ids (not train ids), as large as the label
-file: a pixel has the class of the model's pixel that stands for it. With cityscapes-
-Scripts, for one of the folders:
+file: a pixel has the class of the corresponding pixel of the model's output. With
+cityscapesScripts, for one of the folders:
 
     CITYSCAPES_DATASET=DIR CITYSCAPES_RESULTS=FOLDER csEvalPixelLevelSemanticLabeling
 
-It wants a prediction for each label file of val: attack with --num_examples=0. Its
-"Score Average" is our mIoU where the model's pictures have the size of the files; else
-ours is that of the smaller pictures. (cityscapesScripts 2.3.0 needs NumPy below 2.4 for
-this command: give it an environment of its own.)
+It needs a prediction for each label file of val: attack with --num_examples=0. Its
+"Score Average" equals our mIoU if the model's outputs have the size of the files;
+otherwise ours is computed on the smaller outputs. (For this command cityscapesScripts
+2.3.0 needs NumPy below 2.4: give it a separate environment.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Predictions:
     """The predictions of one model for the first images of a split.
 
     Attributes:
-      folder: where they go, in a folder for each set of predictions.
+      folder: has a folder for each set of predictions.
       names: CITY_SEQUENCE_FRAME of each image.
       sizes: int [N, 2], (height, width) of each image's label file.
     """
@@ -54,43 +54,43 @@ class Predictions:
         return self.folder / label / f"{self.names[index]}_predLabelIds.png"
 
     def complete(self, label: str) -> bool:
-        """Whether all files of a set are there; each is there whole or not at all."""
+        """Whether all files of a set exist; no file is ever incomplete."""
         return all(self.path(label, i).exists() for i in range(len(self.names)))
 
     def write(self, label: str, index: np.ndarray, logits: np.ndarray) -> None:
         """Writes the predictions of a batch.
 
         Args:
-          label: the set that they are of.
+          label: the name of the set.
           index: int [b], the images' numbers; -1 is padding.
           logits: float [b, h, w, 19], by train id. Where one is not finite, the
-            prediction is `unlabeled`, which is wrong everywhere.
+            prediction is `unlabeled`, which counts as wrong.
         """
-        for i, of_image in zip(index, logits, strict=True):
+        for i, image_logits in zip(index, logits, strict=True):
             if i >= 0:
-                self._save(self.path(label, i), of_image, tuple(self.sizes[i]))
+                self._save(self.path(label, i), image_logits, tuple(self.sizes[i]))
 
     def choose(self, label: str, members: Sequence[str], choice: np.ndarray) -> None:
-        """Copies for each image the prediction of one of other sets.
+        """Makes a set by copying the prediction for each image from one of other sets.
 
         Args:
           label: the set to make.
-          members: the sets to choose from, which are complete.
+          members: the sets to choose from, all complete.
           choice: int [N], the number of the set to take for each image.
         """
         for i, member in enumerate(choice):
             data = files.read_bytes(self.path(members[member], i))
-            with files.whole_file(self.path(label, i)) as beside:
-                beside.write_bytes(data)
+            with files.whole_file(self.path(label, i)) as temporary:
+                temporary.write_bytes(data)
 
     def _save(
         self, path: pathlib.Path, logits: np.ndarray, size: tuple[int, int]
     ) -> None:
-        sound = np.isfinite(logits).all(axis=-1)
+        finite = np.isfinite(logits).all(axis=-1)
         label_ids = np.array(layout.LABEL_IDS, np.uint8)[logits.argmax(axis=-1)]
-        label_ids = np.where(sound, label_ids, np.uint8(layout.UNLABELED))
-        with files.whole_file(path) as beside:
-            Image.fromarray(resizing.nearest_back(label_ids, size)).save(beside)
+        label_ids = np.where(finite, label_ids, np.uint8(layout.UNLABELED))
+        with files.whole_file(path) as temporary:
+            Image.fromarray(resizing.nearest_back(label_ids, size)).save(temporary)
 
 
 def open_predictions(

@@ -5,8 +5,8 @@ Rows are additive statistics (see `metrics`), so that their sum gives the metric
 set of images, over any number of replicas and workers, and resampling them gives its
 bootstrap. An image's rows depend only on the image, the model and (attack, seed, the
 image's index), not on batch size, order or replicas. The exception is the noise of a
-model that is random in `predict`: it is made for a whole batch, from (seed, the index
-of its first image).
+model that is random in `predict`: it is drawn for a whole batch, from (seed, the index
+of the batch's first image).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import table
 from mtr_tf.tasks import task_set
 
-_SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
-_LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
-_USED = ("image", "targets", "masks", "index", "wanted")
+_SCORING = -1  # Folded into the seed of a random model's noise for scores.
+_TRIAL_IMAGES = 2  # Images of the first batch on which copies of a model are tried.
+_BATCH_KEYS = ("image", "targets", "masks", "index", "wanted")
 
 Rows = Mapping[str, Mapping[str, np.ndarray]]
 """{task: {metric: int64 or float64 [N, K]}}, images in the order of their index."""
@@ -63,23 +63,23 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `Evaluator.run` returns: rows, and the first images if asked for.
+    """What `Evaluator.run` returns: rows, and the first images on request.
 
     Attributes:
       index: int64 `[N]`, the numbers of the images, ascending.
       clean: Rows of the clean images; empty with `clean=False`.
       attacked: Rows of the attacked images; empty without an attack.
-      wanted: Of a targeted attack, rows of the attacked images' outputs against the
-        targets that they are drawn to; `unmoved` the same of the clean images. Else
-        empty.
-      aimed: Of an attack on some of the output pixels, rows of the attacked images over
-        these pixels alone, against what `wanted` or else `attacked` are; else empty.
-      before: Where attacks are judged by comparison with the clean images, rows of
-        these as the attack looks at them: its pixels, its targets, and those that it
-        spares; else empty.
-      still: bool `[N]`, whether the attack left an image as it was; None without one.
+      wanted: For a targeted attack, rows of the attacked images against the wanted
+        targets; else empty.
+      unmoved: The same for the clean images.
+      aimed: For an attack on some output pixels, rows of the attacked images over these
+        pixels, against the targets of `wanted` or else of `attacked`; else empty.
+      before: Where attacks are judged by comparison with the clean images, rows of the
+        clean images over the attack's pixels, against its targets, with the tasks that
+        it spares; else empty.
+      still: bool `[N]`, whether the attack left an image unchanged; None without one.
       examples: None unless `keep_examples` is positive.
-      own: What `run` was asked to compute of outputs, else empty.
+      own: Rows from the argument `rows_of` of `run`, else empty.
     """
 
     index: np.ndarray
@@ -134,30 +134,30 @@ class Evaluator:
         stops: bool = True,
         own_losses: bool = True,
     ):
-        """Takes what does not change from call to call.
+        """Takes what is the same in all calls.
 
         Args:
           model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under
             `workers.local`.
           tasks: The tasks to score: names of the eleven, or records.
-          num_classes: Of the data set; for tasks that do not say how many they have.
-          workers: Who evaluates, on which replicas, each its share of every batch;
-            None: this process, on TensorFlow's default, one device.
-          attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
-            is given; None: clean images only.
-          objective: Handed to `attacks.objective`: which tasks are attacked, and how;
-            None: the sum of the losses of `tasks`. With `targeted`, each image is drawn
-            to the targets of the one half the split further on.
-          surrogate: The model that is attacked in place of `model`, which is only
-            scored: a transfer. None: `model` itself.
+          num_classes: That of the data set, for tasks that do not state their own.
+          workers: The workers and their replicas; each evaluates its share of every
+            batch. None: this process, with TensorFlow's default, one device.
+          attack: `(objective, x, seed, *numbers) -> x_adv`; `run` takes the numbers.
+            None: clean images only.
+          objective: Passed to `attacks.objective`: which tasks are attacked, and how;
+            None: the sum of the losses of `tasks`. With `targeted`, each image is
+            attacked towards the targets of the image half a split further on.
+          surrogate: The model that is attacked instead of `model`, which is only scored
+            (a transfer attack). None: `model` itself.
           seed: Image i is attacked under a seed made of (seed, i).
-          clean: False leaves the clean images out.
-          jit: Whether XLA compiles it all (see `compiling`).
-          image_channels: How many channels are the image's, and shown; behind them are
-            packed inputs. None: all.
-          stops: Whether `run` ends after a batch where a signal has come to one of
-            several workers; False: it is finished, and the caller stops them.
-          own_losses: Whether the attack raises those of the tasks, if the objective
+          clean: Whether to score the clean images.
+          jit: Whether XLA compiles everything (see `compiling`).
+          image_channels: How many channels belong to the image, and are shown; packed
+            inputs follow them. None: all.
+          stops: Whether `run` ends early, after a batch, if one of several workers has
+            got a signal; False: `run` finishes, and the caller stops the workers.
+          own_losses: Whether the attack raises the tasks' own losses, if the objective
             names no others.
         """
         self._model = model
@@ -200,60 +200,62 @@ class Evaluator:
           columns: A split of a data set (`data.source.Columns`).
           batch_size: Images per step over all replicas; the last batch is padded.
           num_examples: How many images.
-          on_batch: Called after each batch with the number of images in it.
+          on_batch: Called after each batch with its number of images.
           on_outputs: By task, called after each batch with the numbers of its images,
             int64 `[b]` (-1 for padding), and their outputs, float32 `[b, H, W, C]`:
-            attacked where there is an attack.
-          rows_of: Further rows of outputs as `on_outputs` gets them, image by image.
+            those of the attacked images if there is an attack.
+          rows_of: Outputs as for `on_outputs`, of all tasks -> further rows.
           keep_examples: How many of the first images to return with their outputs.
-          numbers: Handed to the attack as float64 tensors: a call with other numbers,
-            but as many, is not compiled anew.
-          seed: In place of the evaluator's own, for this call; not compiled anew.
+          numbers: Passed to the attack as float64 tensors; other values, but as many,
+            need no new compilation.
+          seed: Replaces the evaluator's seed for this call, without a new compilation.
 
         Raises:
-          InputError: The split has fewer images, one that cannot be used, or the batch
-            size cannot be divided among the replicas.
+          InputError: The split has fewer images or an unusable one, or the batch size
+            cannot be divided among the replicas.
         """
-        index, results, kept = [], [], []
+        index, results, examples = [], [], []
         seed = tf.constant(self._seed if seed is None else seed, tf.int64)
         numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
         with stateless.unchanged(self._model, self._surrogate), base.input_errors():
             for batch in self._batches(columns, batch_size, num_examples):
-                batch = {key: batch[key] for key in _USED if key in batch}
+                batch = {key: batch[key] for key in _BATCH_KEYS if key in batch}
                 if not index:
-                    self._look_at_models(batch)
+                    self._check_models(batch)
                 arguments = (batch, seed, numbers)
-                self._look_at_losses(batch, batch["image"])
+                self._check_losses(batch, batch["image"])
                 rows, pictures = self._step_for(arguments)(*arguments)
-                self._look_at_losses(batch, pictures.get("adversarial"))
+                self._check_losses(batch, pictures.get("adversarial"))
                 outputs = pictures["clean" if self._attack is None else "attacked"]
                 rows = self._gather(rows)
                 if rows_of:
                     rows["own"] = rows_of(self._gather(outputs))
-                shown = {task: outputs[task] for task in on_outputs or {}}
-                own = self._gather(batch["index"])
-                places, rows, shown = self._workers.joined(
-                    (own, rows, self._gather(shown))
+                task_outputs = {task: outputs[task] for task in on_outputs or {}}
+                worker_index = self._gather(batch["index"])
+                image_index, rows, task_outputs = self._workers.joined(
+                    (worker_index, rows, self._gather(task_outputs))
                 )
-                index.append(places)
+                index.append(image_index)
                 results.append(rows)
-                first = (places >= 0) & (places < keep_examples)
-                # The rows of a share where any worker has one: as many on all.
-                at = np.flatnonzero(first.reshape(-1, len(own)).any(axis=0))
-                if len(at):
-                    take = functools.partial(np.take, indices=at, axis=0)
+                is_example = (image_index >= 0) & (image_index < keep_examples)
+                # The rows that hold an example on any worker: equally many on all.
+                positions = np.flatnonzero(
+                    is_example.reshape(-1, len(worker_index)).any(axis=0)
+                )
+                if len(positions):
+                    take = functools.partial(np.take, indices=positions, axis=0)
                     pictures = self._gather((batch, pictures))
                     pictures = tf.nest.map_structure(take, pictures)
-                    kept.append(self._workers.joined(pictures))
-                for task, call in (on_outputs or {}).items():
-                    call(places, shown[task])
+                    examples.append(self._workers.joined(pictures))
+                for task, callback in (on_outputs or {}).items():
+                    callback(image_index, task_outputs[task])
                 if on_batch:
-                    on_batch(int((places >= 0).sum()))
+                    on_batch(int((image_index >= 0).sum()))
                 if self._stops:
                     self._workers.stop_if_asked()
-        rows, places = in_order(results, index)
+        rows, image_index = in_order(results, index)
         return Evaluation(
-            index=places,
+            index=image_index,
             clean=rows.get("clean", {}),
             attacked=rows.get("attacked", {}),
             wanted=rows.get("wanted", {}),
@@ -261,40 +263,44 @@ class Evaluator:
             aimed=rows.get("aimed", {}),
             before=rows.get("before", {}),
             still=rows["still"].astype(bool) if "still" in rows else None,
-            examples=_examples(kept, keep_examples, self._image_channels)
-            if kept
+            examples=_join_examples(examples, keep_examples, self._image_channels)
+            if examples
             else None,
             own=rows.get("own", {}),
         )
 
-    def _look_at_models(self, batch: Mapping[str, Any]) -> None:
-        """Looks at what is attacked on a few images, before anything is compiled.
+    def _check_models(self, batch: Mapping[str, Any]) -> None:
+        """Checks the attacked model on a few images, before anything is compiled.
 
-        Whether its folded copy does the same, whether it is random, and whether losses
-        that divide others are negative.
+        That is, whether its folded copy gives the same outputs, whether it is random,
+        and whether losses that divide others are negative.
         """
         if self._attack is None:
             return
         local = self._strategy.experimental_local_results
-        batch = tf.nest.map_structure(lambda all_: local(all_)[0][:_LOOKED_AT], batch)
+        batch = tf.nest.map_structure(
+            lambda values: local(values)[0][:_TRIAL_IMAGES], batch
+        )
         goal = batch["wanted"] if self._targeted else batch
         objective = self._objective.bind(goal, batch)
         objective.checked(batch["image"], self._own_losses)
         randomness.say_once(self._model, batch["image"], objective.recipe.eot)
 
-    def _look_at_losses(self, batch: Mapping[str, Any], images: Any) -> None:
+    def _check_losses(self, batch: Mapping[str, Any], images: Any) -> None:
         """Raises `InputError` where losses that divide are negative, on any replica.
 
-        Before and after the attack, where XLA drops the check that is in its graph.
+        It is called before and after the attack, because XLA drops the check inside.
         """
         recipe = self._objective.recipe
         if not (self._jit and self._attack and self._own_losses and recipe.divided):
             return
         local = self._strategy.experimental_local_results
-        for replica, x in enumerate(local(images)):
-            own = tf.nest.map_structure(lambda all_, i=replica: local(all_)[i], batch)
-            goal = own["wanted"] if self._targeted else own
-            self._objective.bind(goal, own).look_at_losses(x)
+        for number, x in enumerate(local(images)):
+            replica_batch = tf.nest.map_structure(
+                lambda values, number=number: local(values)[number], batch
+            )
+            goal = replica_batch["wanted"] if self._targeted else replica_batch
+            self._objective.bind(goal, replica_batch).look_at_losses(x)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""
@@ -338,25 +344,27 @@ class Evaluator:
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._outputs(x_adv, batch, seed)
             rows["attacked"] = self._statistics(outputs, batch)
-            same = tf.reduce_all(tf.equal(x_adv, batch["image"]), axis=[1, 2, 3])
-            rows["still"] = tf.cast(same, tf.int32)
+            unchanged = tf.reduce_all(tf.equal(x_adv, batch["image"]), axis=[1, 2, 3])
+            rows["still"] = tf.cast(unchanged, tf.int32)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
-            attacked = objective.recipe.looked_at
+            attack_tasks = objective.recipe.looked_at
             if self._objective.restricted:
-                rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
+                rows["aimed"] = self._statistics(outputs, objective.batch, attack_tasks)
             if objective.recipe.needs_clean:
-                clean = self._outputs(batch["image"], batch, seed)
-                rows["before"] = self._statistics(clean, objective.batch, attacked)
+                clean_outputs = self._outputs(batch["image"], batch, seed)
+                rows["before"] = self._statistics(
+                    clean_outputs, objective.batch, attack_tasks
+                )
             pictures["attacked"] = self._float32(outputs)
             pictures["adversarial"] = x_adv
         return rows, pictures
 
     def _outputs(self, x: tf.Tensor, batch: Any, seed: tf.Tensor) -> Any:
-        """What the scored model gives.
+        """The outputs of the scored model.
 
-        A random one meets the same noise with clean and attacked images, and another
-        than in any attack.
+        A random model gets the same noise for clean and attacked images, but noise
+        other than in any attack.
         """
         keys = threat.image_keys(seed, batch["index"])
         key = stateless.fold_in(stateless.batch_key(keys), _SCORING)
@@ -385,7 +393,7 @@ class Evaluator:
 def in_order(
     parts: Sequence[Any], index: Sequence[np.ndarray]
 ) -> tuple[Any, np.ndarray]:
-    """Joins what came of batches, in the order of the images, without padding.
+    """Joins the results of batches in the order of the images, without padding.
 
     Args:
       parts: Equal structures of `[B, ...]` arrays.
@@ -394,18 +402,20 @@ def in_order(
     Returns:
       (The structure of `[N, ...]` arrays, the numbers ascending.)
     """
-    whole = np.concatenate(index)
-    order = np.argsort(whole, kind="stable")
-    order = order[whole[order] >= 0]
-    joined = tf.nest.map_structure(lambda *of: np.concatenate(of)[order], *parts)
-    return joined, whole[order]
+    numbers = np.concatenate(index)
+    order = np.argsort(numbers, kind="stable")
+    order = order[numbers[order] >= 0]
+    results = tf.nest.map_structure(
+        lambda *arrays: np.concatenate(arrays)[order], *parts
+    )
+    return results, numbers[order]
 
 
-def _examples(
-    kept: list[tuple[dict, dict]], count: int, channels: int | None
+def _join_examples(
+    parts: list[tuple[dict, dict]], count: int, channels: int | None
 ) -> Examples:
-    whole, _ = in_order(kept, [batch["index"] for batch, _ in kept])
-    batch, pictures = tf.nest.map_structure(lambda array: array[:count], whole)
+    arrays, _ = in_order(parts, [batch["index"] for batch, _ in parts])
+    batch, pictures = tf.nest.map_structure(lambda array: array[:count], arrays)
     adversarial = pictures.get("adversarial")
     return Examples(
         image=batch["image"][..., :channels],

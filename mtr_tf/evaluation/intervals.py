@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap intervals over images, or over what `resampling` draws in their place."""
+"""Bootstrap intervals over images, or over other units (see `resampling`)."""
 
 from __future__ import annotations
 
@@ -28,75 +28,79 @@ def of_metric(
 
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
-    moved apart as few of them ask for (`resampling.widened`), within the metric's
-    bounds. Shares of images that are all 0 or 1 have Clopper and Pearson's.
+    are moved apart if they are few (`resampling.widened`), within the metric's bounds.
+    Where a share is 0 or 1 for all images, the interval is that of Clopper and Pearson.
     Resamples whose value is NaN are left out.
 
     Args:
-      metric: Whose statistics `rows` are.
-      rows: `[images, K]`, without the rows of batch padding.
-      units: What is drawn; None: each image by itself.
+      metric: The metric.
+      rows: Its statistics, `[images, K]`, without the rows of batch padding.
+      units: What is drawn; None: single images.
       confidence: Share of the distribution inside the interval, in (0, 1).
       resamples: How many times the units are drawn.
       seed: Equal seeds give equal intervals.
 
     Returns:
       (low, high); (nan, nan) where the metric has no value, or fewer than
-      `resampling.LEAST` units have anything that it counts.
+      `resampling.LEAST` units have a statistic other than 0.
 
     Raises:
       InputError: A confidence outside (0, 1) or less than one resample.
     """
     units = units or resampling.independent(len(rows))
     counts = resampling.draw(units.count, resamples, seed)
-    of_units = summed(metric, rows, units)
-    ends = _ends(resampled(metric, of_units, units, counts), confidence)
-    drawn = len(np.unique(units.of[(np.asarray(rows) != 0).any(axis=1)]))
-    if drawn < resampling.LEAST:
+    unit_sums = summed(metric, rows, units)
+    ends = _ends(resampled(metric, unit_sums, units, counts), confidence)
+    unit_count = len(np.unique(units.of[(np.asarray(rows) != 0).any(axis=1)]))
+    if unit_count < resampling.LEAST:
         return math.nan, math.nan
-    centre = metric.over(of_units)
-    low, high = resampling.widened(ends, centre, drawn, confidence)
-    least, most = metric.bounds
-    low, high = float(np.maximum(low, least)), float(np.minimum(high, most))
-    of_images = metric.is_mean and np.max(np.asarray(rows)[:, 1], initial=0) <= 1
-    if of_images and low == high and (least, most) == (0, 1):
-        return _of_equals(centre, drawn, metric.bounds, confidence)
+    centre = metric.over(unit_sums)
+    low, high = resampling.widened(ends, centre, unit_count, confidence)
+    lower, upper = metric.bounds
+    low, high = float(np.maximum(low, lower)), float(np.minimum(high, upper))
+    is_share = metric.is_mean and np.max(np.asarray(rows)[:, 1], initial=0) <= 1
+    if is_share and low == high and (lower, upper) == (0, 1):
+        return _clopper_pearson(centre, unit_count, metric.bounds, confidence)
     return low, high
 
 
-def _of_equals(
+def _clopper_pearson(
     value: float, count: int, bounds: tuple[float, float], confidence: float
 ) -> tuple[float, float]:
-    """The interval of a mean where all of `count` values are at the same bound.
+    """The interval of a mean if all of `count` values are at the same bound.
 
-    No resample shows another value; what is not seen may still be there (Clopper and
-    Pearson, "The use of confidence or fiducial limits", 1934).
+    No resample shows another value, although others may exist (Clopper and Pearson,
+    "The use of confidence or fiducial limits", 1934).
     """
-    least, most = bounds
-    unseen = (most - least) * (1 - ((1 - confidence) / 2) ** (1 / count))
-    if value == most:
-        return most - unseen, most
-    return (least, least + unseen) if value == least else (value, value)
+    lower, upper = bounds
+    margin = (upper - lower) * (1 - ((1 - confidence) / 2) ** (1 / count))
+    if value == upper:
+        return upper - margin, upper
+    return (lower, lower + margin) if value == lower else (value, value)
 
 
 def summed(metric: Metric, rows: np.ndarray, units: resampling.Units) -> np.ndarray:
-    """What `resampled` takes of a metric's rows, `[images, K]`: their sums by unit.
+    """The sums of a metric's rows, `[images, K]`, by unit, for `resampled`.
 
-    The rows themselves where no sum of them gives the metric.
+    If no sum gives the metric, the rows themselves.
     """
     return np.asarray(rows, np.float64) if metric.of_rows else units.sums(rows)
 
 
 def resampled(
-    metric: Metric, of_units: np.ndarray, units: resampling.Units, counts: np.ndarray
+    metric: Metric, unit_sums: np.ndarray, units: resampling.Units, counts: np.ndarray
 ) -> np.ndarray:
-    """Returns a metric with each unit drawn so often, `[resamples, units]`.
+    """Returns the metric of each resample, `[resamples]`.
 
-    `of_units` is what `summed` returns.
+    Args:
+      metric: The metric.
+      unit_sums: As `summed` returns it.
+      units: What is drawn.
+      counts: How often each unit is drawn, `[resamples, units]`.
     """
     if metric.of_rows:
-        return metric.of_rows(of_units, counts[:, units.of])
-    return metric.value(counts @ of_units)
+        return metric.of_rows(unit_sums, counts[:, units.of])
+    return metric.value(counts @ unit_sums)
 
 
 def resampled_means(
@@ -109,18 +113,18 @@ def resampled_means(
     """Returns means over resampled images, float64 `[resamples, ...]`.
 
     Args:
-      values: `[images, ...]`; NaN where an image has no value, which leaves it out.
-      units: What is drawn; None: each image by itself.
-      resamples: How many times, with replacement.
-      seed: Equal seeds draw equal images.
+      values: `[images, ...]`; NaN where an image has no value, and is left out.
+      units: What is drawn; None: single images.
+      resamples: How many times units are drawn, with replacement.
+      seed: Equal seeds draw equal units.
     """
     values = np.asarray(values, np.float64)
     units = units or resampling.independent(len(values))
     counts = resampling.draw(units.count, resamples, seed)
     flat = values.reshape(len(values), -1)
-    known = ~np.isnan(flat)
-    total = counts @ units.sums(np.where(known, flat, 0.0))
-    count = counts @ units.sums(known)
+    valid = ~np.isnan(flat)
+    total = counts @ units.sums(np.where(valid, flat, 0.0))
+    count = counts @ units.sums(valid)
     means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return means.reshape(resamples, *values.shape[1:])
 
@@ -148,13 +152,13 @@ def of_draws(
       count: How many units were drawn, a number or `[...]`; fewer than
         `resampling.LEAST` give NaN.
       confidence: Share of the distribution inside the interval, in (0, 1).
-      bounds: The smallest and largest possible values, but for rounding.
+      bounds: The smallest and largest possible values, except for rounding.
     """
     ends = percentiles(draws, confidence)
-    few = np.asarray(count) < resampling.LEAST
-    wide = resampling.widened(ends, centre, count, confidence)
-    least, most = np.minimum(centre, bounds[0]), np.maximum(centre, bounds[1])
-    return np.where(few, np.nan, np.clip(wide, least, most))
+    too_few = np.asarray(count) < resampling.LEAST
+    wide_ends = resampling.widened(ends, centre, count, confidence)
+    lower, upper = np.minimum(centre, bounds[0]), np.maximum(centre, bounds[1])
+    return np.where(too_few, np.nan, np.clip(wide_ends, lower, upper))
 
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:

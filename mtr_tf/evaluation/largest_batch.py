@@ -18,8 +18,8 @@ from mtr_tf.models import stateless
 
 T = TypeVar("T")
 
-MOST = 256  # Images. More are no faster.
-_ROOM = 4  # A batch fits if one that is larger by a fourth part of it does.
+MOST = 256  # Images; more are no faster.
+_ROOM = 4  # A batch fits if one larger by a fourth fits.
 
 
 def fitting(
@@ -28,16 +28,16 @@ def fitting(
     count: int,
     strategy: tf.distribute.Strategy,
 ) -> int:
-    """The most images per replica with whose gradients the devices can work.
+    """The largest number of images per replica whose gradients fit into memory.
 
-    Tried from above, each time half as many, with one pass forwards and backwards that
-    XLA does not compile.
+    Sizes are tried from above, halved each time, with one pass forwards and backwards
+    that XLA does not compile.
 
     Args:
-      models: Images in [0, 1] -> outputs; the gradients are those of each of them.
-      columns: Whose images are used, over and over if they are too few.
-      count: No more images are wanted than that; at least 1.
-      strategy: Where they are computed; each of its replicas takes all of the images.
+      models: Images in [0, 1] -> outputs; each of them is tried.
+      columns: Their images are used, repeatedly if there are too few.
+      count: The largest number to return; at least 1.
+      strategy: Each of its replicas computes the gradients of all the images.
 
     Raises:
       tf.errors.OpError: Not even one image fits.
@@ -53,7 +53,7 @@ def fitting(
 
 
 def halving(run: Callable[[int], T], size: int) -> T:
-    """`run(size)`, or of half the size, and so on, until a device has memory for it.
+    """Returns `run(size)`, with the size halved until the device has enough memory.
 
     Raises:
       tf.errors.OpError: `run` raises it, or has too little memory for one image.
@@ -73,9 +73,9 @@ def _pass(
     size: int,
     strategy: tf.distribute.Strategy,
 ) -> None:
-    """One pass of so many images forwards and backwards; see `fitting`."""
+    """One pass of `size` images forwards and backwards; see `fitting`."""
 
-    def of_replica(images: tf.Tensor) -> tf.Tensor | None:
+    def gradient(images: tf.Tensor) -> tf.Tensor | None:
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = tf.nest.flatten(stateless.outputs(model, images))
@@ -84,4 +84,4 @@ def _pass(
         return tape.gradient(loss, images)
 
     images = batching.images_of(columns, np.arange(size) % len(columns))
-    tf.function(strategy.run)(of_replica, (tf.constant(images),))
+    tf.function(strategy.run)(gradient, (tf.constant(images),))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks whether a model and a data set fit together, and adapts small differences.
 
-This is done before anything is computed.
+This happens before anything is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Shape = tuple[int | None, ...]
 
 # Sizes that are tried are multiples of these.
 _STRIDES = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
-_OFFERED = 2  # So many sizes that work are named.
+_SUGGESTIONS = 2  # Sizes that messages suggest.
 
 
 def fitted(
@@ -41,18 +41,18 @@ def fitted(
 ) -> Run:
     """The run with outputs of the tasks' own number of axes and of channels.
 
-    An output without the axis of its one channel gets it; of two classes the logit of
-    the second will do. Maps may be of another size than the images, see `first_look`.
+    An output without an axis for its single channel gets one. For two classes the logit
+    of the second is enough. Maps may differ from the images in size, see `first_look`.
 
     Args:
       run: The model.
-      info: Of the data set.
-      tasks: Those that are looked at.
-      name: What messages call the model.
-      flag: What they call the flag of its heads.
+      info: About the data set.
+      tasks: The scored tasks.
+      name: The name of the model in messages.
+      flag: The flag of its heads in messages.
 
     Raises:
-      InputError: The model cannot take the images, or an output is not as it must be.
+      InputError: The model cannot take the images, or an output does not fit its task.
     """
     model = run.model
     _check_images(model, info, name)
@@ -62,36 +62,36 @@ def fitted(
         raise InputError(
             f"{name} cannot take the images of {info.name}, {height}x{width}, because "
             "its layers do not fit together at that size; "
-            f"{_to_other_size(info, _other_sizes(model, info))}."
+            f"{_size_advice(info, _other_sizes(model, info))}."
         )
-    outputs, taken = dict(model.output), adapters.names_in(model)
-    for each in tasks:
-        task = task_of(run, info, each)
-        _check_dtype(outputs[each], task, name)
-        wanted = _with_axes(shapes[each], task, info.num_classes)
-        if wanted is None:
-            raise _misfit(shapes[each], task, info, name, flag)
+    outputs, layer_names = dict(model.output), adapters.names_in(model)
+    for task_name in tasks:
+        task = task_of(run, info, task_name)
+        _check_dtype(outputs[task_name], task, name)
+        shape = _task_shape(shapes[task_name], task, info.num_classes)
+        if shape is None:
+            raise _misfit(shapes[task_name], task, info, name, flag)
         if task.is_map and not input_size(model):
-            _check_size(model, info, task, shapes[each], name)
-        if wanted == shapes[each]:
+            _check_size(model, info, task, shapes[task_name], name)
+        if shape == shapes[task_name]:
             continue
-        free = adapters.free_name(f"{each}_with_channels", taken)
-        settings = {"dtype": outputs[each].dtype, "name": free}
-        if len(wanted) > len(shapes[each]):
+        layer_name = adapters.free_name(f"{task_name}_with_channels", layer_names)
+        settings = {"dtype": outputs[task_name].dtype, "name": layer_name}
+        if len(shape) > len(shapes[task_name]):
             layer = adapters.ExpandDims(**settings)
         else:
-            layer = keras.layers.Reshape(wanted, **settings)
-        outputs[each] = layer(outputs[each])
-    if all(outputs[each] is model.output[each] for each in outputs):
+            layer = keras.layers.Reshape(shape, **settings)
+        outputs[task_name] = layer(outputs[task_name])
+    if all(outputs[task_name] is model.output[task_name] for task_name in outputs):
         return run
-    made = keras.Model(model.inputs[0], outputs, name=model.name)
-    return dataclasses.replace(run, model=made)
+    fitted_model = keras.Model(model.inputs[0], outputs, name=model.name)
+    return dataclasses.replace(run, model=fitted_model)
 
 
 def task_of(run: Run, info: DatasetInfo, name: str) -> Task:
     """The task of a name, as the data set has it, or as the heads declare it.
 
-    Where neither says how many classes there are, the output does.
+    If neither states the number of classes, the output gives it.
     """
     if name in info.tasks:
         return info.tasks[name]
@@ -109,26 +109,26 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
     if size and size != (height, width):
         raise InputError(
             f"{name} takes images of {size[0]}x{size[1]}, but those of {info.name} "
-            f"are {height}x{width}; {_to_resize(info, size)}."
+            f"are {height}x{width}; {_resize_advice(info, size)}."
         )
-    taken = model.input_shape[-1]
-    if taken not in (None, channels):
+    model_channels = model.input_shape[-1]
+    if model_channels not in (None, channels):
         raise InputError(
-            f"{name} takes images with {taken} channels, but those of {info.name} "
-            f"have {channels}; give data that fit, or put a layer in front of the "
-            "model that converts them."
+            f"{name} takes images with {model_channels} channels, but those of "
+            f"{info.name} have {channels}; give data that fit, or put a layer in front "
+            "of the model that converts them."
         )
 
 
-def _to_resize(info: DatasetInfo, size: Sequence[int]) -> str:
-    """How images of a data set get another size."""
+def _resize_advice(info: DatasetInfo, size: Sequence[int]) -> str:
+    """Advice on how to give images of a data set another size."""
     if _has_sizes(info):
         return f"give --image_size={size[0]}x{size[1]}"
     return "resize your examples: images, targets and masks"
 
 
 def _has_sizes(info: DatasetInfo) -> bool:
-    """Whether --image_size is for a data set."""
+    """Whether --image_size applies to a data set."""
     return info.name in data.DATASETS and not data.may_bring_tasks(info.name)
 
 
@@ -141,34 +141,38 @@ def _check_dtype(output: keras.KerasTensor, task: Task, name: str) -> None:
         )
 
 
-def _with_axes(shape: Shape, task: Task, num_classes: int) -> Shape | None:
-    """The shape that an output of this shape can have for a task; None for none.
+def _task_shape(shape: Shape, task: Task, num_classes: int) -> Shape | None:
+    """The shape for a task that an output of this shape can have; None if none fits.
 
-    Without the axis of the batch, as `shape`.
+    Both shapes lack the axis of the batch.
     """
     channels = task.output_channels(num_classes)
-    allowed = {None, channels, *((1,) if _may_be_one(task, channels) else ())}
+    channel_counts = {
+        None,
+        channels,
+        *((1,) if _allows_one_logit(task, channels) else ()),
+    }
     if not channels:
-        allowed |= set(shape[-1:])
-    if len(shape) == task.axes + 1 and shape[-1] in allowed:
+        channel_counts |= set(shape[-1:])
+    if len(shape) == task.axes + 1 and shape[-1] in channel_counts:
         return shape
-    flat = task.is_map and len(shape) == 2 and shape[-1] in allowed - {None}
-    if len(shape) == task.axes and 1 in allowed and not flat:
+    is_flat = task.is_map and len(shape) == 2 and shape[-1] in channel_counts - {None}
+    if len(shape) == task.axes and 1 in channel_counts and not is_flat:
         return (*shape, 1)
     if task.axes == 0 and len(shape) == 3 and shape[:2] == (1, 1):
-        return shape[2:] if shape[2] in allowed else None
+        return shape[2:] if shape[2] in channel_counts else None
     return None
 
 
-def _may_be_one(task: Task, channels: int) -> bool:
-    """Whether one number does for all channels: the logit of the second class."""
+def _allows_one_logit(task: Task, channels: int) -> bool:
+    """Whether one number is enough for all channels: the logit of the second class."""
     return task.discrete and channels == 2
 
 
 def _misfit(
     shape: Shape, task: Task, info: DatasetInfo, name: str, flag: str
 ) -> InputError:
-    """The refusal of an output whose shape is no task's."""
+    """The error for an output whose shape does not fit its task."""
     channels = task.output_channels(info.num_classes)
     height, width = info.image_shape[:2]
     if task.is_map and len(shape) == 2 and shape[1] in (1, channels):
@@ -188,16 +192,16 @@ def _misfit(
         2: f"{(height, width, channels)} (height, width, channels)",
         0: f"{(channels,)}, for the whole image",
     }.get(task.axes, f"{task.axes} axes and then {channels} channels")
-    more = len(shape) == task.axes + 1 and (shape[-1] or 0) > channels
-    counted = ""
-    if more and task.discrete and info.name not in data.DATASETS:
-        counted = (
+    too_many = len(shape) == task.axes + 1 and (shape[-1] or 0) > channels
+    advice = ""
+    if too_many and task.discrete and info.name not in data.DATASETS:
+        advice = (
             f"name all classes, or declare Task({task.name!r}, kind='classes', "
             f"channels={shape[-1]}), if these data do not show all of them; or "
         )
     return InputError(
         f"{name}'s {task.name} must have shape {expected} on {info.name}, but it has "
-        f"{shape}; {counted}say with {flag} which output is which task, or give the "
+        f"{shape}; {advice}say with {flag} which output is which task, or give the "
         "data set that the model was trained on."
     )
 
@@ -205,19 +209,19 @@ def _misfit(
 def _check_size(
     model: keras.Model, info: DatasetInfo, task: Task, shape: Shape, name: str
 ) -> None:
-    """Raises `InputError` for a map of the images' size, but not on these images.
+    """Raises `InputError` if a map has its images' size at other sizes, but not here.
 
-    So it is with nets that pad or crop what their strides do not divide.
+    This happens in nets that pad or crop sizes that their strides do not divide.
     """
     height, width = info.image_shape[:2]
     if tf.TensorShape(shape[:2]).is_compatible_with((height, width)):
         return
-    other = _other_sizes(model, info, task.name)
-    if other:
+    sizes = _other_sizes(model, info, task.name)
+    if sizes:
         raise InputError(
             f"{name}'s {task.name} must be {height}x{width}, like the images of "
             f"{info.name}, but it is {shape[0]}x{shape[1]}; "
-            f"{_to_other_size(info, other)}."
+            f"{_size_advice(info, sizes)}."
         )
 
 
@@ -226,14 +230,14 @@ def output_shapes(
 ) -> Mapping[str, Shape] | None:
     """Each output's shape for one image; None where the model cannot take it.
 
-    Found by TensorFlow, which compares shapes where Keras's layers may not. What only
-    a run can tell is None in a shape.
+    TensorFlow infers them, as it compares shapes where Keras's layers may not. Sizes
+    that are known only in a run are None.
     """
     call = tf.function(lambda x: model(x, training=False), autograph=False)
     spec = tf.TensorSpec((1, *image_shape), tf.float32)
     try:
         outputs = call.get_concrete_function(spec).structured_outputs
-    except Exception:  # Layers raise whatever they like.
+    except Exception:  # Layers raise errors of any class.
         return None
     return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
@@ -241,36 +245,36 @@ def output_shapes(
 def _other_sizes(
     model: keras.Model, info: DatasetInfo, task: str = ""
 ) -> list[tuple[int, ...]]:
-    """The sizes nearest the images' that the model takes (and gives `task` at)."""
+    """The sizes nearest to the images' that the model takes (and that `task` gets)."""
     height, width, channels = info.image_shape
-    near = {
+    distances = {
         size: abs(size[0] - height) + abs(size[1] - width)
         for stride in _STRIDES
         for size in itertools.product(*(_multiples(n, stride) for n in (height, width)))
     }
     sizes = []
-    for size in sorted(near, key=lambda size: (near[size], size)):
+    for size in sorted(distances, key=lambda size: (distances[size], size)):
         shapes = output_shapes(model, (*size, channels))
         if shapes and (not task or shapes[task][:2] == size):
             sizes.append(size)
-        if len(sizes) == _OFFERED:
+        if len(sizes) == _SUGGESTIONS:
             break
     return sizes
 
 
-def _to_other_size(info: DatasetInfo, sizes: Sequence[Sequence[int]]) -> str:
-    """How images of a data set get a size that a model takes, of those found."""
-    named = [f"{height}x{width}" for height, width in sizes]
+def _size_advice(info: DatasetInfo, sizes: Sequence[Sequence[int]]) -> str:
+    """Advice on how to give images of a data set one of the sizes a model takes."""
+    texts = [f"{height}x{width}" for height, width in sizes]
     if _has_sizes(info):
-        named = [f"--image_size={size}" for size in named]
-        if not named:
+        texts = [f"--image_size={size}" for size in texts]
+        if not texts:
             return "give --image_size, a size that it takes"
-        return f"the nearest sizes that work are {' and '.join(named)}"
-    to = f" to {' or '.join(named)}" if named else " to a size that it takes"
-    return f"resize your examples{to}: images, targets and masks"
+        return f"the nearest sizes that work are {' and '.join(texts)}"
+    suffix = f" to {' or '.join(texts)}" if texts else " to a size that it takes"
+    return f"resize your examples{suffix}: images, targets and masks"
 
 
 def _multiples(number: int, stride: int) -> list[int]:
-    """The multiples of the stride next below and above."""
-    below = number // stride * stride
-    return [n for n in (below, below + stride) if n > 0]
+    """The positive multiples of the stride next below and above."""
+    lower = number // stride * stride
+    return [n for n in (lower, lower + stride) if n > 0]

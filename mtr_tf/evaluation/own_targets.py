@@ -28,30 +28,29 @@ def of_model(
 ) -> Columns:
     """Returns the columns of the first `count` images, with outputs as targets.
 
-    Finished work is known by the bits of these, which go by how many images are taken
-    at once: always as many, so that whoever works on with other batches, or with a part
-    of the attacks, finds the same.
+    Finished work is identified by the bits of the targets, which depend on how many
+    images are computed at once. That number is always the same, so that a command with
+    other batches, or with a part of the attacks, finds the same targets.
 
     Args:
       model: Images in [0, 1] -> {task: output}.
       columns: A split; its targets and masks do not matter.
-      tasks: Those that are looked at.
-      count: How many images go through the model, all targets being held in memory.
-      size: How many are taken at once; fewer only where memory lacks.
+      tasks: The scored tasks.
+      count: How many images go through the model; all targets are kept in memory.
+      size: How many are computed at once; smaller only if memory is short.
     """
     call = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in tasks}
     with stateless.unchanged(model):
         for start in range(0, count, size):
-            rows = (
-                np.arange(start, start + size) % count
-            )  # The last ones are filled up.
+            # The last rows are filled up with the first.
+            rows = np.arange(start, start + size) % count
             images = tf.constant(batching.images_of(columns, rows))
-            # Else TensorFlow warns of retracing, where several models are attacked.
+            # Otherwise TensorFlow warns of retracing if several models are attacked.
             outputs = call.get_concrete_function(images)(images)
             for name, task in tasks.items():
                 parts[name].append(_target(task, tf.cast(outputs[name], tf.float32)))
-    targets = {name: np.concatenate(each)[:count] for name, each in parts.items()}
+    targets = {name: np.concatenate(arrays)[:count] for name, arrays in parts.items()}
     return dataclasses.replace(columns, targets=targets, masks={})
 
 

@@ -37,20 +37,22 @@ from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
 from mtr_tf.tasks.groups import spared
 
-_JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
-_LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
-_TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
-_TIES = 1  # How points of equal harm are told apart; likewise.
-_NORMS_OF_MOVABLE = 1  # What gradients are divided by if a part may change; likewise.
-_LENGTHS = 1  # What a user's record works out of its lengths; likewise.
-_ANY_LENGTH = 1 / 510  # At which records are compared: no length of a sweep's, nor 0.
+# Versions of rules that results depend on; cells of other versions are run again.
+_JOINT_HARM = 2  # How harms of several tasks are combined.
+_LOSSES_OF_0 = 2  # What losses of 0 count as, where losses are compared.
+_TARGETED_OF_0 = 3  # The same, where the largest loss is to be lowered.
+_TIES = 1  # How points of equal harm are ordered.
+_NORMS_OF_MOVABLE = 1  # What gradients are divided by if a part may change.
+_LENGTHS = 1  # What a user's record derives from its lengths.
+
+_ANY_LENGTH = 1 / 510  # For comparing records: not 0, and in no sweep.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2).
+    """The allowed changes: `eps` in levels of 0-255 (linf), or a plain norm (l2).
 
-    Only these channels of the images may change; all if `channels` is empty.
+    Only the `channels` of the images may change; all if they are empty.
     """
 
     norm: str = "linf"
@@ -59,20 +61,20 @@ class Threat:
 
     @property
     def unit(self) -> int:
-        """What lengths are divided by to be those of images in [0, 1]."""
+        """The divisor that turns lengths into those of images in [0, 1]."""
         return 255 if self.norm == "linf" else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """What is raised, and what points are judged by.
+    """What an attack raises, and how its points are judged.
 
     Attributes:
-      tasks: Those attacked together.
+      tasks: The tasks attacked together.
       losses: Names of `attacks.ATTACK_LOSSES`; empty: the tasks' own.
       balance: A name of `attacks.BALANCES`.
       weights: Pairs (task, number).
-      targeted: Whether outputs are drawn to other images' targets.
+      targeted: Whether outputs are attacked towards other images' targets.
       pixels: How many output pixels are attacked, 0 for all.
       block: (rows, columns[, top, left]) of output pixels; empty for all.
       classes: Labels whose pixels are attacked; empty for all.
@@ -95,7 +97,7 @@ class ObjectiveSettings:
 
     @property
     def restricted(self) -> bool:
-        """Whether it is about some of the output pixels only."""
+        """Whether only some of the output pixels are attacked."""
         return bool(self.pixels or self.block or self.classes)
 
 
@@ -105,12 +107,12 @@ class AttackSettings:
 
     Attributes:
       name: As in KINDS.
-      step_size: In the unit of `eps`; 0 where the attack has its own.
-      steps: Of square these are queries.
-      restarts: Of noise these are draws.
+      step_size: In the unit of `eps`; 0 for the attack's own.
+      steps: For square, queries.
+      restarts: For noise, draws.
       random_start: None in an ensemble: each member's own.
       radii: The stages of apgd.
-      ensemble, queries: Those of worst.
+      ensemble, queries: The settings of worst.
       scale: The model's (mean, std), for the released code's wrong scale.
     """
 
@@ -131,7 +133,7 @@ class AttackSettings:
         name: str,
         scale: tuple[tuple[float, ...], ...] = (),
     ) -> AttackSettings:
-        """The settings of the command for the attack of a name; see `make_cells`."""
+        """The command's settings for the attack of a name; see `make_cells`."""
         return cls(
             name=name,
             step_size=config.step_size,
@@ -145,23 +147,23 @@ class AttackSettings:
 
     @property
     def kind(self) -> Kind:
-        """All that is known of such attacks."""
+        """The entry of the attack in KINDS."""
         return KINDS[self.name]
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """What an ensemble is made of; empty for any other attack."""
+        """The members of an ensemble; empty for any other attack."""
         if self.kind.members is not None:
             return self.kind.members
         return tuple(Member(kind=name) for name in self.ensemble)
 
     def of_member(self, member: Member) -> AttackSettings:
-        """The settings of a member, not fitted yet."""
+        """The settings of a member, before `fitted`."""
         change = {"name": member.kind, "radii": member.radii, "ensemble": ()}
         return dataclasses.replace(self, **change)
 
     def passes(self, threat: Threat) -> float:
-        """What an image costs, in passes forwards and backwards."""
+        """The cost of an image, in passes forwards and backwards."""
         if self.members:
             members = (self.of_member(m).fitted(threat.eps) for m in self.members)
             return sum(member.passes(threat) for member in members)
@@ -170,7 +172,7 @@ class AttackSettings:
         return self.make(threat.norm, *lengths).passes * share
 
     def fitted(self, eps: float) -> AttackSettings:
-        """The same with only what applies to this attack at this radius."""
+        """The settings, reset where they do not apply to the attack at this radius."""
         kind = self.kind
         step = self.step_size if "step_size" in kind.uses else 0.0
         restarts = self.restarts if "restarts" in kind.uses else 1
@@ -192,10 +194,10 @@ class AttackSettings:
         """The attack's record; lengths are those of images in [0, 1].
 
         Raises:
-          InputError: It has no such norm, or a setting is out of range.
+          InputError: The attack lacks the norm, or a setting is out of range.
         """
-        fixed = self.kind.fixed.get("norm")
-        norms = (fixed,) if fixed else self.kind.norms
+        fixed_norm = self.kind.fixed.get("norm")
+        norms = (fixed_norm,) if fixed_norm else self.kind.norms
         if norm not in norms:
             raise InputError(
                 f"--attack={self.name} needs --norm={' or '.join(norms)}, got {norm}."
@@ -221,9 +223,10 @@ class AttackSettings:
 class Cell:
     """One attack on one objective within one threat model.
 
-    `place` is that among the members of an ensemble, which the random numbers depend
-    on, -1 for none. `known` has the records of the tasks, and `packed` is whether
-    further inputs are packed behind images, which stay; both are no settings.
+    `place` is the position among the members of an ensemble, on which the random
+    numbers depend; -1 outside of one. `known` has the records of the tasks, and
+    `packed` says whether further inputs, which attacks leave unchanged, are packed
+    behind images; both are no settings.
     """
 
     threat: Threat
@@ -251,13 +254,13 @@ class Cell:
 
     @property
     def numbers(self) -> tuple[float, float]:
-        """(epsilon, step size) as the attacks take them: of images in [0, 1]."""
+        """(epsilon, step size) for images in [0, 1], as attacks take them."""
         unit = self.threat.unit
         return self.threat.eps / unit, self.attack.step_size / unit
 
     @property
     def family(self) -> Cell:
-        """What it shares with the cells that differ in `numbers` alone: its graph."""
+        """The cell without its `numbers`; cells with the same family share a graph."""
         if self._keeps_lengths:
             return self
         threat = dataclasses.replace(self.threat, eps=0.0)
@@ -271,9 +274,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The attack with what is not as usual about its objective, as one word."""
+        """The attack with the unusual settings of its objective, as one word."""
         goal = self.objective
-        of_channels = "+".join(map(str, self.threat.channels))
+        channels = "+".join(map(str, self.threat.channels))
         parts = (
             self.attack.name,
             "+".join(goal.losses),
@@ -281,17 +284,17 @@ class Cell:
             "targeted" if goal.targeted else "",
             f"eot{goal.eot}" if goal.eot > 1 else "",
             "spare-" + "+".join(goal.spare) if goal.spare else "",
-            f"channels{of_channels}" if of_channels else "",
+            f"channels{channels}" if channels else "",
             goal.judge if goal.judge != self._judge(judging.AUTO) else "",
         )
         return "-".join(filter(None, parts))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences to show wherever its results are shown."""
+        """Sentences to show wherever the results are shown."""
         if not self.attack.scale or not self.eps:
             return ()
-        # How far a value goes at most, by the formulas of the released attack: by r, or
+        # The largest change of a value by the formulas of the released attack: by r, or
         # from 0 to the lower end of the box.
         reach = max(
             max(2 * self.eps * std, 255 * (mean - std))
@@ -305,7 +308,7 @@ class Cell:
 
     @property
     def members(self) -> tuple[Cell, ...]:
-        """The cells that this one takes the worst of; empty for a plain attack."""
+        """The cells whose worst result is this one's; empty for a single attack."""
         cells = []
         for place, member in enumerate(self.attack.members):
             losses = self.objective.losses if member.losses is None else member.losses
@@ -316,7 +319,7 @@ class Cell:
         return tuple(cells)
 
     def fitted(self) -> Cell:
-        """The cell with only what applies to its attack and its tasks."""
+        """The cell, with settings reset that do not apply to its attack or tasks."""
         attack, goal = self.attack.fitted(self.eps), self.objective
         losses = tuple(
             loss
@@ -324,90 +327,92 @@ class Cell:
             if any(_attack_loss(loss).fits(self.known[t]) for t in goal.tasks)
         )
         change: dict[str, Any] = {"losses": losses}
-        blind = attack.kind.draws_nothing(attack.restarts)
-        if blind or attack.kind.chooses_losses:
+        draws_nothing = attack.kind.draws_nothing(attack.restarts)
+        if draws_nothing or attack.kind.chooses_losses:
             change["losses"] = ()
-        if blind and self.place < 0:  # Nothing to choose by the objective.
+        if draws_nothing and self.place < 0:  # The objective chooses nothing.
             change |= {"balance": "sum", "weights": (), "eot": 1}
-        if len(goal.tasks) == 1:  # The one loss there is, whatever would scale it.
+        if len(goal.tasks) == 1:  # A scale of the only loss has no effect.
             change |= {"balance": "sum", "weights": ()}
         goal = dataclasses.replace(goal, **change)
         return dataclasses.replace(self, attack=attack, objective=goal)
 
     def judged(self, judge: str) -> Cell:
-        """The cell judged by "harm" or "loss", or by what "auto" is for it."""
+        """The cell judged by "harm" or "loss", with "auto" resolved to one of them."""
         judging.check(judge)
         goal = dataclasses.replace(self.objective, judge=self._judge(judge))
         return dataclasses.replace(self, objective=goal)
 
     def _judge(self, judge: str) -> str:
-        """What its points are judged by, as attacks in Python resolve it."""
+        """What the points are judged by, resolved as in attacks from Python."""
         is_ensemble = self.attack.kind.is_ensemble
         return judging.resolve(judge, any(self.objective.losses), is_ensemble)
 
     @property
     def passes(self) -> float:
-        """What an image costs, in passes forwards and backwards; scoring it is one."""
+        """The cost of an image, in passes forwards and backwards; scoring is one."""
         if not self.eps:
             return 1.0
-        # A spared task has a backward pass of its own.
-        each = self.objective.eot + (1 - kinds.FORWARD) * len(self.objective.spare)
-        return 1.0 + each * self.attack.passes(self.threat)
+        # A spared task needs its own backward pass.
+        step_cost = self.objective.eot + (1 - kinds.FORWARD) * len(self.objective.spare)
+        return 1.0 + step_cost * self.attack.passes(self.threat)
 
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family.
 
-        It is made and checked here; only the numbers are bound in the compiled step.
+        It is made and checked here; the compiled step binds only the numbers.
         """
         if self._keeps_lengths:
-            return self._build_alone()
-        attack = self.attack.make(self.threat.norm, 1.0, 1.0)  # Any that are allowed.
+            return self._build_fixed()
+        attack = self.attack.make(self.threat.norm, 1.0, 1.0)  # Any lengths.
         if self.place < 0:
             return attack.at_lengths
-        # The same images as of `attacks.Worst`.
+        # This gives the same images as `attacks.Worst`.
         return functools.partial(ensemble.member_at_lengths, attack, self.place)
 
-    def _build_alone(self) -> Callable[..., tf.Tensor]:
-        """The same of a record that is made for the numbers of this cell."""
+    def _build_fixed(self) -> Callable[..., tf.Tensor]:
+        """Like `build`, but with a record that is made for the numbers of this cell."""
         if not self.eps:  # A record may refuse 0.
             return lambda objective, x, seed, *_: x
-        made = self.attack.make(self.threat.norm, *self.numbers)
+        fixed_attack = self.attack.make(self.threat.norm, *self.numbers)
 
         def attack(objective, x, seed, *_):
-            member = self.place >= 0
-            keys = ensemble.member_keys(seed, self.place) if member else seed
-            return made(objective, x, keys)
+            is_member = self.place >= 0
+            keys = ensemble.member_keys(seed, self.place) if is_member else seed
+            return fixed_attack(objective, x, keys)
 
         return attack
 
     @property
     def _keeps_lengths(self) -> bool:
-        """Whether a user's record holds what it has worked out of its lengths.
+        """Whether a user's record holds values that it has derived from its lengths.
 
-        `with_lengths` leaves that as it is, so such a record serves one radius. What
-        cannot be compared counts, too. The cell's own lengths do not matter: all of a
-        family must agree.
+        `with_lengths` does not update them, so such a record serves one radius. Values
+        that cannot be compared count, too. The cell's own lengths do not matter, so
+        that all cells of a family agree.
         """
         if self.attack.kind.ours or self.members:
             return False
         numbers = (_ANY_LENGTH, _ANY_LENGTH)
-        made = self.attack.make(self.threat.norm, *numbers)
-        bound = self.attack.make(self.threat.norm, 1.0, 1.0).with_lengths(*numbers)
-        held, others = (getattr(a, "__dict__", a) for a in (made, bound))
+        direct = self.attack.make(self.threat.norm, *numbers)
+        rebound = self.attack.make(self.threat.norm, 1.0, 1.0).with_lengths(*numbers)
+        direct_state, rebound_state = (
+            getattr(a, "__dict__", a) for a in (direct, rebound)
+        )
         try:
-            return held != others
-        except (TypeError, ValueError):  # As arrays raise.
+            return direct_state != rebound_state
+        except (TypeError, ValueError):  # Raised by arrays.
             return True
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
-        """Raises InputError where its attack or its objective cannot be made."""
+        """Raises InputError if the attack or the objective cannot be made."""
         if self.threat.channels and self.attack.scale:
             raise InputError(
                 f"--attack_channels does not work with --attack={self.attack.name}, "
                 "which has no bound; give another attack, or leave it out."
             )
         for cell in self.members or (self,):
-            if cell.eps:  # Else nothing is run, and no step is fine.
+            if cell.eps:  # At 0 nothing is run, and no step is needed.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
         del num_classes
         settings = self.objective_settings(*image_shape[:2])
@@ -416,7 +421,7 @@ class Cell:
         objectives.unbound(lambda x: {}, **settings)
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
-        """What `attacks.objective` takes beside model, targets and masks.
+        """The arguments of `attacks.objective` besides model, targets and masks.
 
         Raises:
           InputError: The pixels are not all within `height` x `width`.
@@ -438,7 +443,7 @@ class Cell:
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
         """The attacked output pixels, 0/1 `[height, width]`; None for all.
 
-        The same ones for every image and task; see `attacks.random_pixels`.
+        They are the same for all images and tasks; see `attacks.random_pixels`.
         """
         goal = self.objective
         if goal.pixels > height * width:
@@ -461,44 +466,44 @@ class Cell:
 
     @property
     def _may_compare_0(self) -> bool:
-        """Whether it compares losses, and one may be 0: not that of a map's classes."""
+        """Whether losses are compared and one may be 0, unlike a whole class map's."""
         if attacks.BALANCES[self.objective.balance].weighted:
             return False
-        of_classes = [self.known[t] for t in self.tasks if self.known[t].discrete]
-        return any(self.objective.restricted or not t.is_map for t in of_classes)
+        class_tasks = [self.known[t] for t in self.tasks if self.known[t].discrete]
+        return any(self.objective.restricted or not t.is_map for t in class_tasks)
 
     @property
     def _lowers_the_largest(self) -> bool:
-        """Whether it judges by the loss that grew most, which is to be small."""
+        """Whether points are judged by the loss that grew most, and it is lowered."""
         goal = self.objective
         by_largest = attacks.BALANCES[goal.balance].judges_by_largest
         return goal.targeted and by_largest and goal.judge == judging.LOSS
 
     @property
     def _normalizes_a_part(self) -> bool:
-        """Whether it divides by norms of gradients of which it follows a part."""
+        """Whether gradients are divided by norms, but followed only in part."""
         normalizes = attacks.BALANCES[self.objective.balance].normalizes
         follows = normalizes and self.attack.kind.gradient
         return follows and (self.packed or bool(self.threat.channels))
 
     @property
     def _breaks_ties(self) -> bool:
-        """Whether its points of equal harm are told apart."""
+        """Whether points of equal harm are ordered by another criterion."""
         goal, weights = self.objective, dict(self.objective.weights)
         if goal.judge != judging.HARM:
             return False
         tasks = {task: self.known[task] for task in goal.tasks}
-        by_task = [weights.get(task, 1.0) for task in goal.tasks]
+        task_weights = [weights.get(task, 1.0) for task in goal.tasks]
         return bool(
-            judging.may_tie(goal.judge, tasks, by_task, goal.restricted, goal.eot)
+            judging.may_tie(goal.judge, tasks, task_weights, goal.restricted, goal.eot)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in one dict, as finished cells are known by."""
+        """All settings in one dict, which identifies finished cells."""
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
         flat |= dataclasses.asdict(self.attack)
         flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
-        for name in ("channels", "spare"):  # Cells are known by what they had before.
+        for name in ("channels", "spare"):  # As in cells of earlier versions.
             if not flat[name]:
                 del flat[name]
         if self.objective.judge == judging.HARM and len(self.tasks) > 1:
@@ -530,11 +535,11 @@ def make_cells(
 
     Args:
       config: The settings.
-      tasks: The model's: records, or names of the eleven.
+      tasks: The tasks of the model: records, or names of the eleven.
       classes: The names of the data set's classes.
-      scale: (mean, std) per colour of the model's standardisation; for the attacks
-        that are not bounded alone, which need it.
-      packed: Whether further inputs are packed behind images, which attacks leave.
+      scale: (mean, std) per colour of the model's standardisation; only unbounded
+        attacks need it.
+      packed: Whether further inputs are packed behind images.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
@@ -575,7 +580,7 @@ def make_cells(
         if config.targets == OWN_TARGETS and not config.targeted:
             for member in cell.members or (cell,):
                 _check_compared(member)
-        # A loss that fits none of the tasks would be another attack than was asked for.
+        # Without its loss, which fits none of the tasks, this would be another attack.
         any_loss = loss == OWN_LOSS or kind.chooses_losses or kind.guesses
         discrete = any(tasks[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
@@ -594,29 +599,29 @@ def make_cells(
 def _check_used(
     config: AttackConfig,
     groups: Sequence[Sequence[str]],
-    known: TaskSet,
+    records: TaskSet,
     weights: Sequence[tuple[str, float]],
 ) -> None:
-    """Raises `InputError` for a loss or a weight that no attack would make use of."""
+    """Raises `InputError` for a loss or a weight that no attack uses."""
     tasks = dict.fromkeys(task for group in groups for task in group)
-    joint = {task for group in groups if len(group) > 1 for task in group}
+    joint_tasks = {task for group in groups if len(group) > 1 for task in group}
     for task, weight in weights:
-        given = f"--attack_weights={','.join(config.attack_weights)}"
+        flag = f"--attack_weights={','.join(config.attack_weights)}"
         if task not in tasks:
             raise InputError(
-                f"{given} names {task}, which is not attacked ({', '.join(tasks)} "
+                f"{flag} names {task}, which is not attacked ({', '.join(tasks)} "
                 "are); leave it out."
             )
-        if weight <= 0 and task not in joint:
+        if weight <= 0 and task not in joint_tasks:
             raise InputError(
-                f"{given} gives {task} a weight that is not above 0, but {task} is "
+                f"{flag} gives {task} a weight that is not above 0, but {task} is "
                 "attacked only by itself, where its loss is raised whatever its "
                 "weight; attack it together with others (--attack_tasks=all), or leave "
                 "it out."
             )
-    named = [loss for loss in config.attack_loss if loss != OWN_LOSS]
-    for name in (part for loss in named for part in loss.split("+")):
-        if not any(_attack_loss(name).fits(known[task]) for task in tasks):
+    losses = [loss for loss in config.attack_loss if loss != OWN_LOSS]
+    for name in (part for loss in losses for part in loss.split("+")):
+        if not any(_attack_loss(name).fits(records[task]) for task in tasks):
             raise InputError(
                 f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
                 f"fits none of the attacked tasks ({', '.join(tasks)}); leave it out."
@@ -629,61 +634,68 @@ def _attack_loss(name: str) -> Any:
 
 
 def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], ...]:
-    """Pairs of a task and its weight, each task by its one name."""
+    """Pairs (task, weight), with tasks by their full names."""
     weights = parse_weights(config.attack_weights)
-    known = TASKS.replaced(*tasks.values())
-    named = resolve([name for name, _ in weights], known.values()) if weights else ()
-    return tuple(zip(named, (number for _, number in weights), strict=True))
+    records = TASKS.replaced(*tasks.values())
+    names = resolve([name for name, _ in weights], records.values()) if weights else ()
+    return tuple(zip(names, (number for _, number in weights), strict=True))
 
 
 def _class_labels(
-    wanted: Sequence[str], group: Sequence[str], tasks: TaskSet, known: Sequence[str]
+    names: Sequence[str],
+    group: Sequence[str],
+    tasks: TaskSet,
+    data_classes: Sequence[str],
 ) -> tuple[int, ...]:
     """The numbers of some classes in the tasks of a group.
 
     Args:
-      wanted: Names of classes.
+      names: Names of classes.
       group: The attacked tasks.
-      tasks: What their names are of.
-      known: The data set's classes, of tasks that do not name their own.
+      tasks: The records of tasks.
+      data_classes: The data set's classes, for tasks that do not name their own.
 
     Raises:
-      InputError: There is no such class, or tasks of the group have other ones.
+      InputError: A class is unknown, or tasks of the group differ in classes.
     """
-    of_task = {t: tasks[t].classes or tuple(known) for t in group if tasks[t].discrete}
-    classes = next(iter(of_task.values()), tuple(known))
-    for name in wanted:
+    by_task = {
+        t: tasks[t].classes or tuple(data_classes) for t in group if tasks[t].discrete
+    }
+    classes = next(iter(by_task.values()), tuple(data_classes))
+    for name in names:
         if name not in classes:
             raise InputError(
                 f"--attack_classes names {name!r}, but the classes of "
-                f"{next(iter(of_task), 'the data set')} are "
+                f"{next(iter(by_task), 'the data set')} are "
                 f"{', '.join(classes) or 'not known'}."
             )
-    if wanted and len(set(of_task.values())) > 1:
+    if names and len(set(by_task.values())) > 1:
         raise InputError(
-            f"--attack_classes={','.join(wanted)} needs tasks with the same classes, "
-            f"but those of {' and '.join(of_task)} differ; attack them one by one "
+            f"--attack_classes={','.join(names)} needs tasks with the same classes, "
+            f"but those of {' and '.join(by_task)} differ; attack them one by one "
             "(--attack_tasks=each)."
         )
-    return tuple(classes.index(name) for name in wanted)
+    return tuple(classes.index(name) for name in names)
 
 
 def _check_compared(cell: Cell) -> None:
-    """Raises `InputError` where losses are divided by ones that are 0.
+    """Raises `InputError` where losses are divided by losses that are 0.
 
-    As those of numbers are, whose targets are the model's own clean outputs.
+    Losses on numbers are, because the targets are the model's own clean outputs.
     """
     kind, goal = cell.attack.kind, cell.objective
-    compared = attacks.BALANCES[goal.balance].compared
+    reference = attacks.BALANCES[goal.balance].compared
     at_image = cell.attack.random_start is False and kind.starts != "elsewhere"
-    # What follows no gradient climbs nothing; scores compare with the clean image.
-    begun = compared == "clean" or (compared == "start" and at_image)
-    scored = compared == "clean" and goal.judge == judging.LOSS
-    numbers = [t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")]
-    if numbers and ((kind.gradient and begun) or scored):
+    # Only gradient attacks climb quotients; judging compares with the clean image.
+    divides_by_clean = reference == "clean" or (reference == "start" and at_image)
+    judges_by_loss = reference == "clean" and goal.judge == judging.LOSS
+    number_tasks = [
+        t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")
+    ]
+    if number_tasks and ((kind.gradient and divides_by_clean) or judges_by_loss):
         raise InputError(
             f"--balance={goal.balance} compares losses with those of the "
-            f"{'clean image' if compared == 'clean' else 'start'}, and with "
-            f"--targets=own that of {numbers[0]} is 0 there; choose another balance, "
-            "such as dgba."
+            f"{'clean image' if reference == 'clean' else 'start'}, and with "
+            f"--targets=own that of {number_tasks[0]} is 0 there; choose another "
+            "balance, such as dgba."
         )

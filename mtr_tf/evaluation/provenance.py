@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What results depend on, and what their records repeat.
+    """What results depend on, for their records to repeat.
 
     Attributes:
       mtr_tf: Its version.
@@ -20,22 +20,22 @@ class Provenance:
       source: Fingerprint of the model that adversarial images are made on; None where
         that is `model` itself.
       fast: Whether gradients are taken in half precision; True stands for bfloat16.
-      precision: The policy that the model computes in; `own`: the file's.
-      input: (scale, offset) per channel of what the model takes for images in [0, 1];
-        None where it takes just these.
+      precision: The policy that the model computes in; `own`: that of its file.
+      input: (scale, offset) per channel that turn images in [0, 1] into the model's
+        inputs; None if it takes images in [0, 1].
       dataset: Name of the data set.
-      split: Of the data set.
+      split: Name of the split.
       num_examples: How many images, the first ones.
       data: Fingerprint of these images and their targets.
-      tasks: The tasks that are looked at.
-      seed: Of random starts, pixels and intervals.
-      own_tasks: What those of them are that are none of the eleven, or unlike them.
-      batch_size: Of a model that is random, whose noise is drawn by a replica's batch:
-        its images; else None.
+      tasks: The scored tasks.
+      seed: The seed of random starts, pixels and intervals.
+      own_tasks: Records of tasks that are not among the eleven, or differ from them.
+      batch_size: For a random model, whose noise is drawn for a replica's batch: the
+        images of such a batch; else None.
       interval_over: What intervals draw, in words; it follows from the data.
-      images: Their size, and means of some: models with different tasks have it in
-        common. It is in `data`.
-      targets: "data", or "own" for the model's clean outputs; it is in `data`.
+      images: Size and some means of the images, which models with different tasks
+        share. It is part of `data`.
+      targets: "data", or "own" for the model's clean outputs; it is part of `data`.
     """
 
     mtr_tf: str
@@ -59,7 +59,7 @@ class Provenance:
     targets: str = "data"
 
     def to_dict(self) -> dict[str, Any]:
-        """What finished work is known by, for JSON."""
+        """What identifies finished work, for JSON."""
         fields = dataclasses.asdict(self)
         for name in ("interval_over", "images", "targets"):
             del fields[name]
@@ -69,7 +69,7 @@ class Provenance:
         return fields
 
     def of_measures(self, warnings: list[str]) -> dict[str, Any]:
-        """What every record of a measure repeats, with what must be said of it."""
+        """The fields that every record of a measure repeats, with its warnings."""
         return {
             "seed": self.seed,
             "dataset": self.dataset,
@@ -84,7 +84,7 @@ class Provenance:
         }
 
     def of_attacks(self, warnings: list[str]) -> dict[str, Any]:
-        """What every record of an attack repeats, with what must be said of it."""
+        """The fields that every record of an attack repeats, with its warnings."""
         return {
             **self.of_measures(warnings),
             "source_fingerprint": self.source,

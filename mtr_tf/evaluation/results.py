@@ -40,13 +40,13 @@ def make_records(
 
     Args:
       clean: The scores of the clean images.
-      results: Those of the attacks.
-      facts: What every record repeats: seed, dataset, split, model_fingerprint,
-        interval_over, warnings; a cell's own warnings come after these.
+      results: The scores of the attacks.
+      facts: The fields that all records repeat: seed, dataset, split,
+        model_fingerprint, interval_over, warnings; a cell's own warnings follow them.
       units: Those of the data set's `DatasetInfo`.
-      file_of: The file with a cell's rows per image, `rows` and `clean_rows` of the
-        records; without, they are empty.
-      tasks: Those that were looked at.
+      file_of: Returns the file with a cell's rows per image, for `rows` and
+        `clean_rows` of the records; None leaves them empty.
+      tasks: The scored tasks.
     """
     file_of = file_of or (lambda cell: "")
     return [
@@ -67,12 +67,12 @@ def _record(
     units: Mapping[str, str],
 ) -> Record:
     cell = result.attack_cell
-    before = clean.scores[task.name][metric.name]
-    after = result.scores[task.name][metric.name]
+    clean_score = clean.scores[task.name][metric.name]
+    attacked_score = result.scores[task.name][metric.name]
     wanted = result.wanted.get(task.name, {}).get(metric.name, {})
-    of_channels = list(cell.threat.channels)
-    channels = {"attack_channels": of_channels} if of_channels else {}
-    queries = {"queries": cell.attack.queries} if cell.attack.queries else {}
+    channels = list(cell.threat.channels)
+    channel_field = {"attack_channels": channels} if channels else {}
+    query_field = {"queries": cell.attack.queries} if cell.attack.queries else {}
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -82,16 +82,16 @@ def _record(
         "attacked": list(cell.tasks),
         "task": task.name,
         "metric": metric.name,
-        "clean": before["value"],
-        "attacked_value": after["value"],
+        "clean": clean_score["value"],
+        "attacked_value": attacked_score["value"],
         "relative_vulnerability": _vulnerability(
-            metric, before["value"], after["value"]
+            metric, clean_score["value"], attacked_score["value"]
         ),
         "n": result.count,
         **facts,
         "warnings": doubts_first([*facts.get("warnings", ()), *result.warnings]),
-        "clean_interval": before["interval"],
-        "attacked_interval": after["interval"],
+        "clean_interval": clean_score["interval"],
+        "attacked_interval": attacked_score["interval"],
         "algorithm": cell.attack.name,
         "loss": "+".join(cell.objective.losses) or "own",
         "balance": cell.objective.balance,
@@ -104,20 +104,20 @@ def _record(
         "eot": cell.objective.eot,
         "random_start": cell.attack.random_start,
         "ensemble": list(cell.attack.ensemble),
-        **queries,
+        **query_field,
         "attack_pixels": cell.objective.pixels,
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),
-        **channels,
+        **channel_field,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
         **({"ignored": list(task.ignored)} if task.ignored else {}),
-        **_spared(clean, result, task),
+        **_spared_fields(clean, result, task),
     }
 
 
-def _spared(clean: Result, result: Result, task: Task) -> Record:
-    """What is said of an attack that spares tasks; nothing of any other."""
+def _spared_fields(clean: Result, result: Result, task: Task) -> Record:
+    """The fields of an attack that spares tasks; empty for any other."""
     cell = result.attack_cell
     if not cell.objective.spare:
         return {}
@@ -139,17 +139,20 @@ def _vulnerability(
 
 def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
     """A warning about outputs that are not finite, with the number of images."""
-    said = []
+    warnings = []
     for task in clean.scores:
-        before = _bad_images(clean, task)
-        after = max((_bad_images(result, task) for result in results), default=0)
-        if before or after:
-            said.append(
-                f"{task} has outputs that are not finite (in {before} of "
-                f"{clean.count} clean images, and in up to {after} attacked ones): "
-                "such pixels count as wrong classes, and means over them are null."
+        clean_count = _count_bad_images(clean, task)
+        attacked_count = max(
+            (_count_bad_images(result, task) for result in results), default=0
+        )
+        if clean_count or attacked_count:
+            warnings.append(
+                f"{task} has outputs that are not finite (in {clean_count} of "
+                f"{clean.count} clean images, and in up to {attacked_count} attacked "
+                "ones): such pixels count as wrong classes, and means over them are "
+                "null."
             )
-    return said
+    return warnings
 
 
 def without_targets(clean: Result) -> list[str]:
@@ -159,58 +162,61 @@ def without_targets(clean: Result) -> list[str]:
         "are null: its labels are missing, or masked everywhere (those of Cityscapes' "
         "official test split are all void); attack another --split."
         for task, rows in clean.rows.items()
-        if rows and not any(np.any(of_metric) for of_metric in rows.values())
+        if rows and not any(np.any(metric_rows) for metric_rows in rows.values())
     ]
 
 
 def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
-    """Warnings about attacks that compare, by ratios, losses or errors below 0."""
-    said, cells = [], [each for cell in cells for each in cell.members or (cell,)]
+    """Warnings about attacks that compare negative losses or errors by their ratios."""
+    warnings, cells = (
+        [],
+        [member for cell in cells for member in cell.members or (cell,)],
+    )
     for task in clean.scores:
         for name, rows in clean.rows.get(task, {}).items():
-            wrong = {
+            balances = {
                 cell.objective.balance
                 for cell in cells
                 if name in _needs_positive(cell, task)
             }
-            if not wrong or not (rows[:, 0] < 0).any():
+            if not balances or not (rows[:, 0] < 0).any():
                 continue
-            compared, cure = "losses", "a loss"
+            quantity, cure = "losses", "a loss"
             if name != "loss":
-                compared, cure = "errors", "a first metric"
-            said.append(
+                quantity, cure = "errors", "a first metric"
+            warnings.append(
                 f"the {name} of {task} is below 0 on clean images, but "
-                f"{' and '.join(sorted(wrong))} compares {compared} by their ratios, "
-                "so that the attack may ignore the task or make it better: give it "
-                f"{cure} that is 0 at best, or --balance=sum --judge=loss."
+                f"{' and '.join(sorted(balances))} compares {quantity} by their "
+                "ratios, so that the attack may ignore the task or make it better: "
+                f"give it {cure} that is 0 at best, or --balance=sum --judge=loss."
             )
-    return said
+    return warnings
 
 
 def _needs_positive(cell: Cell, task: str) -> set[str]:
-    """The metrics of which an attack makes one number of several, none below 0."""
-    goal, found = cell.objective, set()
+    """The metrics that an attack combines by ratios, so that none may be below 0."""
+    goal, names = cell.objective, set()
     if task not in goal.tasks or len(goal.tasks) == 1:
-        return found
+        return names
     record = cell.known[task]
     if goal.judge == judging.HARM:
-        found.add(record.harm.name)
+        names.add(record.harm.name)
     elif goal.balance not in ("sum", "mean"):
-        found.add("loss")
-    raised = any(attacks.ATTACK_LOSSES[name].fits(record) for name in goal.losses)
-    if attacks.BALANCES[goal.balance].relative and not raised:
-        found.add("loss")
-    return found
+        names.add("loss")
+    has_loss = any(attacks.ATTACK_LOSSES[name].fits(record) for name in goal.losses)
+    if attacks.BALANCES[goal.balance].relative and not has_loss:
+        names.add("loss")
+    return names
 
 
-def _bad_images(result: Result, task: str) -> int:
-    """How many images have an output, or a number of a metric, that is not finite."""
+def _count_bad_images(result: Result, task: str) -> int:
+    """How many images have an output or a metric's statistic that is not finite."""
     rows = result.rows.get(task, {})
-    bad = [
+    masks = [
         row.any(axis=1) if name == NOT_FINITE else ~np.isfinite(row).all(axis=1)
         for name, row in rows.items()
     ]
-    return int(np.any(bad, axis=0).sum()) if bad else 0
+    return int(np.any(masks, axis=0).sum()) if masks else 0
 
 
 def write(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:

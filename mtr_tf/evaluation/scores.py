@@ -41,19 +41,19 @@ def of_rows(
 
 
 def wanted(
-    before: Mapping[str, Any], rows: Rows, tasks: Mapping[str, Task] = TASKS
+    clean: Mapping[str, Any], rows: Rows, tasks: Mapping[str, Task] = TASKS
 ) -> dict[str, Any]:
-    """The scores against the wanted targets, from those of the clean images."""
-    after = evaluator.values(rows, tasks)
+    """The scores against wanted targets; `clean` has those of the clean images."""
+    attacked = evaluator.values(rows, tasks)
     return {
         task: {
-            name: {"clean": before[task][name]["clean"], "attacked": number(value)}
+            name: {"clean": clean[task][name]["clean"], "attacked": number(value)}
             for name, value in by_metric.items()
         }
-        for task, by_metric in after.items()
+        for task, by_metric in attacked.items()
     }
 
 
 def number(value: Any) -> float | None:
-    """A Python float, or None for what JSON cannot say."""
+    """A Python float, or None for NaN and infinity, which JSON lacks."""
     return float(value) if np.isfinite(value) else None

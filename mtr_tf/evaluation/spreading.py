@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spreads the attacks on one model over processes, each of which does a part.
+"""Spreads the attacks on one model over processes, each of which runs a part.
 
-A part is the same command with `--part=I/N`, on one device. It writes finished cells to
-the folder of results and nothing else; the command itself then finds all of them
-finished.
+A part is the same command with `--part=I/N`, on one device. It only writes finished
+cells to the folder of results; the command itself then finds all of them finished.
 """
 
 from __future__ import annotations
@@ -37,41 +36,41 @@ def run(
     predictions: Predictions | None,
     gpus: int,
 ) -> None:
-    """Runs what the store has not, by the executor that the settings name.
+    """Runs the cells that the store lacks, with the executor of the settings.
 
     Args:
       config: The settings.
       cells: The attacks.
-      store: Where finished ones are.
-      predictions: Where what is predicted goes; None where it is not asked for.
-      gpus: How many there are on this machine.
+      store: The finished attacks.
+      predictions: The predictions to write; None for none.
+      gpus: The number of GPUs on this machine.
 
     Raises:
-      InputError: A part failed; what others did is kept.
+      InputError: A part failed; the work of the others is kept.
     """
     folder = store.folder
     evaluations = sweep.evaluations(cells)
-    done = sweep.finished(evaluations, store, predictions)
-    if len(done) == len(evaluations):
+    finished = sweep.finished(evaluations, store, predictions)
+    if len(finished) == len(evaluations):
         return
-    # The noise of a random model goes by what a replica has at a time.
+    # The noise of a random model depends on the batch of a replica.
     if batch_size := store.facts.get("batch_size"):
         config = dataclasses.replace(config, batch_size=batch_size)
-    with files.locked(folder / "parts"):  # The folder itself is shared by the parts.
-        _spread(config, evaluations, done, folder, gpus)
+    with files.locked(folder / "parts"):  # The parts share the folder itself.
+        _spread(config, evaluations, finished, folder, gpus)
 
 
 def _spread(
     config: AttackConfig,
     evaluations: Sequence[Cell | None],
-    done: Collection[Cell | None],
+    finished: Collection[Cell | None],
     folder: pathlib.Path,
     gpus: int,
 ) -> None:
-    """Runs the parts that are not done; the folder of parts is held by this process.
+    """Runs unfinished parts; this process must hold the lock of the folder of parts.
 
-    It must be before an executor is made: that ends what an earlier one has left
-    running, as of a runner that was killed.
+    The lock comes before the executor, because making one ends processes that an
+    earlier, killed one has left running.
     """
     engine = executors.create(
         config.executor,
@@ -83,37 +82,37 @@ def _spread(
     )
     count = len(evaluations)
     if config.executor == LOCAL:
-        count = min(count, engine.at_once)  # Graphs are compiled less often.
-    whole = sweep.parts(evaluations, count)
-    left = [
+        count = min(count, engine.at_once)  # So graphs are compiled less often.
+    parts = sweep.parts(evaluations, count)
+    pending = [
         number
-        for number, part in enumerate(whole, start=1)
-        if any(cell not in done for cell in part)
+        for number, part in enumerate(parts, start=1)
+        if any(cell not in finished for cell in part)
     ]
-    waiting, failures = iter(left), []
+    numbers, failures = iter(pending), []
 
     def take() -> tuple[int, Command] | None:
-        number = next(waiting, None)
+        number = next(numbers, None)
         if number is None:
             return None
         arguments = _arguments(config, folder.name, f"{number}/{count}")
         return number, Command(arguments, str(_log(folder, number, count)))
 
-    def kept() -> str:
+    def message() -> str:
         return "Finished attacks are kept; the same command continues with the others."
 
     with (
-        stopping.saying(kept),
+        stopping.saying(message),
         stopping.later(),
-        progress.bar(len(left), "attacking", "parts", 0) as advance,
+        progress.bar(len(pending), "attacking", "parts", 0) as advance,
     ):
         for number, future in executors.results(engine, take):
             advance(1, "")
-            if why := executors.failure(future):
-                failures.append(f"{why} (log: {_log(folder, number, count)})")
+            if reason := executors.failure(future):
+                failures.append(f"{reason} (log: {_log(folder, number, count)})")
     if failures:
         raise InputError(
-            f"{len(failures)} of {len(left)} parts of the attack failed; those that "
+            f"{len(failures)} of {len(pending)} parts of the attack failed; those that "
             "did not are kept, and the same command continues with the others. The "
             f"first: {failures[0]}"
         )
@@ -124,8 +123,8 @@ def _log(folder: pathlib.Path, number: int, count: int) -> pathlib.Path:
 
 
 def _arguments(config: AttackConfig, name: str, part: str) -> tuple[str, ...]:
-    """The command of a part, which has a device of its own."""
-    alone = dataclasses.replace(
+    """The command of a part, which runs on a single device."""
+    part_config = dataclasses.replace(
         config,
         executor=NO_EXECUTOR,
         executor_options=(),
@@ -135,4 +134,4 @@ def _arguments(config: AttackConfig, name: str, part: str) -> tuple[str, ...]:
         name="" if config.out else name,
         part=part,
     )
-    return ("mtr_tf.attack", *alone.flags())
+    return ("mtr_tf.attack", *part_config.flags())

@@ -45,18 +45,18 @@ from mtr_tf.tasks import palettes
 from mtr_tf.tasks import task_set
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
-_ROUNDING = 1e-5  # What results may be outside of ball and box by.
+_ROUNDING = 1e-5  # How far results may be outside of ball and box.
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """What is attacked: a model, and the first `num_examples` of a split.
 
-    `workers` attack it, each its share of every batch of `batch_size`. `seed` is that
-    of random starts and of the bootstrap. `surrogate` is the model on
-    which adversarial images are made, if that is not `model`. `jit` is one of
-    `compiling.MODES`. `image_channels` is how many channels the image has where further
-    inputs are packed behind it; else None.
+    Each of the `workers` attacks its share of every batch of `batch_size`. `seed` is
+    that of random starts and of the bootstrap. `surrogate` is the model on which
+    adversarial images are made, if that is not `model`. `jit` is one of
+    `compiling.MODES`. `image_channels` is the number of channels of the image if
+    further inputs are packed behind it; else None.
     """
 
     model: keras.Model
@@ -72,15 +72,15 @@ class Subject:
     image_channels: int | None = None
 
     def __post_init__(self):
-        """Takes names of the eleven tasks for their records."""
+        """Replaces names of the eleven tasks by their records."""
         object.__setattr__(self, "tasks", task_set(self.tasks))
 
-    def attacked_channels(self, named: Sequence[int] = ()) -> tuple[int, ...]:
-        """The channels that attacks change, of those named; empty: all there are."""
-        return tuple(named) or tuple(range(self.image_channels or 0))
+    def attacked_channels(self, channels: Sequence[int] = ()) -> tuple[int, ...]:
+        """The channels that attacks change; without `channels` all of the image's."""
+        return tuple(channels) or tuple(range(self.image_channels or 0))
 
     def compiled(self, passes: float) -> bool:
-        """Whether XLA compiles a graph that makes so many passes per image in all."""
+        """Whether XLA compiles a graph with this total of passes per image."""
         height, width = self.columns.images.shape[1:3]
         images = self.batch_size / self.workers.replicas
         batches = passes / self.batch_size
@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def models(self) -> tuple[Callable[..., Any], ...]:
-        """What is scored, and what is attacked where that is something else."""
+        """The scored model, and the attacked one if it is another."""
         return tuple(dict.fromkeys((self.model, self.surrogate or self.model)))
 
     @property
@@ -113,14 +113,14 @@ class Subject:
 
     @functools.cached_property
     def relations(self) -> tuple[consistency.Relation, ...]:
-        """Pairs of its tasks that determine each other."""
+        """The pairs of tasks that determine each other."""
         return consistency.relations(
             self.tasks, self.info.units, self.columns.images.shape[1:3]
         )
 
     @property
     def units(self) -> resampling.Units:
-        """What is drawn for intervals: images, groups of them or blocks of frames."""
+        """The units that intervals draw: images, groups of them or blocks of frames."""
         return resampling.units(self.columns.groups, self.num_examples)
 
 
@@ -131,39 +131,46 @@ def run(
     predictions: Predictions | None = None,
     part: tuple[int, int] | None = None,
 ) -> tuple[Result, list[Result]] | None:
-    """Runs what the store has not; returns (clean result, results of the cells).
+    """Runs cells that the store lacks; returns (clean result, results of the cells).
 
-    With `predictions`, what is predicted for all images is written there too. Of
-    several workers the chief alone reads, writes and returns results; the others take
-    part in the evaluations, and return None. With a part, (number from 1, of how many),
-    only evaluations of it are run, and None is returned.
+    With `predictions`, the predictions for all images are written, too. With several
+    workers only the chief reads, writes and returns results; the others take part in
+    the evaluations, and return None. With a `part`, (number from 1, count), only the
+    evaluations of this part are run, and None is returned.
     """
     workers = subject.workers
-    plain = every = evaluations(cells)
+    part_cells = all_cells = evaluations(cells)
     if part:
         number, count = part
-        plain = parts(every, count)[number - 1]
-    results = finished(plain, store, predictions) if workers.chief else {}
-    there = workers.of_chief([cell in results for cell in plain])
-    known = {cell for cell, is_there in zip(plain, there, strict=True) if is_there}
-    cost = {cell: _cost(subject, cell) for cell in plain}
-    pending = _by_family(cell for cell in plain if cell not in known)
-    if known:
-        logging.info("%d of %d evaluations are finished already", len(known), len(cost))
-    total, done = sum(cost.values()), sum(cost[cell] for cell in known)
-    jit = _compiled(subject, every, pending)
+        part_cells = parts(all_cells, count)[number - 1]
+    results = finished(part_cells, store, predictions) if workers.chief else {}
+    flags = workers.of_chief([cell in results for cell in part_cells])
+    finished_cells = {
+        cell for cell, is_finished in zip(part_cells, flags, strict=True) if is_finished
+    }
+    cost = {cell: _cost(subject, cell) for cell in part_cells}
+    pending = _sort_by_family(cell for cell in part_cells if cell not in finished_cells)
+    if finished_cells:
+        logging.info(
+            "%d of %d evaluations are finished already", len(finished_cells), len(cost)
+        )
+    total, finished_cost = (
+        sum(cost.values()),
+        sum(cost[cell] for cell in finished_cells),
+    )
+    jit = _choose_jit(subject, all_cells, pending)
     family, evaluator = None, None
 
-    def kept() -> str:
+    def message() -> str:
         return (
-            f"{len(known)} of {len(cost)} evaluations are finished and kept; the "
-            "same command continues with the others."
+            f"{len(finished_cells)} of {len(cost)} evaluations are finished and kept; "
+            "the same command continues with the others."
         )
 
     with (
-        stopping.saying(kept),
+        stopping.saying(message),
         progress.bar(
-            total, "attacking", "image passes", done, shown=workers.chief
+            total, "attacking", "image passes", finished_cost, shown=workers.chief
         ) as advance,
     ):
         for cell in pending:
@@ -188,26 +195,26 @@ def run(
                 result = _result(subject, cell, evaluation)
                 store.write(result, evaluation.examples)
                 results[cell] = store.filed(result)
-            known.add(cell)
+            finished_cells.add(cell)
     if part or not workers.chief:
         return None
     for cell in cells:
         if cell.members:
-            of_members = [results[member] for member in cell.members]
-            result = _worst(subject, cell, of_members)
-            store.write(result)  # For its rows: it is always combined anew.
+            member_results = [results[member] for member in cell.members]
+            result = _worst_result(subject, cell, member_results)
+            store.write(result)  # For its rows: ensembles are always combined again.
             results[cell] = store.filed(result)
             if store.save_examples:
-                store.choose_examples(cell, worst_case.choose(cell, of_members))
+                store.choose_examples(cell, worst_case.choose(cell, member_results))
             if predictions:
-                _choose(predictions, store, cell, of_members)
+                _choose_predictions(predictions, store, cell, member_results)
     return results[None], [results[cell] for cell in cells]
 
 
 def evaluations(cells: Sequence[Cell]) -> list[Cell | None]:
-    """What is to be run for cells, each once; None: the clean images."""
-    every = (member for cell in cells for member in cell.members or (cell,))
-    return list(dict.fromkeys([None, *every]))
+    """The evaluations that cells need, each once; None is that of the clean images."""
+    attack_cells = (member for cell in cells for member in cell.members or (cell,))
+    return list(dict.fromkeys([None, *attack_cells]))
 
 
 def finished(
@@ -215,7 +222,7 @@ def finished(
     store: Store,
     predictions: Predictions | None = None,
 ) -> dict[Cell | None, Result]:
-    """The results of those that are finished."""
+    """The results of the finished evaluations."""
     return {
         cell: store.filed(result)  # All of them would fill the memory.
         for cell in evaluations
@@ -225,17 +232,17 @@ def finished(
 
 
 def parts(evaluations: Sequence[Cell | None], count: int) -> list[list[Cell | None]]:
-    """The evaluations in so many parts, none of which takes much longer than others.
+    """The evaluations in `count` parts, none of which takes much longer than others.
 
-    The longest goes first to where there is least; some parts may be empty.
+    The longest evaluation goes first, to the shortest part; parts may be empty.
     """
-    found: list[list[Cell | None]] = [[] for _ in range(count)]
+    cells_by_part: list[list[Cell | None]] = [[] for _ in range(count)]
     sums = [0.0] * count
     for cell in sorted(evaluations, key=_passes, reverse=True):
-        least = sums.index(min(sums))
-        found[least].append(cell)
-        sums[least] += _passes(cell)
-    return found
+        shortest = sums.index(min(sums))
+        cells_by_part[shortest].append(cell)
+        sums[shortest] += _passes(cell)
+    return cells_by_part
 
 
 def _passes(cell: Cell | None) -> float:
@@ -246,32 +253,32 @@ def _cost(subject: Subject, cell: Cell | None) -> float:
     return _passes(cell) * subject.num_examples
 
 
-def _compiled(
-    subject: Subject, every: Sequence[Cell | None], pending: Sequence[Cell | None]
+def _choose_jit(
+    subject: Subject, all_cells: Sequence[Cell | None], pending: Sequence[Cell | None]
 ) -> dict[Cell | None, bool]:
-    """Whether XLA compiles the graph of each family of which something is pending.
+    """Whether XLA compiles the graph of each family with pending cells.
 
-    By all that the family has to do, be it finished or of another part: else a sweep
-    that goes on, or is spread, would end with other bits.
+    This depends on all work of the family, even if it is finished or in another part:
+    otherwise a sweep that continues, or is spread, would end with other bits.
     """
     work: dict[Cell | None, float] = {}
-    for cell in every:
+    for cell in all_cells:
         family = cell and cell.family
         work[family] = work.get(family, 0) + _cost(subject, cell)
     families = dict.fromkeys(cell and cell.family for cell in pending)
     jit = {family: subject.compiled(work[family]) for family in families}
     if jit:
-        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
-        compiling.say(what, subject.jit)
+        text = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(text, subject.jit)
     return jit
 
 
 def _writers(
     predictions: Predictions | None, label: str, writes: bool
 ) -> dict[str, Callable[..., None]]:
-    """What is to be called with the outputs of a cell, by task.
+    """The callbacks for the outputs of a cell, by task.
 
-    Without `writes`, as on workers whose chief does, that is nothing.
+    Without `writes`, as on workers other than the chief, they do nothing.
     """
     if not predictions:
         return {}
@@ -279,10 +286,10 @@ def _writers(
     return {cityscapes_export.TASK: write if writes else lambda *_: None}
 
 
-def _choose(
+def _choose_predictions(
     predictions: Predictions, store: Store, cell: Cell, results: Sequence[Result]
 ) -> None:
-    """Copies the predictions whose mean IoU is that of a worst of several."""
+    """Copies the predictions behind the mean IoU of an ensemble."""
     if predictions.complete(store.label(cell)):
         return
     choice = worst_case.choose(cell, results)
@@ -291,16 +298,16 @@ def _choose(
     predictions.choose(store.label(cell), members, choice)
 
 
-def _by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
-    """The cells with those side by side that share a graph."""
+def _sort_by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
+    """The cells, with those that share a graph side by side."""
     families: dict[Cell | None, list[Cell | None]] = {}
     for cell in cells:
         families.setdefault(cell and cell.family, []).append(cell)
     return [cell for members in families.values() for cell in members]
 
 
-def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
-    """The worst per image of the results of a cell's members."""
+def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
+    """The worst result per image among those of a cell's members."""
     choice = worst_case.choose(cell, results)
     wanted_rows = worst_case.take(choice, [result.wanted_rows for result in results])
     rows = worst_case.combine(cell, results, choice)
@@ -313,24 +320,24 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
-        still=_still(choice, results),
-        consistent_rows=_consistent(choice, results),
+        still=_still_images(choice, results),
+        consistent_rows=_consistent_rows(choice, results),
     )
 
 
-def _consistent(choice: np.ndarray, results: Sequence[Result]) -> Rows:
-    """The rows of the chosen attacks; none where one of them has none."""
-    of_each = [result.consistent_rows for result in results]
-    return worst_case.take(choice, of_each) if all(of_each) else {}
+def _consistent_rows(choice: np.ndarray, results: Sequence[Result]) -> Rows:
+    """The rows of the chosen attacks; empty if a result has none."""
+    rows = [result.consistent_rows for result in results]
+    return worst_case.take(choice, rows) if all(rows) else {}
 
 
-def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
-    """Which images the chosen attacks left as they were; None if that is not known."""
-    of_each = [result.still for result in results]
-    known = [still for still in of_each if still is not None]
-    if len(known) < len(of_each):
+def _still_images(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
+    """Which images the chosen attacks left unchanged; None if that is unknown."""
+    by_result = [result.still for result in results]
+    masks = [mask for mask in by_result if mask is not None]
+    if len(masks) < len(by_result):
         return None
-    return np.stack(known)[choice, np.arange(len(choice))]
+    return np.stack(masks)[choice, np.arange(len(choice))]
 
 
 def _advance(
@@ -338,8 +345,8 @@ def _advance(
 ) -> None:
     note = "clean"
     if cell:
-        many = len(cell.tasks) > 3
-        group = f"{len(cell.tasks)} tasks" if many else cell.group
+        is_long = len(cell.tasks) > 3
+        group = f"{len(cell.tasks)} tasks" if is_long else cell.group
         note = f"{cell.label} {group} eps {cell.eps:g}"
     advance(images * passes, note)
 
@@ -352,7 +359,7 @@ def make_evaluator(
 ) -> Evaluator:
     """The evaluator of a cell's family, or of another attack on its objective.
 
-    `jit` None: compiled by XLA only where all is to be.
+    `jit` None: XLA compiles it only if `subject.jit` demands it for everything.
     """
     settings: dict[str, Any] = {}
     if cell:
@@ -378,29 +385,28 @@ def make_evaluator(
 
 
 def _check_inside(cell: Cell, examples: Examples) -> None:
-    """Raises InputError where a bounded attack has left the ball or the box.
+    """Raises InputError if a bounded attack has left the ball or the box.
 
-    It looks at the first images alone, which are here: a radius that is not the cell's
-    shows there.
+    It checks only the examples, where a radius other than the cell's shows.
     """
     if examples.adversarial is None or not cell.attack.kind.bounded:
         return
-    found = examples.adversarial[:PAINTED].astype(np.float64)
-    moves = (found - examples.image[:PAINTED]).reshape(len(found), -1)
+    adversarial = examples.adversarial[:PAINTED].astype(np.float64)
+    moves = (adversarial - examples.image[:PAINTED]).reshape(len(adversarial), -1)
     order = np.inf if cell.threat.norm == "linf" else 2
     reach = np.linalg.norm(moves, order, axis=1).max() * cell.threat.unit
-    most = cell.eps * (1 + _ROUNDING) + _ROUNDING * cell.threat.unit
-    if not reach <= most:
+    limit = cell.eps * (1 + _ROUNDING) + _ROUNDING * cell.threat.unit
+    if not reach <= limit:
         raise InputError(
             f"--attack={cell.attack.name} must stay within --eps={cell.eps:g}, but it "
             f"moved an image by {reach:.4g}; end its search by a projection onto "
             "threat.ball(norm, epsilon), or say bounded=False in its entry in KINDS."
         )
-    if found.min() < -_ROUNDING or found.max() > 1 + _ROUNDING:
+    if adversarial.min() < -_ROUNDING or adversarial.max() > 1 + _ROUNDING:
         raise InputError(
             f"--attack={cell.attack.name} must return images in [0, 1], got values "
-            f"from {found.min():.4g} to {found.max():.4g}; end its search by a "
-            "projection onto threat.ball(norm, epsilon)."
+            f"from {adversarial.min():.4g} to {adversarial.max():.4g}; end its search "
+            "by a projection onto threat.ball(norm, epsilon)."
         )
 
 

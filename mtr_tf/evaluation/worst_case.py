@@ -5,8 +5,8 @@ An attacker may try many attacks and keep, for each image, the one that did most
 Mean IoU is not a mean over images, so its choice is improved image by image, as Croce,
 Singh and Hein (ECCV 2024) do: the attack on an image is exchanged if that lowers the
 mean IoU of the whole set. The result is at most as good for the model as each attack
-alone, but it need not be the very worst choice. A task of weight 0 or
-below, which is not to get worse, keeps the attacks that were chosen.
+alone, but it need not be the worst possible choice. A task of weight 0 or below, which
+is not to get worse, keeps the first choice.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
 
-_ROUNDING = 1e-4  # Of a loss, as a share of it.
+_ROUNDING = 1e-4  # As a share of a loss.
 _GAIN = 1e-6  # Rounds of exchanges end when one gains no more.
 
 
 def choose(cell: Cell, results: Sequence[Result]) -> np.ndarray:
     """The number of the worst result for each image, int `[N]`; the first among equals.
 
-    Worst is the highest score as the cell's attack judges its own points.
+    The worst has the highest score, as the cell's attack judges its points.
     """
     scores = [score_of(cell, result) for result in results]
     return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=0)
@@ -47,11 +47,11 @@ def score(
 ) -> np.ndarray:
     """The score of each image, float `[N]`, from its rows (see `cell_files.Result`).
 
-    The number that attacks compare points by (`attacks.judging`), but that points of
-    equal harm are equal: of a targeted attack by the wanted targets, of one on some of
-    the output pixels by these.
+    It is the number by which attacks compare points (`attacks.judging`), except that
+    points of equal harm are equal. A targeted attack is scored against the wanted
+    targets, and one on some of the output pixels over these.
     """
-    whole = rows
+    all_rows = rows
     rows = aimed_rows or (wanted_rows if cell.objective.targeted else rows)
     weights = dict(cell.objective.weights)
     scores = judging.score(
@@ -64,38 +64,40 @@ def score(
         cell.known,
     )
     if cell.objective.spare:
-        losses, clean = (spared_losses(cell, view) for view in (whole, before_rows))
-        allowed = {task: _rounded_up(before) for task, before in clean.items()}
-        scores = sparing.score(scores, losses, allowed)
+        losses, clean = (spared_losses(cell, view) for view in (all_rows, before_rows))
+        limits = {task: _round_up(loss) for task, loss in clean.items()}
+        scores = sparing.score(scores, losses, limits)
     return scores.numpy()
 
 
 def spared_losses(cell: Cell, rows: Rows) -> dict[str, np.ndarray]:
-    """{spared task: its loss of each image, float `[N]`}, from rows."""
+    """{spared task: the loss of each image, float `[N]`}, from rows."""
     return {task: loss_rows(cell, task, rows)[:, 0] for task in cell.objective.spare}
 
 
 def spared_share(
     cell: Cell, task: str, rows: Rows, clean: Rows
 ) -> tuple[float | None, int]:
-    """In which share of images a spared task is at or below its clean loss.
+    """The share of images in which a spared task is at or below its clean loss.
 
-    But for rounding: images are attacked and scored in different graphs.
+    Rounding is allowed for, as images are attacked and scored in different graphs.
 
     Returns:
-      (share, of how many images: those with a target); the share is None if none has.
+      (share, number of images with a target); the share is None if there are none.
     """
-    after, before = (loss_rows(cell, task, view) for view in (rows, clean))
-    spared = (after[:, 0] <= _rounded_up(before[:, 0]))[before[:, 1] > 0]
-    return (float(spared.mean()) if spared.size else None), spared.size
+    attacked_rows, clean_rows = (loss_rows(cell, task, view) for view in (rows, clean))
+    is_spared = (attacked_rows[:, 0] <= _round_up(clean_rows[:, 0]))[
+        clean_rows[:, 1] > 0
+    ]
+    return (float(is_spared.mean()) if is_spared.size else None), is_spared.size
 
 
 def loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
-    """A task's rows of its loss, `[N, 2]`: the loss of each image, and how often."""
+    """A task's rows of its loss, `[N, 2]`: the loss of each image, and its count."""
     return rows[task][judging.metric(cell.known[task], judging.LOSS).name]
 
 
-def _rounded_up(losses: np.ndarray) -> np.ndarray:
+def _round_up(losses: np.ndarray) -> np.ndarray:
     return losses + _ROUNDING * np.abs(losses)
 
 
@@ -119,9 +121,9 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
     for task in cell.tasks:
         for metric in cell.known[task].metrics:
             if metric.name == "miou":
-                better = choose_for_miou(cell, results, task, choice)
+                miou_choice = choose_for_miou(cell, results, task, choice)
                 matrices = np.stack([r.rows[task]["miou"] for r in results])
-                rows[task]["miou"] = matrices[better, np.arange(len(better))]
+                rows[task]["miou"] = matrices[miou_choice, np.arange(len(miou_choice))]
     return rows
 
 
@@ -130,7 +132,7 @@ def choose_for_miou(
 ) -> np.ndarray:
     """The choice behind the mean IoU of `combine`, where `choose` gave `choice`.
 
-    It is lowered only for tasks that are to get worse: those of weight above 0.
+    Mean IoU is lowered only for tasks that are to get worse: those of weight above 0.
     """
     to_get_worse = dict(cell.objective.weights).get(task, 1.0) > 0
     if cell.objective.targeted or task not in cell.tasks or not to_get_worse:
@@ -139,13 +141,15 @@ def choose_for_miou(
     matrices = np.stack([result.rows[task]["miou"] for result in results])
     if not cell.objective.spare:
         return greedy(metric, matrices, choice, cell.seed)
-    # What does not spare is no candidate: the one chosen before stands in its place.
+    # Attacks that do not spare are replaced by the first choice.
     images = np.arange(len(choice))
     scores = np.stack([score_of(cell, result) for result in results])
-    hurts = scores <= -sparing.FAR
-    spares = np.where(hurts[:, :, np.newaxis], matrices[choice, images], matrices)
-    better = greedy(metric, spares, choice, cell.seed)
-    return np.where(hurts[better, images], choice, better)
+    harms_spared = scores <= -sparing.FAR
+    candidates = np.where(
+        harms_spared[:, :, np.newaxis], matrices[choice, images], matrices
+    )
+    new_choice = greedy(metric, candidates, choice, cell.seed)
+    return np.where(harms_spared[new_choice, images], choice, new_choice)
 
 
 def greedy(
@@ -156,8 +160,8 @@ def greedy(
     Args:
       metric: Higher is better.
       rows: `[A, N, K]`, of each attack and image.
-      choice: int `[N]`, where to start; one attack for all is taken if that is lower.
-      seed: Of the order of the images, which is drawn anew in each round.
+      choice: int `[N]`, the start, unless a single attack for all images is lower.
+      seed: Seed of the order of the images, which is drawn in each round.
 
     Returns:
       int `[N]`: a choice that no exchange of one image's attack lowers by much.
@@ -171,29 +175,29 @@ def greedy(
     random = np.random.default_rng(seed)
     gain = np.inf
     while gain > _GAIN:
-        before = value
+        old_value = value
         for image in random.permutation(count):
             totals = total - rows[choice[image], image] + rows[:, image]
             candidates = metric.value(totals)
             best = int(np.argmin(candidates))
             if candidates[best] < value:
                 choice[image], value, total = best, candidates[best], totals[best]
-        gain = before - value
+        gain = old_value - value
     return choice
 
 
 def pictures(choice: np.ndarray, results: Sequence[Result]) -> dict[str, np.ndarray]:
     """The painted examples of each image under the attack chosen for it."""
-    shown = len(results[0].pictures["image"])
+    count = len(results[0].pictures["image"])
     return {
         name: np.stack([r.pictures[name] for r in results])[
-            choice[:shown], np.arange(shown)
+            choice[:count], np.arange(count)
         ]
         for name in results[0].pictures
     }
 
 
 def finite(*harms: np.ndarray) -> list[np.ndarray]:
-    """The same of the images that have a finite number in each of these, `[N]`."""
-    known = np.all(np.isfinite(harms), axis=0)
-    return [np.asarray(of_each)[known] for of_each in harms]
+    """The same arrays, `[N]`, for the images with a finite number in each of them."""
+    is_finite = np.all(np.isfinite(harms), axis=0)
+    return [np.asarray(harm)[is_finite] for harm in harms]

@@ -20,52 +20,59 @@ from mtr_tf.tasks.metrics import Metric
 
 def of_corruptions(
     tasks: TaskSet,
-    found: Mapping[tuple[str, int], Arrays],
+    by_severity: Mapping[tuple[str, int], Arrays],
     seed: int,
     units: Units | None = None,
-    of_values: Mapping[str, str] | None = None,
+    target_units: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Each metric under each corruption and severity, and the mean over all of them.
 
     Args:
-      tasks: Whose metrics are in the arrays.
-      found: {(corruption, severity): {"<task>/<metric>": `[N, K]`, rows of the
+      tasks: The tasks whose metrics the arrays hold.
+      by_severity: {(corruption, severity): {"<task>/<metric>": `[N, K]`, rows of the
         metric}}; clean images are ("", 0).
       seed: Seed of the intervals.
-      units: What is drawn for them; None: each image by itself.
-      of_values: By task, the data set's units of targets.
+      units: What the bootstrap draws; None: single images.
+      target_units: The data set's units of targets, by task.
     """
-    count = len(next(iter(found["", 0].values())))
+    count = len(next(iter(by_severity["", 0].values())))
     units = units or resampling.independent(count)
     return [
         record
         for task in tasks.values()
         for metric in task.all_metrics
-        for record in _of_metric(
-            task, metric, found, seed, units, task.unit_of(metric, of_values or {})
+        for record in _metric_records(
+            task,
+            metric,
+            by_severity,
+            seed,
+            units,
+            task.unit_of(metric, target_units or {}),
         )
     ]
 
 
-def _of_metric(
+def _metric_records(
     task: Task,
     metric: Metric,
-    found: Mapping[tuple[str, int], Arrays],
+    by_severity: Mapping[tuple[str, int], Arrays],
     seed: int,
     units: Units,
     unit: str,
 ) -> list[Record]:
-    rows = {of: arrays[f"{task.name}/{metric.name}"] for of, arrays in found.items()}
-    values = {of: metric.over(metric_rows) for of, metric_rows in rows.items()}
+    rows = {
+        key: arrays[f"{task.name}/{metric.name}"] for key, arrays in by_severity.items()
+    }
+    values = {key: metric.over(metric_rows) for key, metric_rows in rows.items()}
     clean = number(values.pop(("", 0)))
-    about: Record = {"measure": "corruptions", "tasks": [task.name]}
-    about |= {"metric": metric.name, "better": metric.better, "unit": unit}
-    about |= {"clean": clean}
+    common: Record = {"measure": "corruptions", "tasks": [task.name]}
+    common |= {"metric": metric.name, "better": metric.better, "unit": unit}
+    common |= {"clean": clean}
     records = []
     for (name, severity), value in values.items():
         ends = intervals.of_metric(metric, rows[name, severity], units, seed=seed)
-        of = {"quantity": "corrupted", "corruption": name, "severity": severity}
+        details = {"quantity": "corrupted", "corruption": name, "severity": severity}
         ends = [number(end) for end in ends]
-        records.append(about | of | {"value": number(value), "interval": ends})
+        records.append(common | details | {"value": number(value), "interval": ends})
     mean = number(np.mean(list(values.values())))
-    return [*records, about | {"quantity": "mean_corrupted", "value": mean}]
+    return [*records, common | {"quantity": "mean_corrupted", "value": mean}]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gradients say of how vulnerable a model is, and how tasks share a perturbation.
+"""How vulnerable gradients show a model to be, and how tasks share a perturbation.
 
 For an image x and tasks t, r_t is the gradient of the task's own loss with respect to
 the image. To first order the worst perturbation in the l_p ball of radius eps raises a
@@ -39,12 +39,12 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import losses as losses_lib
 
 NORMALISATIONS = ("raw", "unit", "dataset")
-MOST_TASKS = 14  # Whose sets are measured: 16 383.
-_CHUNK = 2**22  # Numbers held at once for the sums of all sets.
+MOST_TASKS = 14  # They have 16 383 sets.
+_CHUNK = 2**22  # Numbers in memory at a time for the sums of all sets.
 
 
 def check_count(count: int) -> None:
-    """Raises `InputError` where all sets of so many tasks are too many."""
+    """Raises `InputError` if tasks are more than `MOST_TASKS`."""
     if count > MOST_TASKS:
         raise InputError(
             f"--measure=tasks is about all sets of at most {MOST_TASKS} tasks, but "
@@ -70,41 +70,41 @@ def task_gradients(
 
     Args:
       model: Images -> {task: output}; a Keras model is called with `training=False`,
-        its batch norms folded where that can be done.
+        with its batch norms folded where possible.
       images: Float `[batch, H, W, C]` in [0, 1].
       targets: {task: `[batch, *places]` or `[batch, *places, channels]`}.
       masks: {task: `[batch, *places]`}, zero where a place does not count.
       tasks: Names of the eleven or a set of records, M of them.
-      channels: Those of the images, by number, whose gradients are wanted; none: all.
+      channels: Numbers of the image channels whose gradients are returned; empty: all.
 
     Returns:
-      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * C]`, of those
-      channels; zeros where no pixel counts, and where a loss does not depend on the
-      image.
+      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * C]`, with C
+      the number of these channels; zeros where no pixel counts, and where a loss does
+      not depend on the image.
 
     Raises:
       InputError: The model lacks a task.
     """
     images = tf.convert_to_tensor(images)
-    before = len(base.graph_operations())
+    old_count = len(base.graph_operations())
     tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
     with tape:
         tape.watch(images)
-        outputs = _called(model, images, tasks)
+        outputs = _outputs(model, images, tasks)
         by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
-    made = base.graph_operations()[before:]
-    # What is computed eagerly leaves no list; to scale float32 as well changes nothing
-    # but the time where gradients are tiny.
-    half = base.computes_in_float16(made)
+    operations = base.graph_operations()[old_count:]
+    # Eager execution leaves no list of operations. Scaling float32, too, changes
+    # nothing but the time where gradients are tiny.
+    half = base.computes_in_float16(operations)
     if tf.executing_eagerly():
         half = not isinstance(model, keras.Model) or _is_half(model)
     slopes = [base.image_gradient(tape, by_task[t], images, half) for t in tasks]
-    stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
-    size = tf.reduce_prod(tf.shape(stacked)[2:])
+    stack = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
+    size = tf.reduce_prod(tf.shape(stack)[2:])
     shape = (tf.shape(images)[0], len(tasks), size)
-    gradients = tf.reshape(tf.cast(stacked, tf.float32), shape)
+    gradients = tf.reshape(tf.cast(stack, tf.float32), shape)
     gradients = tf.ensure_shape(
-        gradients, (images.shape[0], len(tasks), stacked.shape[2:].num_elements())
+        gradients, (images.shape[0], len(tasks), stack.shape[2:].num_elements())
     )
     return tf.stack([by_task[task] for task in tasks], axis=1), gradients
 
@@ -112,20 +112,20 @@ def task_gradients(
 def _is_half(model: keras.Model) -> bool:
     """Whether some layer computes in float16."""
     layers = model._flatten_layers()
-    return any(getattr(each, "compute_dtype", "") == "float16" for each in layers)
+    return any(getattr(layer, "compute_dtype", "") == "float16" for layer in layers)
 
 
-def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
+def _outputs(model, images, tasks) -> Mapping[str, tf.Tensor]:
     if folding.can_fold(model, tuple(tasks)):
         return folding.fold(model, tuple(tasks))(images)
     outputs = stateless.outputs(model, images)
-    known = outputs if isinstance(outputs, Mapping) else {}
-    missing = [task for task in tasks if task not in known]
+    by_task = outputs if isinstance(outputs, Mapping) else {}
+    missing = [task for task in tasks if task not in by_task]
     if missing:
         raise InputError(
             "The model must return a dict with an output for each measured task, but "
             f"{', '.join(missing)} is not among its outputs, "
-            f"{', '.join(known) or 'none'}."
+            f"{', '.join(by_task) or 'none'}."
         )
     return outputs
 
@@ -137,21 +137,21 @@ def valid(masks: Mapping[str, tf.Tensor], tasks: Iterable[str]) -> tf.Tensor:
 
 def gram(gradients: tf.Tensor) -> tf.Tensor:
     """Inner products <r_i, r_j> of `[batch, M, D]`, float64 `[batch, M, M]`."""
-    wide = tf.cast(gradients, tf.float64)
-    return tf.matmul(wide, wide, transpose_b=True)
+    vectors = tf.cast(gradients, tf.float64)
+    return tf.matmul(vectors, vectors, transpose_b=True)
 
 
 def l1_of_sums(gradients: tf.Tensor) -> tf.Tensor:
     """The l1 norm of the sum of gradients over every set of tasks.
 
-    All sums of some entries are made by adding one task after the other to the sums so
-    far: one addition per set and entry.
+    Sums over all sets are built by adding one task after another to the existing sums,
+    which takes one addition per set and entry.
 
     Args:
       gradients: float32 `[batch, M, D]`, of static shape but for the batch.
 
     Returns:
-      float64 `[batch, 2^M - 1]`, by number of the set.
+      float64 `[batch, 2^M - 1]`, in the order of set numbers.
 
     Raises:
       InputError: More than `MOST_TASKS` tasks.
@@ -182,7 +182,7 @@ def l1_of_sums(gradients: tf.Tensor) -> tf.Tensor:
 
 
 def members(count: int) -> np.ndarray:
-    """Which task is in which set, float64 0/1 `[2^count - 1, count]`.
+    """Which tasks are in which set, float64 0/1 `[2^count - 1, count]`.
 
     Raises:
       InputError: More than `MOST_TASKS` tasks.
@@ -193,16 +193,16 @@ def members(count: int) -> np.ndarray:
 
 
 def scales(norms: np.ndarray, normalisation: str) -> np.ndarray:
-    """What each gradient is multiplied by.
+    """The factor that normalises each gradient.
 
     Args:
-      norms: `[N, M]`, each gradient's own norm (the one that is measured); NaN where an
-        image has no such task.
-      normalisation: "raw": 1. "unit": 1 / norm, each image's gradients get norm 1.
+      norms: `[N, M]`, each gradient's norm (the one that is measured); NaN where an
+        image lacks the task.
+      normalisation: "raw": 1. "unit": 1 / norm, so that each gradient has norm 1.
         "dataset": 1 / root mean square of the task's norms over the images.
 
     Returns:
-      `[N, M]`; NaN where there is no such task, or no gradient to normalise.
+      `[N, M]`; NaN where an image lacks the task, or the gradient to normalise is 0.
     """
     if normalisation == "raw":
         return np.where(np.isnan(norms), np.nan, 1.0)
@@ -213,15 +213,15 @@ def scales(norms: np.ndarray, normalisation: str) -> np.ndarray:
 
 
 def root_mean_square(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, without NaN; NaN where nothing is left."""
+    """The root mean square over the first axis without NaN; NaN where all are NaN."""
     return np.sqrt(mean(np.square(values)))
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, without NaN; NaN where nothing is left."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
+    """The mean over the first axis without NaN; NaN where all are NaN."""
+    has_value = ~np.isnan(values)
+    count = has_value.sum(axis=0)
+    total = np.where(has_value, values, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -235,10 +235,10 @@ def l2_of_sums(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
     Returns:
       `[N, S]`; NaN for sets with a task whose scale is NaN.
     """
-    chosen = members(scale.shape[1])
+    membership = members(scale.shape[1])
     scale_or_0 = np.nan_to_num(scale)
     scaled = products * scale_or_0[:, :, np.newaxis] * scale_or_0[:, np.newaxis, :]
-    squares = np.sum((chosen @ scaled) * chosen, axis=2)
+    squares = np.sum((membership @ scaled) * membership, axis=2)
     return without_missing(np.sqrt(np.maximum(squares, 0)), scale)
 
 
@@ -262,38 +262,40 @@ def correlation(matrix: np.ndarray) -> np.ndarray:
     return matrix * inverse[:, np.newaxis] * inverse
 
 
-def predicted(norms: np.ndarray, correlated: np.ndarray) -> np.ndarray:
+def predicted(norms: np.ndarray, correlations: np.ndarray) -> np.ndarray:
     """The norm of the mean gradient over every set, from norms and correlations.
 
     sqrt(sum_ij n_i n_j rho_ij) / k over the set's k tasks. With root mean square l2
-    norms that is sqrt(1' C 1) / k, the root mean square of the norm exactly. With l1
-    norms it is what would hold of many independent Gaussian entries.
+    norms that is sqrt(1' C 1) / k, exactly the root mean square of the norm. With l1
+    norms it would hold for many independent Gaussian entries.
 
     Args:
       norms: `[M]`, each task's root mean square norm.
-      correlated: `[M, M]`, as `correlation` returns it.
+      correlations: `[M, M]`, as `correlation` returns it.
 
     Returns:
-      `[S]`; NaN for sets with a task or a pair of which nothing is known.
+      `[S]`; NaN for sets with a task or a pair whose norm or correlation is NaN.
     """
-    chosen = members(len(norms))
-    full = correlated * norms[:, np.newaxis] * norms
-    squares = np.sum((chosen @ np.nan_to_num(full)) * chosen, axis=1)
-    missing = np.sum((chosen @ np.isnan(full)) * chosen, axis=1)
+    membership = members(len(norms))
+    products = correlations * norms[:, np.newaxis] * norms
+    squares = np.sum((membership @ np.nan_to_num(products)) * membership, axis=1)
+    missing = np.sum((membership @ np.isnan(products)) * membership, axis=1)
     squares = np.where(missing > 0, np.nan, squares)
-    return np.sqrt(np.maximum(squares, 0)) / chosen.sum(axis=1)
+    return np.sqrt(np.maximum(squares, 0)) / membership.sum(axis=1)
 
 
 def mean_correlation(matrix: np.ndarray) -> float:
     """rho: the mean of C off its diagonal over the mean on it; NaN for one task."""
     count = len(matrix)
-    on = np.trace(matrix)
-    off = matrix.sum() - on
-    return float(off / (count - 1) / on) if count > 1 and on else float("nan")
+    trace = np.trace(matrix)
+    remainder = matrix.sum() - trace
+    return (
+        float(remainder / (count - 1) / trace) if count > 1 and trace else float("nan")
+    )
 
 
 def factor(rho: float, count: np.ndarray | Sequence[int]) -> np.ndarray:
-    """sqrt((1 + (k - 1) rho) / k): what k tasks (or pixels) leave of one's norm."""
+    """sqrt((1 + (k - 1) rho) / k): the norm for k tasks (or pixels) relative to one."""
     count = np.asarray(count, np.float64)
     return np.sqrt(np.maximum((1 + (count - 1) * rho) / count, 0))
 
@@ -303,19 +305,19 @@ def fit_factor(
 ) -> tuple[float, float]:
     """(sigma, rho) with norms ~= sigma * factor(rho, count).
 
-    Squared that is a line in 1 / count, sigma^2 (rho + (1 - rho) / count); the line of
-    least relative squares. NaN for fewer than two counts or norms of zero.
+    The square is a line in 1 / count, sigma^2 (rho + (1 - rho) / count), fitted by
+    relative least squares. NaN for fewer than two counts or norms of zero.
 
     Args:
-      count: `[K]`, how many pixels.
-      norms: `[K]`, root mean square norms of the mean gradient over so many.
+      count: `[K]`, numbers of pixels.
+      norms: `[K]`, root mean square norms of the mean gradient over that many pixels.
     """
     count, squares = np.asarray(count, np.float64), np.square(norms)
     if len(count) < 2 or not (squares > 0).all():
         return float("nan"), float("nan")
     columns = np.stack([1 / squares, 1 / count / squares], axis=1)
-    (flat, falling), *_ = np.linalg.lstsq(columns, np.ones(len(count)), rcond=None)
-    return float(np.sqrt(max(flat + falling, 0))), float(flat / (flat + falling))
+    (a, b), *_ = np.linalg.lstsq(columns, np.ones(len(count)), rcond=None)
+    return float(np.sqrt(max(a + b, 0))), float(a / (a + b))
 
 
 def slope(count: np.ndarray | Sequence[int], values: np.ndarray) -> np.ndarray:
@@ -327,8 +329,8 @@ def slope(count: np.ndarray | Sequence[int], values: np.ndarray) -> np.ndarray:
     x = x - x.mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.log(np.asarray(values, np.float64))
-        found = (y @ x) / (x @ x) if len(x) > 1 else np.full(y.shape[:-1], np.nan)
-    return np.where(np.isfinite(found), found, np.nan)
+        slopes = (y @ x) / (x @ x) if len(x) > 1 else np.full(y.shape[:-1], np.nan)
+    return np.where(np.isfinite(slopes), slopes, np.nan)
 
 
 def by_size(norms: np.ndarray) -> np.ndarray:

@@ -3,11 +3,11 @@
 
 FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
-       measures/               finished parts, so that none is done twice; what the
-                               records depend on; TensorBoard
+       measures/               finished parts, which are not run again, with what they
+                               depend on; TensorBoard
 
-A part is one pass (or one per draw) over all images. Its arrays, a row per image, are
-kept; records and plots are made anew from them, which takes no time.
+A part is one pass (or one per draw) over all images. Its arrays, with a row per image,
+are kept; each run makes records and plots from them, which takes no time.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw
 
 @dataclasses.dataclass(frozen=True)
 class MeasureSettings:
-    """What is measured.
+    """Which measures to take, and their settings.
 
     Attributes:
-      measures: Out of `config.attack.MEASURES`.
+      measures: Names from `config.attack.MEASURES`.
       groups: Groups of tasks whose mean loss `first_order` attacks.
-      norm: Of the ball of `first_order`, "linf" or "l2".
+      norm: That of the ball of `first_order`, "linf" or "l2".
       eps: Its radii, in levels (linf) or plain norms (l2), above 0.
-      steps: Of PGD there; the step is a quarter of the radius, or what is needed to
-        reach it.
-      draws: Sets of output pixels of each size.
+      steps: Those of its PGD; a step is a quarter of the radius, or more if needed to
+        reach the radius.
+      draws: How many sets of output pixels of each size.
       pixel_attack: (eps, step size, steps) of PGD on output pixels, linf, in levels.
-      channels: Of the images, those that gradients and attacks are about; empty: all.
+      channels: The image channels of gradients and attacks; empty: all.
     """
 
     measures: tuple[str, ...]
@@ -74,18 +74,18 @@ class MeasureSettings:
 
     @property
     def of_channels(self) -> dict[str, Any]:
-        """What parts and records say of the channels; nothing where they are all."""
+        """The entry of parts and records that names the channels; empty for all."""
         return {"attack_channels": list(self.channels)} if self.channels else {}
 
 
 def settings_of(
     config: AttackConfig, tasks: Sequence[str] | TaskSet
 ) -> MeasureSettings:
-    """What flags ask for; two radii below theirs show the limit of the first order.
+    """The settings from flags, with two smaller radii that show the first-order limit.
 
     Raises:
-      InputError: `tasks` is to be measured of too many tasks, or the groups or the
-        spared tasks are not as `parse_groups` takes them.
+      InputError: The measure `tasks` has too many tasks, or `parse_groups` refuses the
+        groups or the spared tasks.
     """
     spare = groups.spared(config.spare, tasks)
     if "tasks" in config.measure:
@@ -105,16 +105,16 @@ def settings_of(
 
 
 def check_own_targets(settings: MeasureSettings, tasks: TaskSet) -> None:
-    """Raises `InputError` for gradients of losses that are at their least.
+    """Raises `InputError` for gradients of losses that are at their minimum.
 
-    As those of numbers are, whose targets are the model's own clean outputs.
+    Losses on numbers are, because the targets are the model's own clean outputs.
     """
     maps = [task.name for task in tasks.values() if task.is_map]
     in_groups = [name for group in settings.groups for name in group]
-    measured = {"tasks": tasks, "pixels": maps, "blocks": maps}
-    measured |= {"first_order": in_groups}
+    by_measure = {"tasks": tasks, "pixels": maps, "blocks": maps}
+    by_measure |= {"first_order": in_groups}
     for name in settings.measures:
-        for task in measured.get(name, ()):
+        for task in by_measure.get(name, ()):
             if tasks[task].kind not in ("classes", "labels"):
                 raise InputError(
                     f"--measure={name} is about gradients of losses at the clean "
@@ -131,34 +131,34 @@ def measure(
     warnings: list[str],
     folder: pathlib.Path,
 ) -> list[dict[str, Any]]:
-    """Measures what is not finished yet; returns one record per number.
+    """Runs the measures that are not finished; returns one record per number.
 
     Args:
       subject: The model, the images and how to go through them.
       settings: What is measured.
-      provenance: All that arrays depend on beside that.
-      warnings: What every record says of the model, as sentences.
-      folder: Where finished parts are kept, in `measures/`.
+      provenance: Everything else that the arrays depend on.
+      warnings: Sentences about the model, which every record repeats.
+      folder: Finished parts are kept in its `measures/`.
     """
-    about = settings.of_channels
-    facts = provenance.to_dict() | about
+    channels = settings.of_channels
+    facts = provenance.to_dict() | channels
     parts = Parts(folder / "measures", facts, subject.workers)
-    job = _Measuring(subject, settings, parts)
+    job = _Job(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
-    repeated = {"n": subject.num_examples, **provenance.of_measures(warnings)}
-    return [record | repeated | about for record in records]
+    common = {"n": subject.num_examples, **provenance.of_measures(warnings)}
+    return [record | common | channels for record in records]
 
 
 # The measures.
 
 
-class _Measuring:
-    """What the measures of a call share: passes that two of them need are made once."""
+class _Job:
+    """What the measures of a call share: each pass is compiled only once."""
 
     def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
-        """Takes what is measured, how, and what is finished."""
+        """Takes the subject, the settings and the finished parts."""
         self.subject = subject
         self.settings = settings
         self._parts = parts
@@ -166,18 +166,18 @@ class _Measuring:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Those of the images that gradients and attacks are about; empty: all."""
+        """The image channels of gradients and attacks; empty: all."""
         return self.subject.attacked_channels(self.settings.channels)
 
     def one(
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
-        """The pass of that name; of `step` if it is new, and of that cost."""
+        """The pass of a name; a new one runs `step` and has this cost."""
         return self._passes.setdefault(name, Pass(self.subject, step, cost))
 
-    def finish(self, parts: Sequence[Part], what: str) -> list[Arrays]:
+    def finish(self, parts: Sequence[Part], label: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
-        return self._parts.finish(parts, self.subject.num_examples, what)
+        return self._parts.finish(parts, self.subject.num_examples, label)
 
     def of_masks(
         self,
@@ -185,22 +185,22 @@ class _Measuring:
         about: Mapping[str, Any],
         step: tuple[str, Callable[..., dict[str, tf.Tensor]], int],
         collect: Callable[[list[Arrays]], Arrays],
-        what: str,
+        label: str,
     ) -> dict[int, Arrays]:
-        """What a step finds with each number of output pixels.
+        """Runs a step on masks of each number of output pixels.
 
         Args:
-          masks: Of the pixels; each is given to the step.
-          about: What the parts are called, beside their numbers of pixels and draws.
-          step: Its name, itself, and how many passes of the model one draw costs.
-          collect: Makes one set of arrays of those of all draws of a number.
-          what: What progress says of it.
+          masks: Masks of the pixels; each is passed to the step.
+          about: Describes the parts, in addition to their numbers of pixels and draws.
+          step: (name, function, how many passes of the model one draw costs).
+          collect: Joins the arrays of all draws of one number of pixels.
+          label: What the progress bar shows.
         """
         name, function, passes = step
-        one = self.one(name, function, passes * sum(map(len, masks.values())))
+        run_pass = self.one(name, function, passes * sum(map(len, masks.values())))
 
         def make(pixels: Sequence[np.ndarray], advance: Callable) -> Arrays:
-            return collect([one(advance, tf.constant(mask)) for mask in pixels])
+            return collect([run_pass(advance, tf.constant(mask)) for mask in pixels])
 
         parts = [
             Part(
@@ -211,10 +211,10 @@ class _Measuring:
             )
             for count, pixels in masks.items()
         ]
-        return dict(zip(masks, self.finish(parts, what), strict=True))
+        return dict(zip(masks, self.finish(parts, label), strict=True))
 
 
-def _tasks(job: _Measuring) -> list[dict]:
+def _tasks(job: _Job) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
     channels = job.channels
@@ -236,7 +236,7 @@ def _tasks(job: _Measuring) -> list[dict]:
     )
 
 
-def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
+def _pixel_measure(measure: str, job: _Job) -> list[dict]:
     """Gradient norms of, and attacks on, the mean loss over some output pixels."""
     maps = TaskSet(task for task in job.subject.tasks.values() if task.is_map)
     skipped = [task for task in job.subject.tasks if task not in maps]
@@ -259,7 +259,7 @@ def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
 
 
 def _pixel_gradients(
-    measure: str, masks: _Masks, job: _Measuring, tasks: TaskSet
+    measure: str, masks: _Masks, job: _Job, tasks: TaskSet
 ) -> list[dict]:
     subject = job.subject
     step = steps_lib.gradients(subject.model, tasks, job.channels)
@@ -282,9 +282,7 @@ def _pixel_gradients(
     )
 
 
-def _pixel_attack(
-    measure: str, masks: _Masks, job: _Measuring, task: Task
-) -> list[dict]:
+def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: Task) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     attack = attacks.on_channels(pgd, job.channels)
@@ -302,19 +300,19 @@ def _pixel_attack(
     )
 
 
-def _first_order(job: _Measuring) -> list[dict]:
-    """What PGD reaches beside eps times the dual norm of the gradient."""
+def _first_order(job: _Job) -> list[dict]:
+    """Compares what PGD reaches with eps times the dual norm of the gradient."""
     return [
         record
         for group in job.settings.groups
-        for record in _first_order_of(group, job)
+        for record in _group_first_order(group, job)
     ]
 
 
-def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
+def _group_first_order(group: Sequence[str], job: _Job) -> list[dict]:
     subject, settings = job.subject, job.settings
     unit = 1 / 255 if settings.norm == "linf" else 1.0
-    one = Pass(
+    run_pass = Pass(
         subject,
         steps_lib.first_order(
             subject, group, settings.norm, settings.steps, job.channels
@@ -323,58 +321,58 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     )
 
     def make(eps, advance):
-        arrays = one(advance, tf.constant(eps * unit, tf.float64))
+        arrays = run_pass(advance, tf.constant(eps * unit, tf.float64))
         valid = arrays.pop("valid").all(axis=1)
         return {name: np.where(valid, array, np.nan) for name, array in arrays.items()}
 
     name = "+".join(group)
     about = {"part": "first order", "tasks": name}
     about |= {"norm": settings.norm, "steps": settings.steps}
-    todo = [
+    parts = [
         Part({**about, "eps": eps}, settings.steps + 4, functools.partial(make, eps))
         for eps in settings.eps
     ]
-    shown = name if len(group) < 4 else f"{len(group)} tasks"
-    arrays = job.finish(todo, f"first order of {shown}")
+    label = name if len(group) < 4 else f"{len(group)} tasks"
+    arrays = job.finish(parts, f"first order of {label}")
     by_eps = dict(zip(settings.eps, arrays, strict=True))
     return measure_records.of_first_order(
         group, settings.norm, unit, by_eps, subject.seed, subject.units
     )
 
 
-def _corruptions(job: _Measuring) -> list[dict]:
+def _corruptions(job: _Job) -> list[dict]:
     """Metrics on images that are corrupted in common ways, and on clean ones."""
-    todo = {("", 0): _corrupted(job, "", 0.0)}
+    parts = {("", 0): _corruption_part(job, "", 0.0)}
     for name, strengths in corruptions.SEVERITIES.items():
         for severity, strength in enumerate(strengths, 1):
-            todo[name, severity] = _corrupted(job, name, strength)
-    arrays = job.finish(list(todo.values()), "measuring corruptions")
-    found = dict(zip(todo, arrays, strict=True))
+            parts[name, severity] = _corruption_part(job, name, strength)
+    arrays = job.finish(list(parts.values()), "measuring corruptions")
+    by_severity = dict(zip(parts, arrays, strict=True))
     subject = job.subject
     return corruption_records.of_corruptions(
-        subject.tasks, found, subject.seed, subject.units, subject.info.units
+        subject.tasks, by_severity, subject.seed, subject.units, subject.info.units
     )
 
 
-def _corrupted(job: _Measuring, name: str, strength: float) -> Part:
+def _corruption_part(job: _Job, name: str, strength: float) -> Part:
     """Rows of metrics under a corruption; one graph serves all its strengths."""
     step = steps_lib.corrupted(job.subject, name, job.channels)
-    one = job.one(f"corruption {name}", step, cost=0)
+    run_pass = job.one(f"corruption {name}", step, cost=0)
     about: dict[str, Any] = {"part": "corruption", "tasks": list(job.subject.tasks)}
     about |= {"name": name, "strength": strength}
-    more = {
+    extra_metrics = {
         task.name: [m.name for m in task.more] for task in job.subject.tasks.values()
     }
-    if any(more.values()):  # Parts of before have no others.
-        about["metrics"] = more
-    return Part(about, 0.5, lambda advance: one(advance, tf.constant(strength)))
+    if any(extra_metrics.values()):  # Parts of earlier versions have no such entry.
+        about["metrics"] = extra_metrics
+    return Part(about, 0.5, lambda advance: run_pass(advance, tf.constant(strength)))
 
 
 _MEASURES = {
     "corruptions": _corruptions,
     "tasks": _tasks,
-    "pixels": functools.partial(_some_pixels, "pixels"),
-    "blocks": functools.partial(_some_pixels, "blocks"),
+    "pixels": functools.partial(_pixel_measure, "pixels"),
+    "blocks": functools.partial(_pixel_measure, "blocks"),
     "first_order": _first_order,
 }
 
@@ -387,7 +385,7 @@ def random_sets(
 ) -> dict[int, list[np.ndarray]]:
     """{count: masks 0/1 `[height, width]`} of 1, 4, 16, ... random pixels, and all.
 
-    A draw's smaller sets are inside its larger ones. Of all pixels there is one set.
+    Within a draw, smaller sets are parts of larger ones. All pixels are a single set.
     """
     return {
         count: [
@@ -401,7 +399,7 @@ def random_sets(
 def block_sets(
     height: int, width: int, draws: int, seed: int
 ) -> dict[int, list[np.ndarray]]:
-    """As `random_sets`, of square blocks of side 1, 2, 4, ..., and all pixels."""
+    """Like `random_sets`, with square blocks of side 1, 2, 4, ..., and all pixels."""
     *counts, pixels = _block_counts(height, width)
     masks = {}
     for side in map(math.isqrt, counts):
@@ -430,5 +428,5 @@ COUNTS = {"pixels": _random_counts, "blocks": _block_counts}
 
 
 def draw_seed(seed: int, draw: int) -> int:
-    """A seed of its own for each draw; draws of different seeds have none in common."""
+    """The seed of a draw; draws under different seeds have none in common."""
     return int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])

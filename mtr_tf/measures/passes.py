@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over a data set, in parts that are kept on disk and not made twice."""
+"""Passes over a data set, in parts that are kept on disk and not run again."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from mtr_tf.runs import store
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.workers import Workers
 
-_FORMAT = 2  # Of the parts; those of another number are not known.
-_USED = ("image", "targets", "masks", "index")
+_FORMAT = 2  # Version of the parts; those of other versions are run again.
+_BATCH_KEYS = ("image", "targets", "masks", "index")
 
 Arrays = dict[str, np.ndarray]
 """{name: `[N, ...]`, or `[draws, N, ...]`}, images in the order of the split."""
@@ -38,13 +38,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some arrays and how to make them.
+    """Some arrays and the function that makes them.
 
     Attributes:
-      about: What they are, as JSON.
+      about: Identifies the arrays, as JSON.
       cost: Passes forwards and backwards per image, about.
-      make: Calls its argument with a number of images now and then, `passes` times
-        those of the subject in all; returns the arrays.
+      make: Returns the arrays. It reports progress by calling its argument with
+        numbers of images, which sum to `passes` times the images of the subject.
       passes: How often it goes over the images.
     """
 
@@ -58,7 +58,7 @@ class Part:
 class Parts:
     """The finished parts in a folder, about one model and one set of examples.
 
-    Of several workers the chief alone reads and writes them.
+    With several workers only the chief reads and writes them.
     """
 
     folder: pathlib.Path
@@ -66,60 +66,64 @@ class Parts:
     workers: Workers
 
     def finish(
-        self, parts: Sequence[Part], images: int, what: str = "measuring"
+        self, parts: Sequence[Part], images: int, label: str = "measuring"
     ) -> list[Arrays]:
-        """The arrays of all parts; those not in the folder are made and kept."""
-        found = [self._known(part) for part in parts]
+        """Returns the arrays of all parts; makes and stores those not in the folder."""
+        results = [self._chief_arrays(part) for part in parts]
         costs = [part.cost * part.passes * images for part in parts]
-        done = sum(
+        finished_cost = sum(
             cost
-            for cost, arrays in zip(costs, found, strict=True)
+            for cost, arrays in zip(costs, results, strict=True)
             if arrays is not None
         )
 
-        def kept() -> str:
-            count = sum(arrays is not None for arrays in found)
+        def message() -> str:
+            count = sum(arrays is not None for arrays in results)
             return (
-                f"{what.capitalize()}: {count} of {len(parts)} parts are finished and "
+                f"{label.capitalize()}: {count} of {len(parts)} parts are finished and "
                 "kept; the same command continues with the others."
             )
 
         with (
-            stopping.saying(kept),
+            stopping.saying(message),
             progress.bar(
-                sum(costs), what, "image passes", done, shown=self.workers.chief
+                sum(costs),
+                label,
+                "image passes",
+                finished_cost,
+                shown=self.workers.chief,
             ) as advance,
         ):
             for place, part in enumerate(parts):
-                if found[place] is None:
+                if results[place] is None:
                     arrays = part.make(functools.partial(_advance, advance, part))
                     if self.workers.chief:
                         self._write(part, arrays)
-                    found[place] = arrays
-        return [present(arrays, "a finished part") for arrays in found]
+                    results[place] = arrays
+        return [present(arrays, "a finished part") for arrays in results]
 
     def _key(self, part: Part) -> dict[str, Any]:
         return {"format": _FORMAT, **self.facts, "part": dict(part.about)}
 
-    def _known(self, part: Part) -> Arrays | None:
-        """What the chief has of a part, on all workers."""
+    def _chief_arrays(self, part: Part) -> Arrays | None:
+        """The stored arrays of a part, which the chief reads, on all workers."""
         arrays = self._read(part) if self.workers.chief else None
         if not self.workers.of_chief(arrays is not None):
             return None
         return self.workers.arrays_of_chief(arrays or {})
 
     def _read(self, part: Part) -> Arrays | None:
-        kept, key = store.Store(self.folder), self._key(part)
-        if kept.path(key).exists():
-            entry = kept.read(key)
+        archive, key = store.Store(self.folder), self._key(part)
+        if archive.path(key).exists():
+            entry = archive.read(key)
             return None if entry is None else entry.arrays
-        return self._read_alone(kept.path(key).with_suffix(".npz"), key)
+        return self._read_old(archive.path(key).with_suffix(".npz"), key)
 
-    def _read_alone(self, path: pathlib.Path, key: Mapping[str, Any]) -> Arrays | None:
-        """The arrays of a version before 0.2, with the key among them."""
+    def _read_old(self, path: pathlib.Path, key: Mapping[str, Any]) -> Arrays | None:
+        """Reads arrays of a version before 0.2, which have the key among them."""
         try:
             arrays = store.read_arrays(path) if path.exists() else {}
-            if "key" not in arrays:  # Or of this one, which has not been finished.
+            if "key" not in arrays:  # Or of this version, but unfinished.
                 return None
             if json.loads(str(arrays.pop("key"))) != store.as_json(key):
                 raise ValueError("it holds something else")
@@ -141,8 +145,8 @@ def _advance(advance: Callable[..., None], part: Part, images: int) -> None:
 class Pass:
     """A function of a batch, compiled once, that is run over all images of a subject.
 
-    `step(batch, *arguments)` returns {name: `[batch, ...]`}; it sees no other images
-    than its replica's, and what it returns for one must not depend on the others.
+    `step(batch, *arguments)` returns {name: `[batch, ...]`}; it sees only the
+    images of its replica, and what it returns for one must not depend on the others.
     """
 
     def __init__(
@@ -169,20 +173,20 @@ class Pass:
             return self._run(advance, arguments)
 
     def _run(self, advance, arguments) -> Arrays:
-        subject, found = self._subject, []
+        subject, results = self._subject, []
         strategy, workers = subject.workers.local, subject.workers
         for batch in strategy.distribute_datasets_from_function(self._batches):
-            batch = {key: batch[key] for key in _USED}
+            batch = {key: batch[key] for key in _BATCH_KEYS}
             if self._compiled is None:
-                given = (batch, *arguments)
+                inputs = (batch, *arguments)
                 self._compiled = compiling.replicated(
-                    strategy, self._step, given, self._jit, "a measure"
+                    strategy, self._step, inputs, self._jit, "a measure"
                 )
-            made = self._compiled(batch, *arguments) | {"index": batch["index"]}
-            found.append(workers.joined(strategy_lib.gathered(strategy, made)))
-            advance(int((found[-1]["index"] >= 0).sum()))
+            result = self._compiled(batch, *arguments) | {"index": batch["index"]}
+            results.append(workers.joined(strategy_lib.gathered(strategy, result)))
+            advance(int((results[-1]["index"] >= 0).sum()))
             workers.stop_if_asked()
-        arrays, _ = in_order(found, [part.pop("index") for part in found])
+        arrays, _ = in_order(results, [part.pop("index") for part in results])
         return arrays
 
     def _batches(self, _: tf.distribute.InputContext) -> tf.data.Dataset:

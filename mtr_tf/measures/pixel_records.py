@@ -24,7 +24,7 @@ from mtr_tf.tasks import metrics
 
 def of_pixel_gradients(
     measure: str,
-    found: Mapping[int, Arrays],
+    by_count: Mapping[int, Arrays],
     tasks: Sequence[str],
     seed: int,
     units: Units | None = None,
@@ -33,47 +33,50 @@ def of_pixel_gradients(
 
     Args:
       measure: "pixels", drawn at random, or "blocks".
-      found: {number of pixels: {"l2", "l1": `[draws, N, M]`, NaN where no pixel
+      by_count: {number of pixels: {"l2", "l1": `[draws, N, M]`, NaN where no pixel
         counts}}.
       tasks: Names, in the order of the arrays.
       seed: Seed of the intervals.
-      units: What is drawn for them; None: each image by itself.
+      units: What the bootstrap draws; None: single images.
     """
-    counts = sorted(found)
+    counts = sorted(by_count)
     records = []
-    for norm, (place, task) in itertools.product(NORMS, enumerate(tasks)):
-        norms = [found[count][norm][:, :, place] for count in counts]
-        about = {"measure": measure, "norm": norm, "tasks": [task]}
-        about |= {"normalisation": "raw"}
-        # Blocks are no random sets: there is no such formula.
-        of_one = _gradients(counts, norms, measure == "pixels", seed, units)
-        records += [about | record for record in of_one]
+    for norm, (position, task) in itertools.product(NORMS, enumerate(tasks)):
+        norms = [by_count[count][norm][:, :, position] for count in counts]
+        common = {"measure": measure, "norm": norm, "tasks": [task]}
+        common |= {"normalisation": "raw"}
+        # The theorem does not hold for blocks, which are not random sets.
+        task_records = _task_records(counts, norms, measure == "pixels", seed, units)
+        records += [common | record for record in task_records]
     return records
 
 
-def _gradients(
+def _task_records(
     counts: Sequence[int],
     norms: Sequence[np.ndarray],
-    theorem: bool,
+    is_random: bool,
     seed: int,
     units: Units | None,
 ) -> list[Record]:
-    """Of one task: norms `[draws, N]` by count, their slope, the fit if wanted."""
+    """Records of one task, from norms `[draws, N]` by count: means and their slope.
+
+    For random pixels (`is_random`), also rho of the theorem.
+    """
     per_image = np.stack([gradients.mean(part) for part in norms], axis=1)
     units = units or resampling.independent(len(per_image))
     draws = intervals.resampled_means(per_image, units, seed=seed)
-    values, known = gradients.mean(per_image), units.known(per_image)
+    values, unit_counts = gradients.mean(per_image), units.known(per_image)
     bounds = measure_records.OF_NORMS
-    ends = measure_records.pairs_of_ends(draws, values, known, bounds)
+    ends = measure_records.pairs_of_ends(draws, values, unit_counts, bounds)
     squares = [gradients.root_mean_square(part.ravel()) for part in norms]
-    theory, more = np.full(len(counts), np.nan), []
-    if theorem:
+    theory, rho_records = np.full(len(counts), np.nan), []
+    if is_random:
         sigma, rho = gradients.fit_factor(counts, np.array(squares))
         theory = sigma * gradients.factor(rho, counts)
-        more = [{"quantity": "rho", "value": number(rho)}]
+        rho_records = [{"quantity": "rho", "value": number(rho)}]
     records = []
     for k, count in enumerate(counts):
-        of_draws = gradients.mean(norms[k].T)
+        draw_means = gradients.mean(norms[k].T)
         records.append(
             {
                 "quantity": "gradient_norm",
@@ -83,46 +86,46 @@ def _gradients(
                 "predicted": number(theory[k]),
                 "root_mean_square": number(squares[k]),
                 "relative": number(measure_records.ratio(values[k], values[0])),
-                "draws": len(of_draws),
-                "deviation_of_draws": number(_deviation(of_draws)),
+                "draws": len(draw_means),
+                "deviation_of_draws": number(_deviation(draw_means)),
             }
         )
-    slope = measure_records.slope(counts, values, draws, theory, known)
-    return [*records, slope, *more]
+    slope = measure_records.slope(counts, values, draws, theory, unit_counts)
+    return [*records, slope, *rho_records]
 
 
 def shown_metrics(task: Task) -> list[metrics.Metric]:
-    """What attacks on some pixels of a task are judged by: its headline and its loss.
+    """The metrics of attacks on some pixels of a task: its headline and its loss.
 
-    Of classes the share of right pixels: a mean IoU of few pixels says nothing. The
-    loss alone, where the task has no other metric.
+    Classes have pixel accuracy as headline, because a mean IoU of few pixels says
+    nothing. A task without other metrics has its loss alone.
     """
-    headline, *others = [metric for metric in task.metrics if metric.name != "miou"]
-    return [headline, *others[-1:]]
+    headline, *tail = [metric for metric in task.metrics if metric.name != "miou"]
+    return [headline, *tail[-1:]]
 
 
 def of_pixel_attacks(
     measure: str,
     task: Task,
-    found: Mapping[int, Arrays],
+    by_count: Mapping[int, Arrays],
     eps: float,
     seed: int,
     units: Units | None = None,
 ) -> list[Record]:
-    """What PGD on the loss of some output pixels does to these same pixels.
+    """The harm that PGD on the loss of some output pixels does to these pixels.
 
     Args:
       measure: "pixels" or "blocks".
-      task: The attacked one.
-      found: {number of pixels: {"clean/<metric>", "attacked/<metric>":
+      task: The attacked task.
+      by_count: {number of pixels: {"clean/<metric>", "attacked/<metric>":
         `[draws, N, K]`, rows of the metric}}.
       eps: Radius in levels.
       seed: Seed of the intervals.
-      units: What is drawn for them; None: each image by itself.
+      units: What the bootstrap draws; None: single images.
     """
     records = []
     for (count, arrays), metric in itertools.product(
-        sorted(found.items()), shown_metrics(task)
+        sorted(by_count.items()), shown_metrics(task)
     ):
         record: Record = {
             "measure": measure,
@@ -139,14 +142,14 @@ def of_pixel_attacks(
             ("attacked", ("value", "interval")),
         ):
             rows = arrays[f"{kind}/{metric.name}"].astype(np.float64)
-            pooled = rows.sum(axis=0)  # Statistics add up, over draws too.
+            pooled = rows.sum(axis=0)  # Statistics are additive, over draws, too.
             ends = intervals.of_metric(metric, pooled, units, seed=seed)
             record[names[0]] = number(metric.value(pooled.sum(axis=0)))
             record[names[1]] = [number(end) for end in ends]
-        of_draws = metric.value(rows.sum(axis=1))
+        draw_values = metric.value(rows.sum(axis=1))
         record |= {
             "draws": len(rows),
-            "deviation_of_draws": number(_deviation(of_draws)),
+            "deviation_of_draws": number(_deviation(draw_values)),
         }
         records.append(record)
     return records
@@ -154,5 +157,5 @@ def of_pixel_attacks(
 
 def _deviation(draws: np.ndarray) -> float:
     """The standard deviation over draws, without NaN; NaN if there are not two."""
-    known = draws[~np.isnan(draws)]
-    return float(known.std(ddof=1)) if len(known) > 1 else np.nan
+    numbers = draws[~np.isnan(draws)]
+    return float(numbers.std(ddof=1)) if len(numbers) > 1 else np.nan

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the arrays of a measure come to: records with values, intervals, predictions.
+"""Records with values, intervals and predictions, from the arrays of a measure.
 
-A record has `measure`, `quantity` and of the following what applies: `tasks`; `norm`
+A record has `measure`, `quantity` and those of these that apply: `tasks`; `norm`
 (l2, or l1, the dual norm of linf); `normalisation`; `metric`; `count` (of tasks, or of
 output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images (or over
-what `resampling` draws in their place); `predicted`, what the theory says in place of
-the value; and more as `docs/measures.md` says. Then the facts that all records repeat.
-Numbers that do not exist are None.
+other units, see `resampling`); `predicted`, the value by the theory; and more fields,
+see `docs/measures.md`. Facts that all records repeat follow. Numbers that do not exist
+are None.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mtr_tf.measures import gradients as gradients_lib
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 NORMS = ("l2", "l1")
-OF_NORMS = (0.0, math.inf)  # Their smallest and largest values.
-_OF_COSINES = {"cosine": (-1.0, 1.0), "abs_cosine": (0.0, 1.0)}
+OF_NORMS = (0.0, math.inf)  # The smallest and largest possible norms.
+_COSINE_BOUNDS = {"cosine": (-1.0, 1.0), "abs_cosine": (0.0, 1.0)}
 
 
 def own_norms(gradients: Arrays, norm: str) -> np.ndarray:
-    """Each task's own gradient norms `[N, M]`, NaN where an image has no such task."""
+    """Each task's own gradient norms `[N, M]`, NaN where an image lacks the task."""
     squares = np.diagonal(gradients["gram"], axis1=1, axis2=2)
     norms = np.sqrt(squares) if norm == "l2" else gradients["l1"]
     return np.where(gradients["valid"], norms, np.nan)
@@ -52,44 +52,46 @@ def of_tasks(
     """The records of how tasks share a perturbation.
 
     Args:
-      gradients: What `steps.gradients` returns, over all images.
-      l1: What `steps.l1_of_sets` returns.
+      gradients: The arrays of `steps.gradients`, over all images.
+      l1: The arrays of `steps.l1_of_sets`.
       tasks: Names, in the order of the arrays.
       seed: Seed of the intervals.
-      units: What is drawn for them; None: each image by itself.
+      units: What the bootstrap draws; None: single images.
     """
     units = units or resampling.independent(len(gradients["gram"]))
-    records = _pairs(gradients, tasks, seed, units)
-    for norm, how in itertools.product(NORMS, gradients_lib.NORMALISATIONS):
-        scale = gradients_lib.scales(own_norms(gradients, norm), how)
+    records = _pair_records(gradients, tasks, seed, units)
+    for norm, normalisation in itertools.product(NORMS, gradients_lib.NORMALISATIONS):
+        scale = gradients_lib.scales(own_norms(gradients, norm), normalisation)
         if norm == "l2":
             sums = gradients_lib.l2_of_sums(gradients["gram"], scale)
         else:
-            sums = gradients_lib.without_missing(l1[how], scale)
+            sums = gradients_lib.without_missing(l1[normalisation], scale)
         records += [
-            {"measure": "tasks", "norm": norm, "normalisation": how, **record}
-            for record in _norms(gradients, sums, how, tasks, seed, units)
+            {"measure": "tasks", "norm": norm, "normalisation": normalisation, **record}
+            for record in _norm_records(
+                gradients, sums, normalisation, tasks, seed, units
+            )
         ]
     return records
 
 
-def _norms(
+def _norm_records(
     gradients: Arrays,
     sums: np.ndarray,
-    how: str,
+    normalisation: str,
     tasks: Sequence[str],
     seed: int,
     units: Units,
 ) -> list[Record]:
-    """Of one norm and normalisation: each set, each size, the slope over sizes."""
-    chosen = gradients_lib.members(len(tasks))
-    sizes = chosen.sum(axis=1).astype(int)
+    """Records of one norm and normalisation: sets, sizes, and the slope over sizes."""
+    membership = gradients_lib.members(len(tasks))
+    sizes = membership.sum(axis=1).astype(int)
     means = sums / sizes
-    single = gradients_lib.root_mean_square(means)[sizes == 1]
-    scale = gradients_lib.scales(own_norms(gradients, "l2"), how)
+    single_norms = gradients_lib.root_mean_square(means)[sizes == 1]
+    scale = gradients_lib.scales(own_norms(gradients, "l2"), normalisation)
     covariance = gradients_lib.covariance(gradients["gram"], scale)
-    correlated = gradients_lib.correlation(covariance)
-    by_set = gradients_lib.predicted(single, correlated)
+    correlations = gradients_lib.correlation(covariance)
+    by_set = gradients_lib.predicted(single_norms, correlations)
     values = gradients_lib.mean(means)
     draws = intervals.resampled_means(means, units, seed=seed)
     ends = pairs_of_ends(draws, values, units.known(means), OF_NORMS)
@@ -97,21 +99,25 @@ def _norms(
         {
             "quantity": "norm_of_mean",
             "tasks": [
-                name for name, of in zip(tasks, chosen[place], strict=True) if of
+                name
+                for name, is_member in zip(tasks, membership[i], strict=True)
+                if is_member
             ],
-            "count": int(sizes[place]),
-            "value": number(values[place]),
-            "interval": ends[place],
-            "predicted": number(by_set[place]),
-            "norm_of_sum": number(values[place] * sizes[place]),
+            "count": int(sizes[i]),
+            "value": number(values[i]),
+            "interval": ends[i],
+            "predicted": number(by_set[i]),
+            "norm_of_sum": number(values[i] * sizes[i]),
         }
-        for place in range(len(sizes))
+        for i in range(len(sizes))
     ]
-    rho = gradients_lib.mean_correlation(correlated * single[:, np.newaxis] * single)
-    return records + _over_sizes(means, by_set, rho, len(tasks), seed, units)
+    rho = gradients_lib.mean_correlation(
+        correlations * single_norms[:, np.newaxis] * single_norms
+    )
+    return records + _size_records(means, by_set, rho, len(tasks), seed, units)
 
 
-def _over_sizes(
+def _size_records(
     means: np.ndarray,
     by_set: np.ndarray,
     rho: float,
@@ -119,15 +125,15 @@ def _over_sizes(
     seed: int,
     units: Units,
 ) -> list[Record]:
-    """Means over all sets of each size, beside what the paper's theorem says."""
+    """Means over all sets of each size, with the predictions of the paper's theorem."""
     count = np.arange(1, tasks + 1)
     theory = gradients_lib.by_size(by_set)
     factor = gradients_lib.factor(0.0 if tasks == 1 else rho, count)
     per_image = gradients_lib.by_size(means)
     draws = intervals.resampled_means(per_image, units, seed=seed)
     values = gradients_lib.mean(per_image)
-    known = units.known(per_image)
-    ends = pairs_of_ends(draws, values, known, OF_NORMS)
+    unit_counts = units.known(per_image)
+    ends = pairs_of_ends(draws, values, unit_counts, OF_NORMS)
     squares = gradients_lib.mean(gradients_lib.by_size(means**2))
     records = [
         {
@@ -135,16 +141,16 @@ def _over_sizes(
             "count": int(k),
             "value": number(value),
             "interval": interval,
-            "predicted": number(by_sets),
-            "factor": number(equal),
+            "predicted": number(prediction),
+            "factor": number(reduction),
             "root_mean_square": number(np.sqrt(square)),
             "norm_of_sum": number(k * value),
         }
-        for k, value, interval, by_sets, equal, square in zip(
+        for k, value, interval, prediction, reduction, square in zip(
             count, values, ends, theory, factor, squares, strict=True
         )
     ]
-    records.append(slope(count, values, draws, theory, known))
+    records.append(slope(count, values, draws, theory, unit_counts))
     records.append({"quantity": "rho", "value": number(rho)})
     return records
 
@@ -154,31 +160,32 @@ def slope(
     values: np.ndarray,
     draws: np.ndarray,
     theory: np.ndarray,
-    known: np.ndarray,
+    unit_counts: np.ndarray,
 ) -> Record:
     """The log-log slope over counts `[K]`.
 
     Args:
-      count: Of tasks or pixels.
+      count: Numbers of tasks or pixels.
       values: `[K]`.
-      draws: `[resamples, K]`, of its interval.
+      draws: `[resamples, K]`, resampled values.
       theory: `[K]`; NaN where there is none.
-      known: How many units each value is of, `[K]`; the fewest count for the slope.
+      unit_counts: Number of units behind each value, `[K]`; the smallest one is the
+        slope's.
     """
     value = gradients_lib.slope(count, values)
     slopes = gradients_lib.slope(count, draws)[:, np.newaxis]
     return {
         "quantity": "slope",
         "value": number(value),
-        "interval": pairs_of_ends(slopes, np.array([value]), known.min())[0],
+        "interval": pairs_of_ends(slopes, np.array([value]), unit_counts.min())[0],
         "predicted": number(gradients_lib.slope(count, theory)),
     }
 
 
-def _pairs(
+def _pair_records(
     gradients: Arrays, tasks: Sequence[str], seed: int, units: Units
 ) -> list[Record]:
-    """Cosines and covariances of each two tasks' gradients, and their means."""
+    """Cosines and covariances of gradients of each pair of tasks, and their means."""
     products = gradients["gram"]
     norms = own_norms(gradients, "l2")
     raw = gradients_lib.scales(norms, "raw")
@@ -196,8 +203,8 @@ def _pairs(
         ends = None
         if per_image is not None:
             draws = intervals.resampled_means(per_image, units, seed=seed)
-            known, bounds = units.known(per_image), _OF_COSINES[quantity]
-            ends = intervals.of_draws(draws, matrix, known, bounds=bounds)
+            unit_counts, bounds = units.known(per_image), _COSINE_BOUNDS[quantity]
+            ends = intervals.of_draws(draws, matrix, unit_counts, bounds=bounds)
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
             record: Record = {"measure": "tasks", "quantity": quantity}
             record |= {"norm": "l2", "tasks": [tasks[i], tasks[j]]}
@@ -205,25 +212,28 @@ def _pairs(
             if ends is not None:
                 record["interval"] = [number(end) for end in ends[:, i, j]]
             records.append(record)
-    return records + _mean_of_pairs(cosines, seed, units)
+    return records + _pair_means(cosines, seed, units)
 
 
-def _mean_of_pairs(cosines: np.ndarray, seed: int, units: Units) -> list[Record]:
+def _pair_means(cosines: np.ndarray, seed: int, units: Units) -> list[Record]:
     """Means over all pairs of different tasks; `cosines` are `[N, M, M]`."""
-    off = np.where(np.eye(cosines.shape[1], dtype=bool), np.nan, cosines)
+    off_diagonal = np.where(np.eye(cosines.shape[1], dtype=bool), np.nan, cosines)
     records = []
-    for quantity, values in (("cosine", off), ("abs_cosine", np.abs(off))):
+    for quantity, values in (
+        ("cosine", off_diagonal),
+        ("abs_cosine", np.abs(off_diagonal)),
+    ):
         per_image = gradients_lib.mean(values.reshape(len(values), -1).T)[:, np.newaxis]
         mean = gradients_lib.mean(per_image)
         draws = intervals.resampled_means(per_image, units, seed=seed)
-        known, bounds = units.known(per_image), _OF_COSINES[quantity]
+        unit_counts, bounds = units.known(per_image), _COSINE_BOUNDS[quantity]
         records.append(
             {
                 "measure": "tasks",
                 "quantity": f"mean_{quantity}",
                 "norm": "l2",
                 "value": number(mean[0]),
-                "interval": pairs_of_ends(draws, mean, known, bounds)[0],
+                "interval": pairs_of_ends(draws, mean, unit_counts, bounds)[0],
             }
         )
     return records
@@ -236,31 +246,31 @@ def of_first_order(
     group: Sequence[str],
     norm: str,
     unit: float,
-    found: Mapping[float, Arrays],
+    by_eps: Mapping[float, Arrays],
     seed: int,
     units: Units | None = None,
 ) -> list[Record]:
-    """The rise of the mean loss that PGD reaches, beside eps times the dual norm.
+    """The rise of the mean loss that PGD reaches, with eps times the dual norm.
 
     Args:
       group: The attacked tasks.
-      norm: Of the ball.
-      unit: What one of the radii is, in pixel units of [0, 1].
-      found: {radius: {"norm", "before", "after": `[N]`, NaN where a task is missing}}.
+      norm: The norm of the ball.
+      unit: Length of a radius of 1, for pixels in [0, 1].
+      by_eps: {radius: {"norm", "before", "after": `[N]`, NaN where a task is missing}}.
       seed: Seed of the intervals.
-      units: What is drawn for them; None: each image by itself.
+      units: What the bootstrap draws; None: single images.
     """
     records = []
-    for eps, arrays in sorted(found.items()):
+    for eps, arrays in sorted(by_eps.items()):
         rise = arrays["after"] - arrays["before"]
         linear = eps * unit * arrays["norm"]
-        drawn = units or resampling.independent(len(rise))
-        both = np.stack([rise, linear], axis=1)
-        draws = intervals.resampled_means(both, drawn, seed=seed)
+        drawn_units = units or resampling.independent(len(rise))
+        columns = np.stack([rise, linear], axis=1)
+        draws = intervals.resampled_means(columns, drawn_units, seed=seed)
         ratios = np.stack([draws[:, 0], ratio(draws[:, 0], draws[:, 1])], axis=1)
         value, theory = gradients_lib.mean(rise), gradients_lib.mean(linear)
         centre = np.array([value, ratio(value, theory)])
-        ends = pairs_of_ends(ratios, centre, drawn.known(rise))
+        ends = pairs_of_ends(ratios, centre, drawn_units.known(rise))
         records.append(
             {
                 "measure": "first_order",
@@ -280,21 +290,25 @@ def of_first_order(
     return records
 
 
-def ratio(above: Any, below: Any) -> np.ndarray:
-    """Above / below, NaN where that is by 0."""
-    below = np.asarray(below)
-    return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
+    """Numerator / denominator; NaN where the denominator is 0."""
+    denominator = np.asarray(denominator)
+    return np.where(
+        denominator != 0,
+        numerator / np.where(denominator != 0, denominator, 1.0),
+        np.nan,
+    )
 
 
 def pairs_of_ends(
     draws: np.ndarray,
     values: np.ndarray,
-    known: np.ndarray | int,
+    unit_counts: np.ndarray | int,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[list[float | None]]:
-    """[low, high] of each column of `[resamples, K]`, around `[K]` values.
+    """Intervals [low, high] of `[K]` values, from draws `[resamples, K]`.
 
-    Within `bounds`, the smallest and largest possible values.
+    They lie within `bounds`, the smallest and largest possible values.
     """
-    ends = intervals.of_draws(draws, values, known, bounds=bounds)
+    ends = intervals.of_draws(draws, values, unit_counts, bounds=bounds)
     return [[number(end) for end in column] for column in ends.T]

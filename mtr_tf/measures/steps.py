@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measures do with a batch: steps for `passes.Pass`.
+"""What measures compute on a batch: steps for `passes.Pass`.
 
 Each is a function of a batch (`data.batching`) and tensors that returns arrays with a
-row per image. They are compiled, and see no other image than those of the batch. Where
-`channels` are named, gradients and attacks are about these of the images alone.
+row per image. Steps are compiled, and see only the images of the batch. If `channels`
+is not empty, gradients and attacks concern only these channels of the images.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mtr_tf.tasks import task_set
 def gradients(
     model: Any, tasks: TaskSet, channels: Sequence[int] = ()
 ) -> Callable[..., dict]:
-    """A pass: batch[, pixels] -> what the l2 norms of all sets need.
+    """A pass: batch[, pixels] -> the arrays that l2 norms of all sets need.
 
     `pixels`, 0/1 `[H, W]`, restricts the losses to some output pixels. The pass returns
-    {"loss": `[batch, M]`, "gram": `[batch, M, M]`, "l1": `[batch, M]`, each task's own
-    norm, "valid": bool `[batch, M]`}.
+    {"loss": `[batch, M]`, "gram": `[batch, M, M]`, "l1": `[batch, M]`, the norm for
+    each task, "valid": bool `[batch, M]`}.
     """
     tasks = task_set(tasks)
 
@@ -60,8 +60,8 @@ def l1_of_sets(
 ) -> Callable[..., dict]:
     """A pass: (batch, divisors `[M]`) -> the l1 norms of all sets.
 
-    {normalisation: float64 `[batch, S]`} of sums of gradients, for all NORMALISATIONS;
-    the divisors are those of "dataset", 0 where a task has none.
+    Returns {normalisation: float64 `[batch, S]`}, norms of sums of gradients, for all
+    NORMALISATIONS. The divisors are those of "dataset", 0 for a task without one.
     """
     tasks = task_set(tasks)
 
@@ -69,13 +69,13 @@ def l1_of_sets(
         _, gradients = gradients_lib.task_gradients(
             model, batch["image"], batch["targets"], batch["masks"], tasks, channels
         )
-        own = tf.reduce_sum(tf.abs(gradients), axis=2, keepdims=True)
-        whole = tf.cast(divisors, tf.float32)[:, tf.newaxis]
+        norms = tf.reduce_sum(tf.abs(gradients), axis=2, keepdims=True)
+        dataset_norms = tf.cast(divisors, tf.float32)[:, tf.newaxis]
         return {
             "raw": gradients_lib.l1_of_sums(gradients),
-            "unit": gradients_lib.l1_of_sums(tf.math.divide_no_nan(gradients, own)),
+            "unit": gradients_lib.l1_of_sums(tf.math.divide_no_nan(gradients, norms)),
             "dataset": gradients_lib.l1_of_sums(
-                tf.math.divide_no_nan(gradients, whole)
+                tf.math.divide_no_nan(gradients, dataset_norms)
             ),
         }
 
@@ -87,8 +87,8 @@ def pixel_attack(
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, pixels 0/1 `[H, W]`) -> rows of metrics on just these pixels.
 
-    {"clean/<metric>", "attacked/<metric>": `[batch, K]`}; the attack raises the task's
-    loss over the same pixels.
+    Returns {"clean/<metric>", "attacked/<metric>": `[batch, K]`}. The attack raises the
+    task's loss over the same pixels.
     """
     task = subject.tasks[name]
 
@@ -122,8 +122,8 @@ def corrupted(
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, strength) -> rows of metrics on corrupted images.
 
-    {"<task>/<metric>": `[batch, K]`}; `name` is one of `corruptions.SEVERITIES`, or
-    empty: the images as they are.
+    Returns {"<task>/<metric>": `[batch, K]`}. `name` is one of
+    `corruptions.SEVERITIES`, or empty for unchanged images.
     """
 
     def step(batch, strength):
@@ -156,8 +156,8 @@ def first_order(
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, epsilon) -> the dual norm, and the mean loss before and after.
 
-    {"norm", "before", "after": `[batch]`, "valid": bool `[batch, M]`}; PGD starts at
-    the image itself and keeps the best point.
+    Returns {"norm", "before", "after": `[batch]`, "valid": bool `[batch, M]`}. PGD
+    starts at the image itself and keeps the best point.
     """
     tasks = subject.tasks.select(group)
 
@@ -172,16 +172,16 @@ def first_order(
             norm,
             random_start=False,
         )
-        on_chosen = attacks.on_channels(attack, channels)
+        channel_attack = attacks.on_channels(attack, channels)
         x, start = batch["image"], tf.constant(0.0)
-        slope, before = base.gradient(objective, x, start)
+        slope, clean_loss = base.gradient(objective, x, start)
         slope = channels_lib.chosen(slope, channels)
         order = 1 if norm == "linf" else 2
-        wide = tf.cast(slope, tf.float64)
+        vectors = tf.cast(slope, tf.float64)
         return {
-            "norm": tf.norm(tf.reshape(wide, (tf.shape(x)[0], -1)), order, axis=1),
-            "before": before,
-            "after": base.score(objective, on_chosen(objective, x), start),
+            "norm": tf.norm(tf.reshape(vectors, (tf.shape(x)[0], -1)), order, axis=1),
+            "before": clean_loss,
+            "after": base.score(objective, channel_attack(objective, x), start),
             "valid": gradients_lib.valid(batch["masks"], group),
         }
 

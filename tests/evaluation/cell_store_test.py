@@ -222,7 +222,7 @@ def test_as_many_examples_are_saved_as_were_asked_for(tmp_path):
     images = np.zeros((3, 4, 4, 3), np.float32)
     depth = {"depth": images[..., :1]}
     kept.write(result(), Examples(images, depth, depth, {}, images, depth))
-    with np.load(kept._examples(CELLS[0])) as saved:
+    with np.load(kept._examples_path(CELLS[0])) as saved:
         assert {name: len(array) for name, array in saved.items()} == {
             "image": 1,
             "adversarial": 1,
@@ -237,12 +237,12 @@ def test_examples_of_an_ensemble_are_those_of_the_members_that_count(tmp_path):
     cell = a_cell("worst", ensemble=("pgd", "fgsm"), step_size=2.0)
     for number, member in enumerate(cell.members):
         arrays = {"image": np.arange(4.0), "adversarial": 10 * number + np.arange(4.0)}
-        files_of_work.write_arrays(kept._examples(member), arrays)
+        files_of_work.write_arrays(kept._examples_path(member), arrays)
     kept.choose_examples(cell, np.array([1, 0, 1, 0, 0]))
-    with np.load(kept._examples(cell)) as saved:
+    with np.load(kept._examples_path(cell)) as saved:
         assert saved["image"].tolist() == [0, 1, 2]
         assert saved["adversarial"].tolist() == [10, 1, 12]
-    kept._examples(cell.members[1]).write_bytes(b"PK")
+    kept._examples_path(cell.members[1]).write_bytes(b"PK")
     with pytest.raises(InputError, match="the examples of fgsm, but is damaged"):
         kept.choose_examples(cell, np.array([1, 0, 1, 0, 0]))
 

@@ -107,10 +107,10 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
     assert len(set(choice)) > 1  # Else nothing is shown.
     images = []
     for member in cell.members:
-        with np.load(store._examples(member)) as file:
+        with np.load(store._examples_path(member)) as file:
             images.append(file["adversarial"])
     chosen = np.stack(images)[choice, np.arange(COUNT)]
-    with np.load(store._examples(cell)) as file:
+    with np.load(store._examples_path(cell)) as file:
         np.testing.assert_array_equal(file["adversarial"], chosen)
 
     columns = subject.columns

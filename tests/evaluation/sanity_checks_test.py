@@ -128,10 +128,10 @@ def test_more_harm_by_chance_says_nothing():
     zeros = np.zeros(8)
     consistent, chance = 0.1 + 0.01 * np.arange(8), np.array([1.0, -0.9] * 4)
     assert np.mean(chance) > 0.04
-    assert sanity_checks._more(consistent, zeros, 0.1)
-    assert not sanity_checks._more(consistent, zeros, 0.2)  # Within the tolerance.
-    assert not sanity_checks._more(chance, zeros)
-    assert not sanity_checks._more(consistent[:1], zeros[:1])  # One image alone.
+    assert sanity_checks._is_larger(consistent, zeros, 0.1)
+    assert not sanity_checks._is_larger(consistent, zeros, 0.2)  # Within the tolerance.
+    assert not sanity_checks._is_larger(chance, zeros)
+    assert not sanity_checks._is_larger(consistent[:1], zeros[:1])  # One image alone.
 
 
 def precise(policy):
@@ -219,7 +219,9 @@ def test_an_image_that_is_wrong_everywhere_needs_no_gradient():
 def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
     cell = a_cell(attack_pixels=3)  # Of which no accuracy is asked.
     base, far = 2 + 0.1 * np.arange(8), np.ones(8)
-    checks = [sanity_checks._floor(cell, base, far, None, f) for f in (True, False)]
+    checks = [
+        sanity_checks._floor_check(cell, base, far, None, f) for f in (True, False)
+    ]
     assert [bool(check.reason) for check in checks] == [True, False]
 
 
@@ -252,9 +254,9 @@ def test_accuracy_at_eps_64_is_asked_where_all_that_is_right_may_become_wrong(
     right = np.full((COUNT, 2), SIZE * SIZE)
     there = types.SimpleNamespace(attacked={"seg": {name: right}})
     harm = 0.1 * np.arange(COUNT)
-    check = sanity_checks._floor(cell, harm, harm, there, farther=True)
+    check = sanity_checks._floor_check(cell, harm, harm, there, farther=True)
     assert bool(check.reason) == asked == ("accuracy" in check.measured)
-    less = sanity_checks._floor(cell, harm + 1, harm, there, farther=True)
+    less = sanity_checks._floor_check(cell, harm + 1, harm, there, farther=True)
     assert less.reason  # All of them must be harmed no less than at the radius.
 
 
@@ -273,9 +275,9 @@ def test_accuracy_at_eps_64_is_asked_where_all_that_is_right_may_become_wrong(
 def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):
     cell = sanity_checks.probe(make_cells(AttackConfig(ckpt="x", **settings), ("seg",)))
     subject = make_subject(honest)
-    assert sanity_checks._mended(cell, subject) == anew
+    assert sanity_checks._mended_checks(cell, subject) == anew
     by_transfer = dataclasses.replace(subject, surrogate=subject.model)
-    assert sanity_checks._mended(cell, by_transfer) == [*anew, "transfer"]
+    assert sanity_checks._mended_checks(cell, by_transfer) == [*anew, "transfer"]
 
 
 def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
@@ -290,7 +292,7 @@ def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
         content = {"about": {}, "mended": mended, "checks": [dataclasses.asdict(check)]}
         content["warnings"] = sanity_checks.warnings([check])
         store.write_file(path, content)
-        kept = sanity_checks._kept(path, ["large_eps"])
+        kept = sanity_checks._read_checks(path, ["large_eps"])
         assert kept == ({} if again else content)
 
 
@@ -306,7 +308,7 @@ def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp
         content["warnings"] = sanity_checks.warnings([check])
         store.write_file(tmp_path / "checks.json", content)
         again = "of_images" not in measured and reason
-        kept = sanity_checks._kept(tmp_path / "checks.json", [])
+        kept = sanity_checks._read_checks(tmp_path / "checks.json", [])
         assert kept == ({} if again else content)
 
 
@@ -349,7 +351,7 @@ def test_a_transfer_is_compared_with_the_same_attack_if_it_does_more_harm_than_p
     made = Result(attack, {}, COUNT, {}, rows)
     workers = types.SimpleNamespace(of_chief=lambda value: value)
     evaluate = types.SimpleNamespace(cell=a_cell(), workers=workers, harm_of=harm_of)
-    check = sanity_checks._transfer(evaluate, attack, made, spread + pgd)
+    check = sanity_checks._transfer_check(evaluate, attack, made, spread + pgd)
     assert bool(check.reason) == warns
     stronger = np.mean(spread) + max(pgd, same)
     assert check.measured["white_box"] == pytest.approx(stronger)
@@ -357,7 +359,7 @@ def test_a_transfer_is_compared_with_the_same_attack_if_it_does_more_harm_than_p
     # Another worker, which has no result, takes part if the chief says so.
     ran.clear()
     workers.of_chief = lambda value: bool(runs)
-    sanity_checks._transfer(evaluate, attack, None, spread + pgd)
+    sanity_checks._transfer_check(evaluate, attack, None, spread + pgd)
     assert ran == [attack] * runs
 
 
@@ -403,7 +405,7 @@ def test_an_ensemble_stronger_than_pgd_says_nothing_by_transfer_from_a_twin():
     probe = sanity_checks.probe([sea])
     evaluate = sanity_checks._Evaluations(subject, probe)
     pgd = sanity_checks._harm(probe, evaluate.pgd(16 / 255, 4 / 255, 20))
-    check = sanity_checks._transfer(evaluate, sea, made, pgd)
+    check = sanity_checks._transfer_check(evaluate, sea, made, pgd)
     assert check.reason == ""
     assert check.measured["transfer"] > pgd.mean() + 0.1
     assert check.measured["white_box"] == pytest.approx(
