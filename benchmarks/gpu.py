@@ -506,7 +506,7 @@ def _training_cases(
     args: argparse.Namespace, model: str, names: str, jit: str, policy: str
 ) -> list[Case]:
     """The bare step on a batch on the device, then the library's loop."""
-    side, batch, width = (64, 32, None) if model != "drn_d_22" else (256, 16, None)
+    (side, batch), width = (256, 16) if model == "drn_d_22" else (64, 32), None
     if args.tiny:
         side, batch, width = 32, 2, 4
     name = f"{model}, {names.count(',') + 1} tasks, jit={jit}"

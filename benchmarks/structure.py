@@ -387,8 +387,10 @@ def _trace() -> None:
     for name in ("train_batches", "replica_step"):
         _replace(name, trace.wrap)
     train, attack = commands["train"], commands["attack"]
-    kinds = {"plain training": {}, "adversarial training": {}}
-    kinds["adversarial training"] = {"adversarial_tasks": "seg", "adversarial_steps": 2}
+    kinds = {
+        "plain training": {},
+        "adversarial training": {"adversarial_tasks": "seg", "adversarial_steps": 2},
+    }
     for kind, changes in kinds.items():
         config = train.TrainConfig(**_TRAIN | changes)
         train.main(config, train.RunPlace(workdir=kind.partition(" ")[0]))

@@ -112,7 +112,7 @@ def _likeness(word: str, candidate: str) -> float:
     score = 0.0
     ends_match = word.startswith(candidate) or word[-1:] == candidate[-1:]
     letters = iter(word)
-    in_order = all(letter in letters for letter in candidate)  # In this order.
+    in_order = all(letter in letters for letter in candidate)  # Uses letters up.
     if in_order and ends_match and len(candidate) > 2 and word[0] == candidate[0]:
         score = 0.8
     return max(score, difflib.SequenceMatcher(None, word, candidate).ratio())

@@ -285,15 +285,13 @@ class AdversarialModel(keras.Model):
             yield
             return
         attributes = vars(self.inner)  # Keras does not track what is put there.
-        inner_optimizer = {
-            name: attributes[name] for name in ("optimizer",) if name in attributes
-        }
+        inner = {k: v for k, v in attributes.items() if k == "optimizer"}
         attributes["optimizer"] = self.optimizer
         try:
             yield
         finally:
             del attributes["optimizer"]
-            attributes.update(inner_optimizer)
+            attributes.update(inner)
 
     def _prepare(self, shape: Sequence[int | None] = ()) -> Unbound:
         """Makes and returns the objective; gives tasks their outputs' number of axes.

@@ -273,12 +273,12 @@ def _add_classes(
     model, all_tasks = file.model, tasks_lib.TASKS.replaced(*own_tasks)
     any_task = config.targets == OWN_TARGETS
     if not adapters.is_functional(model):
-        selection = all_tasks.select(names) if any_task and names else {}
-        return list(dict.fromkeys([*own_tasks, *selection.values()]))
+        named_tasks = all_tasks.select(names) if any_task and names else {}
+        return list(dict.fromkeys([*own_tasks, *named_tasks.values()]))
     if len(model.inputs) == 1:  # Then its outputs have channels last.
         model = model_files.functional(file, None, config.channels_first)
-    selection = parse_heads(config.heads)
-    heads = heads_lib.find(file.name, model, selection, all_tasks, names, "--heads")
+    pairs = parse_heads(config.heads)
+    heads = heads_lib.find(file.name, model, pairs, all_tasks, names, "--heads")
     tasks = {task.name: task for task in own_tasks}
     for name, task in heads.tasks.items():
         if task.discrete and task.channels is None and not has_class_names:

@@ -120,6 +120,32 @@ def _facts(job: Job) -> dict[str, Any]:
     return facts
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """Models and data that fit together.
+
+    Attributes:
+      run: The attacked model.
+      source_run: The model on which adversarial images are made, if it is another.
+      source: The data set.
+      columns: The split that is attacked.
+      tasks: The scored tasks, with all metrics that are asked for.
+      warnings: What must be said of the data, for the results.
+    """
+
+    run: Run
+    source_run: Run | None
+    source: Source
+    columns: Columns
+    tasks: TaskSet
+    warnings: tuple[str, ...]
+
+    @property
+    def info(self) -> DatasetInfo:
+        """About the data set."""
+        return self.source.info
+
+
 def _resolve(
     config: AttackConfig,
     workers: Workers,
@@ -128,109 +154,50 @@ def _resolve(
     folder: pathlib.Path | None,
 ) -> Job:
     """Does what each worker does by itself of `resolve`."""
-    strategy = workers.local
     if folder is None and config.out:
         folder = _out_folder(config.out)  # Raises early.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
-    unit_warnings = [*_small_radii(config), *_small_steps(config)]
-    own_data = source or loading.own_data(config, file)
-    with strategy.scope():
-        run, source_run = _load(config, own_data, file)
-    source, names = loading.open_data(config, run, own_data)
-    columns = source.columns(config.split)
-    data_warnings = loading.data_changes(config, run, source)
-    with strategy.scope():
-        run, source_run = loading.with_inputs(run, source_run, columns.layout)
-    columns = columns if run.packed else columns.without_inputs()
-    input_info = source.info.with_layout(columns.layout)
-    run = model_fit.fitted(run, input_info, names)
-    tasks = TaskSet(_task(run, source.info, name) for name in names)
-    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
-    channels.check(config.attack_channels, source.info.image_shape[-1])
-    cells = _cells(config, source_run or run, tasks, source.info, run.packed)
+    unit_warnings = (*_small_radii(config), *_small_steps(config))
+    inputs = _load_inputs(config, workers.local, source, file)
+    info, tasks = inputs.info, inputs.tasks
+    channels.check(config.attack_channels, info.image_shape[-1])
+    cells = _cells(config, inputs)
     measures = measure.settings_of(config, tasks) if config.measure else None
     if measures and config.targets == OWN_TARGETS:
         measure.check_own_targets(measures, tasks)
     attacked_names = tuple(
         t for t in tasks if any(t in cell.looked_at for cell in cells)
     )
-    if config.precision not in ("own", run.config and run.config.precision):
-        with strategy.scope():
-            run = run.with_precision(config.precision, source.info)
-    if source_run:
-        groups.check_has(attacked_names, source_run.tasks, "--source_ckpt")
-        source_run = model_fit.fitted(
-            source_run,
-            input_info,
-            attacked_names,
-            "the model of --source_ckpt",
-            "--source_heads",
-        )
-    if config.targeted and len(columns) < 2:
+    inputs = _fit_models(config, workers.local, inputs, attacked_names)
+    if config.targeted and len(inputs.columns) < 2:
         raise InputError(
             "--targeted draws outputs to the targets of other images, but "
             f"{config.split} has one image; give more, or leave out --targeted."
         )
     for cell in cells:  # Raises early.
-        cell.check(source.info.image_shape, source.info.num_classes)
-    with strategy.scope():
-        run, source_run, warnings = first_look.look_at(
+        cell.check(info.image_shape)
+    with workers.local.scope():
+        run, source_run, model_warnings = first_look.look_at(
             config,
-            run,
-            source_run,
-            source.info,
-            columns,
-            names,
+            inputs.run,
+            inputs.source_run,
+            info,
+            inputs.columns,
+            tuple(tasks),
             attacked_names,
             workers.replicas,
         )
-        surrogate = source_run.model if source_run else None
-        if config.fast:
-            images = batching.first_images(columns, 2)
-            surrogate = folding.in_half(
-                (source_run or run).model, folding.half_type(), images
-            )
-    count = min(config.num_examples or len(columns), len(columns))
-    subject = sweep.Subject(
-        model=run.model,
-        tasks=tasks,
-        info=source.info,
-        columns=columns,
-        num_examples=count,
-        workers=workers,
-        batch_size=workers.replicas,  # For now.
-        seed=config.seed,
-        surrogate=surrogate,
-        jit=config.jit,
-        image_channels=source.info.image_shape[2] if run.packed else None,
-    )
-    subject = dataclasses.replace(
-        subject, batch_size=job_lib.batch_size(config, subject)
-    )
-    if config.targets == OWN_TARGETS:
-        # A targeted attack may take targets from anywhere in the split.
-        target_count = len(columns) if config.targeted else count
-        columns = largest_batch.halving(
-            lambda size: own_targets.of_model(
-                run.model, columns, tasks, target_count, size
-            ),
-            own_targets.AT_ONCE,
-        )
-        info = _with_ranges(subject.info, columns, tasks)
-        subject = dataclasses.replace(subject, columns=columns, info=info)
-    name_config = config
-    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
-        name_config = dataclasses.replace(config, dataset="")  # As if not given.
-    name = config.name or default_name(name_config, run.fingerprint)
-    folder = folder or run.directory / "attacks" / name
+    inputs = dataclasses.replace(inputs, run=run, source_run=source_run)
+    subject = _subject(config, workers, inputs)
+    folder = folder or _default_folder(config, run)
     predictions = None
     if config.export_predictions:
         predictions = cityscapes_export.open_predictions(
             folder / "predictions",
-            source.info,
-            columns,
-            names,
+            info,
+            subject.columns,
+            tuple(tasks),
             subject.num_examples,
         )
     return Job(
@@ -239,13 +206,106 @@ def _resolve(
         cells=cells,
         measures=measures,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=(*unit_warnings, *data_warnings, *warnings),
+        warnings=(*unit_warnings, *inputs.warnings, *model_warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
-        images=_images(count, len(columns), source.is_cut),
+        images=_images(
+            subject.num_examples, len(subject.columns), inputs.source.is_cut
+        ),
         trained=run.config,
     )
+
+
+def _load_inputs(
+    config: AttackConfig,
+    strategy: tf.distribute.Strategy,
+    source: Source | None,
+    file: File | None,
+) -> _Inputs:
+    """Loads the models and opens the data; the attacked model fits the data."""
+    own_data = source or loading.own_data(config, file)
+    with strategy.scope():
+        run, source_run = _load(config, own_data, file)
+    source, names = loading.open_data(config, run, own_data)
+    columns = source.columns(config.split)
+    warnings = tuple(loading.data_changes(config, run, source))
+    with strategy.scope():
+        run, source_run = loading.with_inputs(run, source_run, columns.layout)
+    columns = columns if run.packed else columns.without_inputs()
+    run = model_fit.fitted(run, source.info.with_layout(columns.layout), names)
+    tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
+    return _Inputs(run, source_run, source, columns, tasks, warnings)
+
+
+def _fit_models(
+    config: AttackConfig,
+    strategy: tf.distribute.Strategy,
+    inputs: _Inputs,
+    attacked_names: tuple[str, ...],
+) -> _Inputs:
+    """Returns the inputs with the attacked model in its precision, the other fitted."""
+    run, source_run = inputs.run, inputs.source_run
+    if config.precision not in ("own", run.config and run.config.precision):
+        with strategy.scope():
+            run = run.with_precision(config.precision, inputs.info)
+    if source_run:
+        groups.check_has(attacked_names, source_run.tasks, "--source_ckpt")
+        source_run = model_fit.fitted(
+            source_run,
+            inputs.info.with_layout(inputs.columns.layout),
+            attacked_names,
+            "the model of --source_ckpt",
+            "--source_heads",
+        )
+    return dataclasses.replace(inputs, run=run, source_run=source_run)
+
+
+def _subject(config: AttackConfig, workers: Workers, inputs: _Inputs) -> sweep.Subject:
+    """What is attacked: models, data, batch size."""
+    run, info, columns = inputs.run, inputs.info, inputs.columns
+    surrogate = inputs.source_run.model if inputs.source_run else None
+    if config.fast:
+        images = batching.first_images(columns, 2)
+        model = (inputs.source_run or run).model
+        with workers.local.scope():
+            surrogate = folding.in_half(model, folding.half_type(), images)
+    subject = sweep.Subject(
+        model=run.model,
+        tasks=inputs.tasks,
+        info=info,
+        columns=columns,
+        num_examples=min(config.num_examples or len(columns), len(columns)),
+        workers=workers,
+        batch_size=workers.replicas,  # For now.
+        seed=config.seed,
+        surrogate=surrogate,
+        jit=config.jit,
+        image_channels=info.image_shape[2] if run.packed else None,
+    )
+    size = job_lib.batch_size(config, subject)
+    subject = dataclasses.replace(subject, batch_size=size)
+    if config.targets != OWN_TARGETS:
+        return subject
+    # A targeted attack may take targets from anywhere in the split.
+    target_count = len(columns) if config.targeted else subject.num_examples
+    columns = largest_batch.halving(
+        lambda size: own_targets.of_model(
+            run.model, columns, inputs.tasks, target_count, size
+        ),
+        own_targets.AT_ONCE,
+    )
+    info = _with_ranges(info, columns, inputs.tasks)
+    return dataclasses.replace(subject, columns=columns, info=info)
+
+
+def _default_folder(config: AttackConfig, run: Run) -> pathlib.Path:
+    """The folder of results beside a model."""
+    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
+        config = dataclasses.replace(config, dataset="")  # As if not given.
+    name = config.name or default_name(config, run.fingerprint)
+    return run.directory / "attacks" / name
 
 
 def _out_folder(path: str) -> pathlib.Path:
@@ -307,18 +367,18 @@ def _load(
     return run, source
 
 
-def _cells(
-    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo, packed: bool
-) -> tuple[Cell, ...]:
-    """The attacks; gradients are taken of `run`. `packed`: see `Subject`."""
+def _cells(config: AttackConfig, inputs: _Inputs) -> tuple[Cell, ...]:
+    """The attacks."""
     if config.attack == NO_ATTACK:
         return ()
+    run = inputs.source_run or inputs.run  # The one that gradients are taken of.
     unbounded = [name for name in config.attack if not KINDS[name].bounded]
     our_names = [name for name in unbounded if KINDS[name].ours]
     # A user's attack may do without a scale, where the model has none.
     names = our_names or (unbounded if run.config else [])
     scale = run.normalization(names[0]) if names else ()
-    return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
+    info, packed = inputs.info, inputs.run.packed
+    return tuple(plan.make_cells(config, inputs.tasks, info.classes, scale, packed))
 
 
 def _images(count: int, total: int, is_cut: bool) -> str:

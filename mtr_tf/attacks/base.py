@@ -250,9 +250,9 @@ class _Graph:
 
     def _call_concrete(self, function: Any, *arguments: Any) -> tf.Tensor:
         # By hand: plain calls warn of retracing where there are many attacks.
-        with compiling.own_gradients() as set_owner:
+        with compiling.own_gradients() as tie_to:
             concrete = function.get_concrete_function(*arguments)
-            set_owner(function)
+            tie_to(function)
         if id(concrete) not in self._sized:
             self._sized.add(id(concrete))
             self.bytes += compiling.graph_bytes(concrete)

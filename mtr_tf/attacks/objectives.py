@@ -477,7 +477,7 @@ class Unbound:
     @property
     def restricted(self) -> bool:
         """Whether only some of the output pixels are attacked."""
-        return self.pixels is not None or bool(self.classes)
+        return self.recipe.restricted
 
     def bind(self, batch: Batch, own: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.

@@ -40,7 +40,7 @@ _MIN_SHARED = 32  # Fewer examples than this are not worth several processes.
 _AHEAD = 16  # Jobs that each worker may be ahead of the next example to yield.
 
 Arrays = dict[str, np.ndarray | bytes]
-"""Of an example, by name; bytes are kept as they are."""
+"""The arrays of one example by name; bytes are written as they are."""
 Jobs = Sequence[tuple[str, Any]]
 
 
@@ -198,8 +198,10 @@ def _read(path: pathlib.Path) -> Arrays | None:
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
     """Writes a file for `np.load`, several times faster than `savez_compressed`."""
     with (
-        files.whole_file(path) as draft,
-        zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        files.whole_file(path) as temp_path,
+        zipfile.ZipFile(
+            temp_path, "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as archive,
     ):
         for name, array in arrays.items():
             if isinstance(array, bytes):

@@ -404,7 +404,7 @@ class Cell:
         except (TypeError, ValueError):  # Raised by arrays.
             return True
 
-    def check(self, image_shape: Sequence[int], num_classes: int) -> None:
+    def check(self, image_shape: Sequence[int]) -> None:
         """Raises InputError if the attack or the objective cannot be made."""
         if self.threat.channels and self.attack.scale:
             raise InputError(
@@ -414,7 +414,6 @@ class Cell:
         for cell in self.members or (self,):
             if cell.eps:  # At 0 nothing is run, and no step is needed.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
-        del num_classes
         settings = self.objective_settings(*image_shape[:2])
         for name in ("tasks", "spare"):
             settings[name] = TaskSet(self.known[task] for task in settings[name])

@@ -97,12 +97,10 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
         return can_fold(model, names)
     _CHECKED.add(model)
     try:
-        names = [name for name, y in model.output.items() if _is_tensor(y)]
+        all_names = [name for name, y in model.output.items() if _is_tensor(y)]
         with stateless.unchanged(model):
-            references, outputs = (
-                stateless.outputs(model, images),
-                fold(model, names)(images),
-            )
+            references = stateless.outputs(model, images)
+            outputs = fold(model, all_names)(images)
         reason = difference(references, outputs, _tolerance(model))
         reason = reason and f"its outputs differ ({reason})"
     except Exception as error:  # Of any kind; the model itself may still work.

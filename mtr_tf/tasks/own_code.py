@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import sys
 import sysconfig
 import types
@@ -27,7 +28,8 @@ _CHANNELS = 3  # Where a task leaves them to the data.
 _CONTAINERS = (list, dict, set)  # Their content may come from the last call.
 _PLAIN_TYPES = (str, bytes, bool, int, float, complex, types.NoneType)
 _LIBRARY_FOLDERS = [
-    sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
+    os.path.join(sysconfig.get_path(name), "")
+    for name in ("stdlib", "purelib", "platlib")
 ]
 
 
@@ -195,7 +197,7 @@ def _is_library_code(code: Any) -> bool:
     """Whether a function or class is one of an installed library's, or ours."""
     module = str(getattr(code, "__module__", "")).split(".")[0]
     file = str(getattr(sys.modules.get(module), "__file__", None) or "")
-    in_library = any(file.startswith(folder) for folder in _LIBRARY_FOLDERS if folder)
+    in_library = any(file.startswith(folder) for folder in _LIBRARY_FOLDERS)
     return module in ("mtr_tf", "builtins") or in_library
 
 

@@ -183,18 +183,18 @@ def resolve(
     size = config.parsed_crop or source.info.image_shape[:2]
     jit = _jit(config, steps, size, strategy.num_replicas_in_sync)
     return Job(
-        config,
-        workers,
-        source,
-        tasks,
-        columns,
-        examples,
-        steps,
-        augment,
-        learner,
-        best,
-        jit,
-        job_facts,
+        config=config,
+        workers=workers,
+        source=source,
+        tasks=tasks,
+        columns=columns,
+        examples=examples,
+        steps=steps,
+        augment=augment,
+        learner=learner,
+        best=best,
+        jit=jit,
+        facts=job_facts,
     )
 
 

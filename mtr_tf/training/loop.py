@@ -164,11 +164,11 @@ def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
         return functools.partial(steps, iter(batches))
 
     train_steps = compiling.Fallback(make, job.jit, "the training step")
-    alone = job.jit
+    split_first = job.jit
 
     def train(count: tf.Tensor) -> tf.Tensor:
-        nonlocal alone
-        split, alone = alone and count > 1, False
+        nonlocal split_first
+        split, split_first = split_first and count > 1, False
         if not split:
             return train_steps(count)
         return tf.concat([train_steps(tf.constant(1)), train_steps(count - 1)], axis=0)

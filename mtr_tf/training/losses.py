@@ -105,8 +105,8 @@ def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
         total = tf.reduce_sum(weight * pixels, axis=losses.places(mask))
         if norm == "all":
             return total / tf.cast(tf.reduce_prod(tf.shape(mask)[1:]), tf.float32)
-        weights = tf.reduce_sum(weight, axis=losses.places(mask))
-        return tf.math.divide_no_nan(total, weights)
+        weight_sum = tf.reduce_sum(weight, axis=losses.places(mask))
+        return tf.math.divide_no_nan(total, weight_sum)
 
     return _set_name(loss, f"weighted_cross_entropy{_ALL if norm == 'all' else ''}")
 

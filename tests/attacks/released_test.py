@@ -247,7 +247,7 @@ def test_by_name(name, settings):
     np.testing.assert_array_equal(got, want)
     threat = dataclasses.replace(cell.threat, norm="l2")
     with pytest.raises(InputError, match="needs --norm=linf"):
-        dataclasses.replace(cell, threat=threat).check((4, 4, 3), 2)
+        dataclasses.replace(cell, threat=threat).check((4, 4, 3))
     with pytest.raises(InputError, match="Unknown attack in --ensemble"):
         AttackConfig(ckpt="-", ensemble=(name,))
 

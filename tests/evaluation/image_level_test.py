@@ -244,7 +244,7 @@ def test_pixels_are_of_maps_alone():
     )
     (cell,) = make_cells(config, subject.tasks)
     with pytest.raises(InputError, match="no attacked task"):
-        cell.check((SIDE, SIDE, 3), 0)
+        cell.check((SIDE, SIDE, 3))
 
 
 @pytest.mark.slow

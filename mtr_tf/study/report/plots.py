@@ -164,7 +164,7 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
             norm_records, spec=spec, variant=variant, measure=measure, norm=norm
         )
         place = "random output pixels" if measure == "pixels" else "pixels of a block"
-        legend = "Dashes: theory for root mean squares (never less than the mean);  "
+        legend = "Dashes: theory for root mean squares (never less than the mean); "
         dashes = legend if measure == "pixels" else ""
         title = f"{variant}: {norm} gradient norm of n {place}"
         caption = text.capital(f"{dashes}{_seed_list(members)}.")
