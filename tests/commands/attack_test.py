@@ -207,12 +207,12 @@ def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
 
     old_state, settings = state(), SETTINGS | SMALL | {"name": ""}
     config = AttackConfig(ckpt=str(run_directory), **settings)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError) as error:
         attack_job.attack(config)
     assert re.fullmatch(
         rf"{run_directory}/attacks/\S+ cannot be written: .*\. Let results go to a "
         r"folder of yours with --out=DIR, or get permission to write there\.",
-        str(raised.value),
+        str(error.value),
     )
     out = tmp_path / "mine"
     for part in ("1/2", "2/2", ""):

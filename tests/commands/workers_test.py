@@ -215,9 +215,9 @@ def test_a_worker_that_comes_late_with_other_settings_ends_all(flags, tmp_path):
 def free_job() -> str:
     """The number of a job of SLURM whose two ports are free here."""
     for job in range(100, 1000):
-        first = 15_000 + job * 16
+        first_port = 15_000 + job * 16
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in (first, first + 1):
+            for port in (first_port, first_port + 1):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
             return str(job)
     raise AssertionError("no ports are free")

@@ -244,10 +244,7 @@ def test_help_shows_every_flag_with_its_default():
         (("--norandom_start",), dict.fromkeys(("pgd", "mim", "mim_released"), False)),
         (("--random_start",), dict.fromkeys(("pgd", "mim", "mim_released"), True)),
         (("--random_start=false",), {"mim": False, "apgd": False}),
-        (
-            ("--restarts=2",),
-            {"pgd": True, "mim": True},
-        ),  # Otherwise all restarts would be equal.
+        (("--restarts=2",), {"pgd": True, "mim": True}),  # Else all runs are equal.
         (("--random_start", "--attack=fgsm"), {"fgsm": False}),
     ],
 )

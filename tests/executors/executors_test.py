@@ -348,13 +348,13 @@ class Full(futures.Executor):
         is_refused = len(self.given) == self.refused
         if not is_refused:
             self.running.append(futures.Future())
-        last = self.running[-1] if self.running else None
+        future = self.running[-1] if self.running else None
         if len(self.given) > self.refused or (is_refused and self.ends):
             while self.running:
                 self.running.pop().set_result(None)
         if is_refused:
             raise command.Refused("the queue is full.")
-        return last
+        return future
 
 
 def test_a_command_that_is_refused_is_given_again_while_others_run(monkeypatch):
