@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is set before TensorFlow starts, and what a command says when memory runs out."""
+"""What is set before TensorFlow starts, and what commands say when memory runs out."""
 
 from __future__ import annotations
 
