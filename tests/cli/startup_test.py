@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is set before TensorFlow starts, and what a command says without memory."""
+"""What is set before TensorFlow starts, and what commands say when memory runs out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mtr_tf.export import ExportConfig
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with a GPU, and no flags of XLA's."""
+    """A machine with a GPU and without flags of XLA; gives the cache folder."""
     monkeypatch.setattr(startup, "_machine", lambda: "gpu")
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
     monkeypatch.setenv("MTR_TF_CACHE", str(tmp_path / "cache"))
@@ -65,8 +65,8 @@ def test_the_oldest_compiled_code_goes_beyond_a_size(machine, monkeypatch):
         os.utime(file, (10**9 - age,) * 2)
     (machine / "of-another.pb").write_bytes(bytes(1000))
     startup._set_up_cache(False)
-    left = {path.name for path in machine.rglob("*.pb")}
-    assert left == {"new.pb", "old.pb", "of-another.pb"}
+    file_names = {path.name for path in machine.rglob("*.pb")}
+    assert file_names == {"new.pb", "old.pb", "of-another.pb"}
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,15 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
     ],
 )
 def test_too_little_memory_is_one_sentence(error):
-    told = cli_flags.out_of_memory(error, [TrainConfig(batch_size=24)])
-    assert told.count("\n") == 0
-    assert "--batch_size=24. Try --batch_size=12, or" in told
-    told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
-    assert "--batch_size=1. Use smaller images or a smaller --model, or" in told
-    told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size="auto")])
-    assert "Try a number, such as --batch_size=4; use smaller images" in told
+    message = cli_flags.out_of_memory(error, [TrainConfig(batch_size=24)])
+    assert message.count("\n") == 0
+    assert "--batch_size=24. Try --batch_size=12, or" in message
+    message = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
+    assert "--batch_size=1. Use smaller images or a smaller --model, or" in message
+    message = cli_flags.out_of_memory(
+        error, [AttackConfig(ckpt="x", batch_size="auto")]
+    )
+    assert "Try a number, such as --batch_size=4; use smaller images" in message
 
 
 @pytest.mark.parametrize(
@@ -169,25 +171,25 @@ def test_half_of_what_ran_is_advised_in_equal_shares(settings, gpus, told, monke
 
 
 def test_a_command_without_batches_is_told_of_no_flag_that_it_lacks():
-    told = cli_flags.out_of_memory(MemoryError("out of memory"), [ExportConfig()])
-    assert told is not None
-    assert told.startswith("the device has too little memory. ")
-    assert "--" not in told
+    message = cli_flags.out_of_memory(MemoryError("out of memory"), [ExportConfig()])
+    assert message is not None
+    assert message.startswith("the device has too little memory. ")
+    assert "--" not in message
 
 
 def test_lines_are_ours_or_warnings():
-    """Also where the packages of others lie in a folder of that name."""
-    other = "/home/me/mtr_tf/.venv/lib/python3.11/site-packages/tensorflow/a.py"
-    lines = [(startup.__file__, 20), (other, 20), (other, 30)]
-    shown = []
+    """Also if packages of others lie in a folder named mtr_tf."""
+    other_path = "/home/me/mtr_tf/.venv/lib/python3.11/site-packages/tensorflow/a.py"
+    lines = [(startup.__file__, 20), (other_path, 20), (other_path, 30)]
+    results = []
     for file, level in lines:
         record = logging.LogRecord("absl", level, file, 1, "told", (), None)
-        shown.append(bool(cli_flags._PlainHandler().filter(record)))
-    assert shown == [True, False, True]
+        results.append(bool(cli_flags._PlainHandler().filter(record)))
+    assert results == [True, False, True]
 
 
 def test_skipped_steps_are_those_without_an_update():
-    """`Monitor` counts steps less updates: of a scaled loss Keras skips overflows."""
+    """`Monitor` counts steps minus updates: Keras skips overflows of a scaled loss."""
     variable = keras.Variable([1.0])
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     optimizer.build([variable])
@@ -207,9 +209,11 @@ def test_help_needs_no_heavy_library(name):
         "heavy = {'tensorflow', 'numpy', 'scipy', 'matplotlib', 'rich', 'jinja2'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Usage: python -m mtr_tf" in done.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Usage: python -m mtr_tf" in process.stdout
 
 
 def test_comparing_needs_no_tensorflow():
@@ -217,9 +221,9 @@ def test_comparing_needs_no_tensorflow():
 
 
 def test_no_temporary_directory_is_one_sentence(monkeypatch):
-    def none():
+    def fail():
         raise FileNotFoundError(2, "No usable temporary directory found in [...]")
 
-    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
     with pytest.raises(InputError, match=r"No usable .* TMPDIR"):
         startup.import_tensorflow()

@@ -37,28 +37,28 @@ BOTH = pytest.mark.parametrize(
 @pytest.fixture
 def start():
     """Starts a command that does what a body says; waits until it is `ready()`."""
-    started = []
+    processes = []
 
     def make(body, start=process_fixture.start):
         body = textwrap.indent(textwrap.dedent(body), "    ")
         script = COMMAND.format(body=body)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = start([sys.executable, "-c", script], text=True, **pipes)
-        started.append(process)
+        processes.append(process)
         assert process.stdout.readline() == "ready\n"
         return process
 
     yield make
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
 
 def ended(process):
-    """Exit code and last line of what a process said."""
-    said = process.communicate(timeout=30)[1]
-    assert "Traceback" not in said
-    return process.returncode, said.strip().splitlines()[-1]
+    """Waits for the end; returns the exit code and the last line of stderr."""
+    errors = process.communicate(timeout=30)[1]
+    assert "Traceback" not in errors
+    return process.returncode, errors.strip().splitlines()[-1]
 
 
 @BOTH
@@ -98,7 +98,7 @@ def test_the_second_ends_at_once_what_computes_outside_python(start, how, signum
             hashlib.pbkdf2_hmac("sha256", b"", ready() or b"", 10**9)
         """
     )
-    time.sleep(0.5)  # It is in there now.
+    time.sleep(0.5)  # It computes now.
     process.send_signal(signum)
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline().startswith(
@@ -109,9 +109,9 @@ def test_the_second_ends_at_once_what_computes_outside_python(start, how, signum
 
 
 def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
-    """Also where TensorFlow computes, for which reading a pipe in C stands here."""
+    """Also while TensorFlow computes; here, C code that reads a pipe stands for it."""
 
-    def with_a_runner(*arguments, **options):
+    def start_with_pipe(*arguments, **options):
         return process_fixture.start(*arguments, stdin=subprocess.PIPE, **options)
 
     process = start(
@@ -126,11 +126,11 @@ def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
             ready()
             ctypes.CDLL(None).read(read, ctypes.create_string_buffer(1), 1)
         """,
-        with_a_runner,
+        start_with_pipe,
     )
-    time.sleep(0.3)  # It is in there now.
+    time.sleep(0.3)  # It reads now.
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)  # More than lies between the two of one signal.
+    time.sleep(0.3)  # Longer than between two copies of one signal.
     with contextlib.suppress(BrokenPipeError):  # It has ended, on a busy machine.
         process.stdin.write("stop")
         process.stdin.flush()
@@ -139,7 +139,7 @@ def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(start):
-    """As `timeout` sends it: to its child, and to the group that this is in."""
+    """As `timeout` sends it: to its child, and to the process group of the child."""
     process = start(
         """
         stopping._ONE_SIGNAL_SECONDS = 60  # However busy the machine is.
@@ -162,7 +162,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(start):
     ],
 )
 def test_an_error_that_a_signal_leads_to_is_no_error(start, inside, said):
-    """It is explained where it is, if there is something to say there."""
+    """The text of the innermost `saying` explains it, if there is one."""
     process = start(
         f"""
         with {inside}:
@@ -196,18 +196,18 @@ def test_our_sentences_are_told_after_a_signal_as_well(error):
 
 
 def test_what_waits_inside_waits_for_the_outer_end():
-    done = []
+    contexts = []
 
     def work():
         with stopping.later():
-            for how in (stopping.later, stopping.noted):
-                with how():
+            for context in (stopping.later, stopping.noted):
+                with context():
                     signal.raise_signal(signal.SIGINT)
-                done.append(how)
+                contexts.append(context)
 
     with pytest.raises(stopping.Stopped):
         work()
-    assert len(done) == 2
+    assert len(contexts) == 2
     with stopping.handled():
         with stopping.noted():
             signal.raise_signal(signal.SIGINT)
@@ -215,18 +215,18 @@ def test_what_waits_inside_waits_for_the_outer_end():
 
 
 def test_what_is_ignored_in_the_background_still_is(start):
-    def ignoring(*arguments, **options):
+    def start_with_ignore(*arguments, **options):
         ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
         return subprocess.Popen(*arguments, preexec_fn=ignore, **options)
 
-    process = start("ready()\ntime.sleep(0.3)\nprint('done')", ignoring)
+    process = start("ready()\ntime.sleep(0.3)\nprint('done')", start_with_ignore)
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=30)
-    assert (process.returncode, out, said) == (0, "done\n", "")
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "done\n", "")
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         pytest.raises(stopping.Stopped, match="Kept"),
@@ -235,13 +235,13 @@ def test_handlers_are_put_back():
     ):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before[0])
-    assert signal.getsignal(signal.SIGTERM) == before[1]
+    signal.signal(signal.SIGINT, handlers[0])
+    assert signal.getsignal(signal.SIGTERM) == handlers[1]
     assert not stopping.asked()
 
 
 def test_a_handler_of_a_library_gives_way(start):
-    """As TensorFlow's, which it puts in where it joins other processes."""
+    """As TensorFlow's, which it installs when it joins other processes."""
     process = start("""
         import ctypes
         libc = ctypes.CDLL(None)

@@ -145,7 +145,7 @@ def write_run(model: keras.Model, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _unique(folder: pathlib.Path) -> str:
+def _fingerprint(folder: pathlib.Path) -> str:
     return loading.load_run(str(folder)).fingerprint
 
 
@@ -155,7 +155,7 @@ def run_attack(folder: pathlib.Path, **changes) -> list[dict]:
     results = (
         folder
         / "attacks"
-        / (config.name or attack_job.default_name(config, _unique(folder)))
+        / (config.name or attack_job.default_name(config, _fingerprint(folder)))
     )
     return json.loads((results / "results.json").read_text())
 
@@ -178,24 +178,26 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
 
     assert len(records) == 2 * (3 + 4)  # Radii; metrics of seg and of depth.
     assert all(record["n"] == 11 for record in records)
-    alone = [r for r in records if r["task"] == "seg"]
-    losses = [r["attacked_value"] for r in alone if r["metric"] == "loss"]
-    clean = next(r["clean"] for r in alone if r["metric"] == "loss")
+    seg_records = [r for r in records if r["task"] == "seg"]
+    losses = [r["attacked_value"] for r in seg_records if r["metric"] == "loss"]
+    clean = next(r["clean"] for r in seg_records if r["metric"] == "loss")
     assert [clean, *losses] == sorted({clean, *losses})  # Each radius raises it more.
-    assert all(r["relative_vulnerability"] > 0 for r in alone if r["metric"] == "loss")
+    assert all(
+        r["relative_vulnerability"] > 0 for r in seg_records if r["metric"] == "loss"
+    )
 
     # The same command again: no model is called, nothing changes.
-    before, text = cell_times(folder), (folder / "results.json").read_bytes()
+    times, text = cell_times(folder), (folder / "results.json").read_bytes()
     monkeypatch.setattr(sweep, "Evaluator", None)
     assert run_attack(run_directory, **settings) == records
-    assert cell_times(folder) == before
+    assert cell_times(folder) == times
     assert (folder / "results.json").read_bytes() == text
 
 
 def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
     run_directory, tmp_path, unplotted
 ):
-    (run_directory / "attacks").write_text("")  # So nothing can be written there.
+    (run_directory / "attacks").write_text("")  # Nothing can be written there.
 
     def state():
         return {
@@ -203,40 +205,40 @@ def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
             for path in (run_directory, *run_directory.rglob("*"))
         }
 
-    before, small = state(), SETTINGS | SMALL | {"name": ""}
-    config = AttackConfig(ckpt=str(run_directory), **small)
-    with pytest.raises(InputError) as raised:
+    old_state, settings = state(), SETTINGS | SMALL | {"name": ""}
+    config = AttackConfig(ckpt=str(run_directory), **settings)
+    with pytest.raises(InputError) as error:
         attack_job.attack(config)
     assert re.fullmatch(
         rf"{run_directory}/attacks/\S+ cannot be written: .*\. Let results go to a "
         r"folder of yours with --out=DIR, or get permission to write there\.",
-        str(raised.value),
+        str(error.value),
     )
-    mine = tmp_path / "mine"
+    out = tmp_path / "mine"
     for part in ("1/2", "2/2", ""):
-        attack_job.attack(dataclasses.replace(config, out=str(mine), part=part))
-    made = {path.name for path in mine.iterdir()}
-    assert {"results.json", "settings.json", "cells"} <= made
-    assert len(json.loads((mine / "results.json").read_text())) == 2 * (3 + 4)
-    cells = cell_times(mine)
-    attack_job.attack(dataclasses.replace(config, out=str(mine)))
-    assert cell_times(mine) == cells
-    assert state() == before
-    for other in (run_directory, run_directory / "model.keras"):
+        attack_job.attack(dataclasses.replace(config, out=str(out), part=part))
+    names = {path.name for path in out.iterdir()}
+    assert {"results.json", "settings.json", "cells"} <= names
+    assert len(json.loads((out / "results.json").read_text())) == 2 * (3 + 4)
+    cells = cell_times(out)
+    attack_job.attack(dataclasses.replace(config, out=str(out)))
+    assert cell_times(out) == cells
+    assert state() == old_state
+    for path in (run_directory, run_directory / "model.keras"):
         with pytest.raises(InputError, match="--out must be a new folder, or one of"):
-            attack_job.resolve(dataclasses.replace(config, out=str(other)))
-    model = side_by_side.read([str(mine)])
-    assert [each.label for each in model] == ["mine"]
-    origin = json.loads((mine / "settings.json").read_text())
+            attack_job.resolve(dataclasses.replace(config, out=str(path)))
+    attacked_models = side_by_side.read([str(out)])
+    assert [model.label for model in attacked_models] == ["mine"]
+    origin = json.loads((out / "settings.json").read_text())
     assert (
         origin["train"]
         == json.loads((run_directory / "config.json").read_text())["train"]
     )
-    (mine / "settings.json").write_text(json.dumps({"model_fingerprint": "another"}))
-    kept = (mine / "results.json").read_bytes()
+    (out / "settings.json").write_text(json.dumps({"model_fingerprint": "another"}))
+    content = (out / "results.json").read_bytes()
     with pytest.raises(InputError, match="holds those of another model, or of other"):
-        attack_job.attack(dataclasses.replace(config, out=str(mine)))
-    assert (mine / "results.json").read_bytes() == kept
+        attack_job.attack(dataclasses.replace(config, out=str(out)))
+    assert (out / "results.json").read_bytes() == content
 
 
 @pytest.mark.slow
@@ -244,34 +246,34 @@ def test_images_that_no_attack_moved_are_told_in_each_record(
     run_directory, trained, unplotted
 ):
     """Outputs that do not depend on the image have no gradient to follow."""
-    blind = keras.models.clone_model(trained)
-    for weight in blind.weights:
+    model = keras.models.clone_model(trained)
+    for weight in model.weights:
         weight.assign(tf.zeros_like(weight))
-    blind.save(run_directory / "model.keras")
-    told = "on seg at eps 2 left 11 of 11 images unchanged. This does not mean"
+    model.save(run_directory / "model.keras")
+    warning = "on seg at eps 2 left 11 of 11 images unchanged. This does not mean"
     settings = {"attack": ("fgsm", "pgd"), "eps": (0.0, 2.0), "attack_tasks": ("seg",)}
     config = AttackConfig(ckpt=str(run_directory), **SETTINGS | settings)
-    assert told in attack_job.attack(config)
+    assert warning in attack_job.attack(config)
     folder = run_directory / "attacks" / "test"
     records = json.loads((folder / "results.json").read_text())
     assert {record["attack"] for record in records} == {"fgsm", "pgd"}
     for record in records:
-        found = " ".join(record["warnings"])
-        assert (told in found) == (record["eps"] > 0), record
+        warnings = " ".join(record["warnings"])
+        assert (warning in warnings) == (record["eps"] > 0), record
 
 
 @pytest.mark.slow
 def test_a_task_without_any_target_is_told(run_directory, monkeypatch, unplotted):
-    void = {"seg": np.zeros((11, SIZE, SIZE), bool)}
-    source = Source(INFO, lambda split: dataclasses.replace(blobs(split), masks=void))
+    masks = {"seg": np.zeros((11, SIZE, SIZE), bool)}
+    source = Source(INFO, lambda split: dataclasses.replace(blobs(split), masks=masks))
     monkeypatch.setitem(data.DATASETS, "blobs", lambda **options: source)
     settings = {"attack": ("fgsm",), "eps": (2.0,), "attack_tasks": ("depth",)}
     config = AttackConfig(ckpt=str(run_directory), **SETTINGS | settings)
-    told = "seg has no target in any of the 11 images"
-    assert told in attack_job.attack(config)
+    warning = "seg has no target in any of the 11 images"
+    assert warning in attack_job.attack(config)
     records = json.loads((run_directory / "attacks/test/results.json").read_text())
     for record in records:
-        assert told in " ".join(record["warnings"])
+        assert warning in " ".join(record["warnings"])
         assert (record["clean"] is None) == (record["task"] == "seg")
 
 
@@ -280,28 +282,30 @@ def test_data_that_have_changed_since_the_training_are_told(run_directory):
     run = loading.load_run(str(run_directory))
     content = json.loads((run_directory / "config.json").read_text())
 
-    def told(source=open_blobs(), config=config, **before):  # noqa: B008
+    def changes(source=open_blobs(), config=config, **old_facts):  # noqa: B008
         facts = job.data_facts(open_blobs(), 32)
-        facts = {split: facts[split] | before.get(split, {}) for split in facts}
+        facts = {split: facts[split] | old_facts.get(split, {}) for split in facts}
         files.write_json(run_directory / "config.json", content | {"data": facts})
         return loading.data_changes(config, run, source)
 
     assert loading.data_changes(config, run, open_blobs()) == []  # Of an older run.
-    assert told() == []
-    (said,) = told(train={"examples": 30}, validation={"means": [0.1, 0.2]})
-    assert "(train had 30 examples and has 32; the first or last image of val" in said
-    assert "trained on images of validation" in said
-    larger = dataclasses.replace(config, image_size="32")  # Has other means.
-    assert told(config=larger, validation={"means": [0.1, 0.2]}) == []
-    other = dataclasses.replace(INFO, name="others")
-    assert told(Source(other, blobs), train={"examples": 30}) == []
-    told(validation={"examples": 10})
-    (first, *_) = attack_job.resolve(config).warnings
-    assert "validation had 10 examples and has 11" in first
+    assert changes() == []
+    (sentence,) = changes(train={"examples": 30}, validation={"means": [0.1, 0.2]})
+    assert (
+        "(train had 30 examples and has 32; the first or last image of val" in sentence
+    )
+    assert "trained on images of validation" in sentence
+    large_config = dataclasses.replace(config, image_size="32")  # Has other means.
+    assert changes(config=large_config, validation={"means": [0.1, 0.2]}) == []
+    other_info = dataclasses.replace(INFO, name="others")
+    assert changes(Source(other_info, blobs), train={"examples": 30}) == []
+    changes(validation={"examples": 10})
+    (warning, *_) = attack_job.resolve(config).warnings
+    assert "validation had 10 examples and has 11" in warning
     for means in (["a", 0.1], [None, 0.1], [[0.1], 0.1], [], 0.1, {"a": 0.1}):
         with pytest.raises(InputError, match=r"two numbers, or null, as the means of"):
-            told(validation={"means": means})
-    assert told(validation={"means": None}) == []
+            changes(validation={"means": means})
+    assert changes(validation={"means": None}) == []
 
 
 @pytest.mark.slow
@@ -336,10 +340,12 @@ def test_intervals_are_over_groups_where_there_are_some(
         units = resampling.Units(np.arange(11) % 4, "")
         expected = intervals.of_metric(metric, rows, units, seed=0)
         np.testing.assert_allclose(record["attacked_interval"], expected)
-    said = "intervals: 95 %, over 4 buildings"
+    sentence = "intervals: 95 %, over 4 buildings"
     if buildings == 2:
-        said = "no intervals: they need 3 or more to draw from, but there are 2 build"
-    assert said in text
+        sentence = (
+            "no intervals: they need 3 or more to draw from, but there are 2 build"
+        )
+    assert sentence in text
 
 
 @pytest.mark.slow
@@ -362,20 +368,20 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(
         run_attack(run_directory, **settings, name="cut")
     folder = run_directory / "attacks" / "cut"
     assert not (folder / "results.json").exists()
-    kept = cell_times(folder)
-    assert len(kept) == 4  # Two files each.
+    times = cell_times(folder)
+    assert len(times) == 4  # Two files each.
     assert run_attack(run_directory, **settings, name="cut") == expected
     assert len(calls) == 3 + 1
-    whole = run_directory / "attacks" / "whole"
+    whole_folder = run_directory / "attacks" / "whole"
     for name in ("results.json", "results.csv"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    assert cell_times(folder).items() >= kept.items()
+        assert (folder / name).read_bytes() == (whole_folder / name).read_bytes(), name
+    assert cell_times(folder).items() >= times.items()
 
     for record in expected:
         if record["eps"] == 0:
             assert record["attacked_value"] == record["clean"]
 
-    # A truncated file, and pictures that are none: done again, with the same result.
+    # A truncated file and damaged pictures are done again, with the same result.
     first, second, *_ = folder.glob("cells/*.json")
     first.write_text(first.read_text()[:50])
     second.with_suffix(".npz").write_bytes(b"PK\3\4")
@@ -387,17 +393,18 @@ def test_other_settings_other_data_other_weights_make_other_cells(run_directory)
     base = AttackConfig(ckpt=str(run_directory), **SETTINGS)
     cell = plan.make_cells(base, TASKS)[0]
     columns = blobs("validation")
-    changed = Columns(columns.images, {**columns.targets}, {})
-    changed.targets["depth"] = columns.targets["depth"] + np.float32(1e-3)
+    other_depth = Columns(columns.images, {**columns.targets}, {})
+    other_depth.targets["depth"] = columns.targets["depth"] + np.float32(1e-3)
     fingerprint = cell_store.data_fingerprint
     assert fingerprint(columns, 5) == fingerprint(blobs("validation"), 5)
     assert fingerprint(columns, 5) != fingerprint(columns, 6)
-    assert fingerprint(columns, 5) != fingerprint(changed, 5)
-    aims = Columns(columns.images, {**columns.targets}, {})
-    aims.targets["seg"] = columns.targets["seg"].copy()
-    aims.targets["seg"][5] = 1 - aims.targets["seg"][5]  # What image 0 is to become.
-    assert fingerprint(aims, 5) == fingerprint(columns, 5)
-    assert fingerprint(aims, 5, True) != fingerprint(columns, 5, True)
+    assert fingerprint(columns, 5) != fingerprint(other_depth, 5)
+    other_seg = Columns(columns.images, {**columns.targets}, {})
+    other_seg.targets["seg"] = columns.targets["seg"].copy()
+    # The target of a targeted attack on image 0.
+    other_seg.targets["seg"][5] = 1 - other_seg.targets["seg"][5]
+    assert fingerprint(other_seg, 5) == fingerprint(columns, 5)
+    assert fingerprint(other_seg, 5, True) != fingerprint(columns, 5, True)
     assert fingerprint(columns, 11, True) == fingerprint(columns, 11)
     folder = pathlib.Path("unused")
     names = {
@@ -413,9 +420,9 @@ def test_examples_are_saved_as_they_are(run_directory, unplotted):
     run_attack(run_directory, **settings)
     run_attack(run_directory, **settings, save_examples=5)  # Done again, to save.
     folder = run_directory / "attacks" / "test" / "examples"
-    saved = {path.name.rpartition("_")[0]: path for path in folder.glob("*.npz")}
-    assert set(saved) == {"clean", "fgsm_seg+depth_eps4"}
-    with np.load(saved["fgsm_seg+depth_eps4"]) as arrays:
+    paths = {path.name.rpartition("_")[0]: path for path in folder.glob("*.npz")}
+    assert set(paths) == {"clean", "fgsm_seg+depth_eps4"}
+    with np.load(paths["fgsm_seg+depth_eps4"]) as arrays:
         columns = blobs("validation")
         np.testing.assert_allclose(arrays["image"], columns.images[:5] / 255, 1e-6)
         change = np.abs(arrays["adversarial"] - arrays["image"])
@@ -424,18 +431,18 @@ def test_examples_are_saved_as_they_are(run_directory, unplotted):
 
 
 def check_rows(folder, records):
-    """Each record's files hold the rows that its values are of."""
+    """Asserts that the files of each record hold the rows of its values."""
     for record in records:
-        known = {m.name: m for m in tasks_lib.TASKS[record["task"]].metrics}
-        for file, value in (("rows", "attacked_value"), ("clean_rows", "clean")):
+        metrics = {m.name: m for m in tasks_lib.TASKS[record["task"]].metrics}
+        for file, field in (("rows", "attacked_value"), ("clean_rows", "clean")):
             with np.load(folder / record[file]) as arrays:
                 rows = arrays[f"row/{record['task']}/{record['metric']}"]
-            found = float(known[record["metric"]].value(rows.sum(axis=0)))
-            assert found == pytest.approx(record[value], rel=1e-5)
+            value = float(metrics[record["metric"]].value(rows.sum(axis=0)))
+            assert value == pytest.approx(record[field], rel=1e-5)
 
 
 def a_job(cells=(), **settings) -> attack_job.Job:
-    """All that says of attacks what is shown with them."""
+    """A job with all that titles, details and printed measures depend on."""
     subject = types.SimpleNamespace(
         info=types.SimpleNamespace(name="blobs"),
         units=types.SimpleNamespace(over="images"),
@@ -477,17 +484,17 @@ def a_job(cells=(), **settings) -> attack_job.Job:
 )
 def test_lengths_that_look_as_if_of_images_from_0_to_1_are_told(settings, said):
     config = AttackConfig(ckpt="x", **settings)
-    found = [*resolving._small_radii(config), *resolving._small_steps(config)]
-    assert len(found) == bool(said)
-    assert all(re.search(said, sentence) for sentence in found)
+    sentences = [*resolving._small_radii(config), *resolving._small_steps(config)]
+    assert len(sentences) == bool(said)
+    assert all(re.search(said, sentence) for sentence in sentences)
 
 
 def test_titles_say_on_which_model_and_which_part_of_the_output():
-    usual, _ = a_job().title.split("\n")
-    assert usual == "runs/a on 3 images of blobs validation"
+    prefix, _ = a_job().title.split("\n")
+    assert prefix == "runs/a on 3 images of blobs validation"
     part = {"attack_classes": ("ball", "wall"), "attack_block": "4x4"}
-    said = a_job(source_ckpt="runs/b", targets="own", **part).title.split("\n")[0]
-    assert said.removeprefix(usual) == (
+    title = a_job(source_ckpt="runs/b", targets="own", **part).title.split("\n")[0]
+    assert title.removeprefix(prefix) == (
         ", agreement with the model's own clean outputs (--targets=own); attacked "
         "images made on runs/b; output pixels 4x4 attacked; only pixels of ball, wall "
         "attacked; metrics over all pixels"
@@ -502,17 +509,17 @@ def test_titles_say_which_tasks_a_part_of_the_output_is_of():
     tasks = ("seg", "depth")
     config = AttackConfig(ckpt="runs/a", **settings)
     cells = tuple(plan.make_cells(config, tasks, ("wall", "ball")))
-    over = "; metrics over all pixels"
+    suffix = "; metrics over all pixels"
     assert a_job(cells, **settings).details == (
-        f"only pixels of ball attacked (of seg; depth everywhere){over}"
+        f"only pixels of ball attacked (of seg; depth everywhere){suffix}"
     )
     tasks = ("seg", *(f"depth{number}" for number in range(4)))
-    known = tasks_lib.task_set([tasks_lib.Task(t, kind="numbers") for t in tasks[1:]])
-    many = tasks_lib.TaskSet((tasks_lib.TASKS["seg"], *known.values()))
-    many_cells = tuple(plan.make_cells(config, many, ("wall", "ball")))
+    records = tasks_lib.task_set([tasks_lib.Task(t, kind="numbers") for t in tasks[1:]])
+    many_tasks = tasks_lib.TaskSet((tasks_lib.TASKS["seg"], *records.values()))
+    many_cells = tuple(plan.make_cells(config, many_tasks, ("wall", "ball")))
     assert "(of seg; the others everywhere)" in a_job(many_cells, **settings).details
-    of_pixels = {"attack_tasks": ("all",), "attack_pixels": 5}
-    assert a_job(cells, **of_pixels).details == f"5 output pixels attacked{over}"
+    pixel_settings = {"attack_tasks": ("all",), "attack_pixels": 5}
+    assert a_job(cells, **pixel_settings).details == f"5 output pixels attacked{suffix}"
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "text"])
@@ -520,40 +527,40 @@ def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form)
     monkeypatch.setattr(job_lib.measure_files, "write", lambda *arguments: "TABLE")
     records = [{"quantity": "rise", "value": 0.5}]
     settings = types.SimpleNamespace(measures=("first_order",), of_channels={})
-    both, alone = (
+    joint_text, text = (
         a_job(cells, format=form)._write_measures(settings, records)
         for cells in (("an attack",), ())
     )
     if form == "text":
-        assert both == alone
-        assert "TABLE" in alone
+        assert joint_text == text
+        assert "TABLE" in text
         return
-    assert not both
+    assert not joint_text
     table = Results("", [], records).table(form)
-    assert table == alone
+    assert table == text
     if form == "json":
-        assert json.loads(alone) == records
+        assert json.loads(text) == records
     else:
-        assert alone.splitlines() == ["quantity,value", "rise,0.5"]
+        assert text.splitlines() == ["quantity,value", "rise,0.5"]
 
 
 def test_without_labels_numbers_are_painted_as_far_as_clean_outputs_reach():
     columns = dataclasses.replace(blobs("validation"), masks={})
     columns.targets["depth"][:2, :2] = np.nan
     tasks = tasks_lib.task_set(TASKS)
-    for known, expected in (({}, None), ({"depth": (0.0, 9.0)}, (0.0, 9.0))):
-        info = dataclasses.replace(INFO, ranges=known)
-        found = resolving._with_ranges(info, columns, tasks).ranges
-        assert set(found) == {"depth"}
+    for ranges, expected in (({}, None), ({"depth": (0.0, 9.0)}, (0.0, 9.0))):
+        info = dataclasses.replace(INFO, ranges=ranges)
+        new_ranges = resolving._with_ranges(info, columns, tasks).ranges
+        assert set(new_ranges) == {"depth"}
         depths = np.nanpercentile(columns.targets["depth"], (2, 98))
-        assert found["depth"] == (expected or pytest.approx(tuple(depths)))
+        assert new_ranges["depth"] == (expected or pytest.approx(tuple(depths)))
 
 
 @pytest.mark.slow
 def test_objectives_transfer_and_the_worst(
     run_directory, tmp_path, unplotted, monkeypatch
 ):
-    """Of every kind of setting one, and the orders that must hold between them."""
+    """One setting of each kind, and the orders that must hold between losses."""
     folder = run_directory / "attacks" / "test"
     settings = {"attack_tasks": ("seg",), "eps": (8.0,), "steps": 4, "queries": 10}
 
@@ -567,34 +574,34 @@ def test_objectives_transfer_and_the_worst(
         }
 
     attack = ("pgd", "worst")
-    found = losses(attack=attack, ensemble=("pgd", "square"), attack_tasks=("s+d",))
-    clean, pgd = found["pgd"]
-    assert found["worst"][1] >= pgd * 0.9 > clean * 0.9
-    assert set(found) == set(attack)
-    found = losses(attack_loss=("own", "js"), balance=("sum", "dgba"))
-    assert set(found) == {"pgd", "pgd-js"}  # One task: nothing to balance.
-    found = losses(attack_loss=("js",), balance=("dgba",), attack_tasks=("s+d",))
-    assert set(found) == {"pgd-js-dgba"}
+    by_attack = losses(attack=attack, ensemble=("pgd", "square"), attack_tasks=("s+d",))
+    clean, pgd = by_attack["pgd"]
+    assert by_attack["worst"][1] >= pgd * 0.9 > clean * 0.9
+    assert set(by_attack) == set(attack)
+    by_attack = losses(attack_loss=("own", "js"), balance=("sum", "dgba"))
+    assert set(by_attack) == {"pgd", "pgd-js"}  # One task: nothing to balance.
+    by_attack = losses(attack_loss=("js",), balance=("dgba",), attack_tasks=("s+d",))
+    assert set(by_attack) == {"pgd-js-dgba"}
     assert len(list(folder.glob("events*"))) == 1
-    found = losses(attack_classes=("ball",), attack_block="4x4", fast=True)
-    assert found["pgd"][1] > clean
-    in_bfloat16 = losses(fast=True)["pgd"][1]
+    by_attack = losses(attack_classes=("ball",), attack_block="4x4", fast=True)
+    assert by_attack["pgd"][1] > clean
+    bfloat16_loss = losses(fast=True)["pgd"][1]
     with monkeypatch.context() as patch:  # As on a V100.
         patch.setattr(folding, "half_type", lambda: "float16")
-        in_float16 = losses(fast=True)["pgd"][1]
-    saved = json.loads((folder / "results.json").read_text())
-    assert {record["fast"] for record in saved} == {"float16"}
-    assert in_float16 == pytest.approx(in_bfloat16, rel=0.02)
+        float16_loss = losses(fast=True)["pgd"][1]
+    saved_records = json.loads((folder / "results.json").read_text())
+    assert {record["fast"] for record in saved_records} == {"float16"}
+    assert float16_loss == pytest.approx(bfloat16_loss, rel=0.02)
 
-    other = models.build("tiny", TASKS, INFO.image_shape, 2, seed=9)
-    other.save(tmp_path / "other.keras")
-    transferred = losses(source_ckpt=str(tmp_path / "other.keras"))
-    assert abs(transferred["pgd"][1] - clean) < 0.5 * (pgd - clean)
+    other_model = models.build("tiny", TASKS, INFO.image_shape, 2, seed=9)
+    other_model.save(tmp_path / "other.keras")
+    transfer = losses(source_ckpt=str(tmp_path / "other.keras"))
+    assert abs(transfer["pgd"][1] - clean) < 0.5 * (pgd - clean)
 
     records = run_attack(run_directory, **settings | {"targeted": True})
-    wanted = next(r for r in records if (r["task"], r["metric"]) == ("seg", "loss"))
-    assert wanted["attack"] == "pgd-targeted"
-    assert wanted["wanted_value"] < wanted["wanted_clean"]
+    record = next(r for r in records if (r["task"], r["metric"]) == ("seg", "loss"))
+    assert record["attack"] == "pgd-targeted"
+    assert record["wanted_value"] < record["wanted_clean"]
 
 
 MEAN, STD = (0.45, 0.5, 0.6), (0.02, 0.04, 0.05)
@@ -613,22 +620,22 @@ def test_the_released_scale_is_that_of_the_attacked_model(tmp_path, unplotted):
         num_examples=4,
         save_examples=4,
     )
-    warned = {r["attack"]: r["warnings"] for r in records}
-    assert "does not stay within eps" not in "".join(warned["pgd_released_start"])
-    # 255 (.6 - .05) levels: what black would move by.
+    warnings = {r["attack"]: r["warnings"] for r in records}
+    assert "does not stay within eps" not in "".join(warnings["pgd_released_start"])
+    # Black would move by 255 (.6 - .05) levels.
     for name in ("pgd_released", "pgd_released_scale"):
-        assert "up to 140 levels" in "".join(warned[name])
+        assert "up to 140 levels" in "".join(warnings[name])
         (path,) = folder.glob(f"attacks/test/examples/{name}_seg_*.npz")
         with np.load(path) as arrays:
-            x, moved = arrays["image"], arrays["adversarial"]
+            x, adversarial = arrays["image"], arrays["adversarial"]
         radius = 2 * 4 / 255 * np.array(STD)
-        # Far from the mean all is fixed: by the formulas in `attacks.released`.
-        for far, ends in (
+        # Far from the mean, the formulas in `attacks.released` fix the result.
+        for mask, expected in (
             (x > np.add(MEAN, STD) + radius, x - radius),
             (x < np.subtract(MEAN, STD) - radius, np.subtract(MEAN, STD) + 0 * x),
         ):
-            assert far.any()
-            np.testing.assert_allclose(moved[far], ends[far], atol=1e-6)
+            assert mask.any()
+            np.testing.assert_allclose(adversarial[mask], expected[mask], atol=1e-6)
     (path,) = folder.glob("attacks/test/examples/pgd_released_start_seg_*.npz")
     with np.load(path) as arrays:
         change = np.abs(arrays["adversarial"] - arrays["image"])
@@ -691,8 +698,8 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
     lengths = np.sqrt((change**2).sum(axis=(1, 2, 3)))
     assert (lengths <= 0.5 + 1e-6).all()
     assert lengths.max() > 0.3
-    precise = run_attack(run_directory, **settings | {"precision": "own"})
-    assert precise != records
+    precise_records = run_attack(run_directory, **settings | {"precision": "own"})
+    assert precise_records != records
 
 
 @pytest.mark.parametrize(
@@ -788,25 +795,25 @@ def start(*flags: str) -> subprocess.CompletedProcess:
 def test_help_is_quick_and_shows_every_flag():
     import resource
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = start("--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert done.returncode == 0
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = start("--help")
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+    assert process.returncode == 0
     assert seconds < 0.5
     for name, default in AttackConfig(ckpt="x").to_dict().items():
-        assert f"  --{name}=" in done.stdout
+        assert f"  --{name}=" in process.stdout
         if name not in ("ckpt",) and not isinstance(default, list):
             default = str(default).lower() if isinstance(default, bool) else default
             default = "not given" if default is None else default
-            assert f"  --{name}={default}\n" in done.stdout
+            assert f"  --{name}={default}\n" in process.stdout
 
 
 def test_the_binary_answers_a_mistake_in_one_line():
-    done = start("--ckpt=runs/none", "--eps=-3")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: --eps")
-    assert done.stderr.count("\n") == 1
+    process = start("--ckpt=runs/none", "--eps=-3")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("error: --eps")
+    assert process.stderr.count("\n") == 1
 
 
 INTERRUPTED = """
@@ -837,8 +844,8 @@ def test_ctrl_c_says_what_is_kept(run_directory, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    *_, last = errors.decode().strip().splitlines()
-    assert re.match(r"stopped by Ctrl-C\. \d of 10 evaluations are finished", last)
+    *_, line = errors.decode().strip().splitlines()
+    assert re.match(r"stopped by Ctrl-C\. \d of 10 evaluations are finished", line)
     assert "Traceback" not in errors.decode()
     assert not (run_directory / "attacks" / "cut" / "results.json").exists()
 
@@ -850,7 +857,7 @@ SMALL = {"attack": ("fgsm",), "attack_tasks": ("all",), "eps": (1.0, 8.0)}
 
 
 def rows_of(records):
-    """The records without what says where and when they were made."""
+    """The records without the paths of their rows and their times."""
     return [{k: v for k, v in r.items() if k not in ("rows", "time")} for r in records]
 
 
@@ -865,44 +872,44 @@ def whole(trained, tmp_path_factory):
 def test_parts_finish_what_the_whole_then_finds(
     run_directory, whole, monkeypatch, unplotted
 ):
-    ran = []
-    real = sweep.make_evaluator
+    cells = []
+    make_evaluator = sweep.make_evaluator
 
-    def counted(subject, cell, *arguments, **options):
-        ran.append(cell)
-        return real(subject, cell, *arguments, **options)
+    def count_cell(subject, cell, *arguments, **options):
+        cells.append(cell)
+        return make_evaluator(subject, cell, *arguments, **options)
 
-    monkeypatch.setattr(sweep, "make_evaluator", counted)
+    monkeypatch.setattr(sweep, "make_evaluator", count_cell)
     folder = run_directory / "attacks" / "parted"
     fields = SETTINGS | SMALL | {"name": "parted"}
     config = AttackConfig(ckpt=str(run_directory), **fields)
     for part in ("2/2", "1/2", "2/2"):
-        said = attack_job.attack(dataclasses.replace(config, part=part))
-        assert said == f"part {part} is finished; its results are in {folder}"
+        sentence = attack_job.attack(dataclasses.replace(config, part=part))
+        assert sentence == f"part {part} is finished; its results are in {folder}"
     assert not (folder / "results.json").exists()
-    before = len(ran)
-    parted = run_attack(run_directory, name="parted", **SMALL)
-    assert len(ran) == before
-    assert rows_of(parted) == whole
+    count = len(cells)
+    records = run_attack(run_directory, name="parted", **SMALL)
+    assert len(cells) == count
+    assert rows_of(records) == whole
 
 
 def test_parts_are_a_partition_and_none_is_much_longer(run_directory):
     job = attack_job.resolve(
         AttackConfig(ckpt=str(run_directory), **SETTINGS | {"attack": ("pgd", "fgsm")})
     )
-    every = sweep.evaluations(job.cells)
-    assert len(every) == 1 + len(job.cells)
-    for count in (1, 2, 5, len(every), len(every) + 2):
-        parts = sweep.parts(every, count)
+    evaluations = sweep.evaluations(job.cells)
+    assert len(evaluations) == 1 + len(job.cells)
+    for count in (1, 2, 5, len(evaluations), len(evaluations) + 2):
+        parts = sweep.parts(evaluations, count)
         assert len(parts) == count
-        assert sorted(map(str, every)) == sorted(str(c) for p in parts for c in p)
+        assert sorted(map(str, evaluations)) == sorted(str(c) for p in parts for c in p)
         sums = [sum(c.passes if c else 1 for c in part) for part in parts]
-        longest = max(cell.passes for cell in job.cells)
-        assert max(sums) <= sum(sums) / count + longest
+        most_passes = max(cell.passes for cell in job.cells)
+        assert max(sums) <= sum(sums) / count + most_passes
 
 
 class AtOnce(futures.Executor):
-    """Runs what it is given before it returns."""
+    """Runs each function before `submit` returns."""
 
     def submit(self, fn, /, *args):
         future = futures.Future()
@@ -912,16 +919,16 @@ class AtOnce(futures.Executor):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Commands of executors run in this process; the arguments of those that ran."""
-    ran = []
+    """Runs commands of executors in this process; lists the arguments of each."""
+    argument_lists = []
 
-    def run(given):
-        ran.append(given.arguments)
+    def run(part_command):
+        argument_lists.append(part_command.arguments)
         values = absl_flags.FlagValues()
         cli_flags.define(AttackConfig, values)
-        values(list(given.arguments))
+        values(list(part_command.arguments))
         config = cli_flags.read(AttackConfig, values)
-        if config.part.startswith("2/") and len(ran) < 3:
+        if config.part.startswith("2/") and len(argument_lists) < 3:
             return command.Ended(1, 1.0, "no memory", {}, "here")
         assert config.strategy == "one_device"
         # A second strategy in one process can stop TensorFlow's input for good.
@@ -931,7 +938,7 @@ def here(monkeypatch):
     engine = executors.Engine(AtOnce(), 2, 2)
     monkeypatch.setattr(executors, "create", lambda *arguments: engine)
     monkeypatch.setattr(command, "run", run)
-    return ran
+    return argument_lists
 
 
 @pytest.mark.slow
@@ -943,12 +950,12 @@ def test_an_executor_runs_parts_and_says_which_failed(
         run_attack(run_directory, **fields)
     assert not (run_directory / "attacks" / "spread" / "results.json").exists()
     assert rows_of(run_attack(run_directory, **fields)) == whole
-    done = len(here)
-    assert done == 3  # The part that had failed was repeated alone.
+    count = len(here)
+    assert count == 3  # The part that had failed was repeated alone.
     assert "--name=spread" in here[-1]
     assert "--part=2/2" in here[-1]
     run_attack(run_directory, **fields)
-    assert len(here) == done
+    assert len(here) == count
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def write(run, records):
 
 @pytest.fixture
 def runs(tmp_path):
-    alone = [
+    seg_records = [
         record(e, ["seg"], "seg", m, c, v)
         for e, m, c, v in (
             (2, "miou", 0.5, 0.25),
@@ -51,13 +51,13 @@ def runs(tmp_path):
             (1, "loss", 1.0, 2.0),
         )
     ]
-    both = [
-        *alone,
+    all_records = [
+        *seg_records,
         record(1, ["depth"], "depth", "loss", 3.0, 7.0),
         record(1, ["seg", "depth"], "seg", "loss", 1.0, 1.5),
         record(1, ["seg", "depth"], "depth", "loss", 3.0, 6.0),
     ]
-    return write(tmp_path / "a", alone), write(tmp_path / "b", both)
+    return write(tmp_path / "a", seg_records), write(tmp_path / "b", all_records)
 
 
 def lines_of(text):
@@ -70,13 +70,13 @@ def test_tables(runs, capsys, tmp_path):
     text = capsys.readouterr().out
     lines = lines_of(text)
     assert "seg miou" in text.splitlines()[0]
-    how = "(linf, eps: levels of 0-255; 7 images of rooms validation"
-    assert f"pgd on seg alone {how}" in text
+    settings = "(linf, eps: levels of 0-255; 7 images of rooms validation"
+    assert f"pgd on seg alone {settings}" in text
     assert "b, pgd (linf, eps: levels of 0-255): rise of each task's loss" in text
-    both = ["0.375", "(0.365-0.385)"] * 2
+    values = ["0.375", "(0.365-0.385)"] * 2
     assert ["eps", "a", "b"] in lines
     assert ["clean", *["0.500", "(0.490-0.510)"] * 2] in lines
-    assert ["1", *both] in lines
+    assert ["1", *values] in lines
     # Joint against single rise: (1.5 - 1) / (2 - 1) and (6 - 3) / (7 - 3).
     assert ["1", "seg+depth", "0.50", "0.75"] in lines
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -109,11 +109,11 @@ def test_a_run_without_attacks_and_one_run_twice(runs, tmp_path):
 
 
 def test_attacks_that_differ_are_not_compared(runs, tmp_path):
-    other = write(
+    other_run = write(
         tmp_path / "c", [record(1, ["seg"], "seg", "miou", 0.5, 0.1) | {"norm": "l2"}]
     )
     with pytest.raises(InputError, match="norm is linf in .*/a and l2 in .*/c"):
-        compare.main(CompareConfig(runs=(runs[0], other)))
+        compare.main(CompareConfig(runs=(runs[0], other_run)))
 
 
 @pytest.mark.parametrize(
@@ -126,30 +126,32 @@ def test_attacks_that_differ_are_not_compared(runs, tmp_path):
     ],
 )
 def test_what_older_results_do_not_say_is_as_it_was(tmp_path, capsys, change, said):
-    one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
-    unsaid = write(tmp_path / "a", [one])
-    usual = write(tmp_path / "b", [one | {"fast": False, "source_fingerprint": None}])
-    other = write(tmp_path / "c", [one | change])
-    compare.main(CompareConfig(runs=(unsaid, usual)))
+    entry = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
+    old_run = write(tmp_path / "a", [entry])
+    default_run = write(
+        tmp_path / "b", [entry | {"fast": False, "source_fingerprint": None}]
+    )
+    other_run = write(tmp_path / "c", [entry | change])
+    compare.main(CompareConfig(runs=(old_run, default_run)))
     assert lines_of(capsys.readouterr().out)[2] == ["eps", "a", "b"]
     with pytest.raises(InputError, match=said):
-        compare.main(CompareConfig(runs=(unsaid, other)))
+        compare.main(CompareConfig(runs=(old_run, other_run)))
 
 
 def test_attacks_are_matched_by_settings_in_whatever_folders(tmp_path, capsys):
-    """Two attacks each, one of them shared; folders have other names."""
+    """Each run has two attacks, of which they share one; folder names differ."""
 
-    def of(value, steps):
-        one = record(1, ["seg"], "seg", "miou", 0.5, value)
-        return one | {"steps": steps, "better": "higher"}
+    def make_entry(value, steps):
+        entry = record(1, ["seg"], "seg", "miou", 0.5, value)
+        return entry | {"steps": steps, "better": "higher"}
 
-    write(tmp_path / "a", [of(0.4, 20)])
-    write(tmp_path / "b", [of(0.2, 20)])
+    write(tmp_path / "a", [make_entry(0.4, 20)])
+    write(tmp_path / "b", [make_entry(0.2, 20)])
     for run, value in (("a", 0.1), ("b", 0.3)):
         folder = tmp_path / run / "attacks" / f"other_{run}"
         folder.mkdir()
         steps = 50 if run == "a" else 60
-        (folder / "results.json").write_text(json.dumps([of(value, steps)]))
+        (folder / "results.json").write_text(json.dumps([make_entry(value, steps)]))
     compare.main(CompareConfig(runs=(str(tmp_path / "a"), str(tmp_path / "b"))))
     text = capsys.readouterr().out
     assert ["1", "0.400", "(0.390-0.410)", "0.200", "(0.190-0.210)"] in lines_of(text)
@@ -181,8 +183,10 @@ def test_several_tasks_and_attacks_are_several_tables_and_plots(
 
 def test_plots_are_numbered_where_attack_and_task_are_the_same():
     tasks = ("depth_euclidean", "depth", "depth", "seg", "depth")
-    compared = [types.SimpleNamespace(facts={"attack": "pgd"}, task=t) for t in tasks]
-    paths = compare._paths(pathlib.Path("plots/all.png"), compared)
+    comparisons = [
+        types.SimpleNamespace(facts={"attack": "pgd"}, task=t) for t in tasks
+    ]
+    paths = compare._paths(pathlib.Path("plots/all.png"), comparisons)
     assert [str(path) for path in paths] == [
         f"plots/all-pgd-{name}.png"
         for name in ("depth_euclidean", "depth", "depth-2", "seg", "depth-3")
@@ -215,10 +219,10 @@ def test_titles_say_what_tells_attacks_apart(tmp_path):
         for change in VARIANTS.values()
     ]
     models = side_by_side.read([write(tmp_path / "a", records)])
-    found = side_by_side.compare(models)
-    pairs = [("; ".join(side_by_side.details(c.facts)), c.title) for c in found]
-    assert [said for said, _ in pairs] == list(VARIANTS)
-    assert all(said in title for said, title in pairs)
+    comparisons = side_by_side.compare(models)
+    pairs = [("; ".join(side_by_side.details(c.facts)), c.title) for c in comparisons]
+    assert [detail for detail, _ in pairs] == list(VARIANTS)
+    assert all(detail in title for detail, title in pairs)
     assert len({title for _, title in pairs}) == len(VARIANTS)
 
 
@@ -230,59 +234,65 @@ def test_plots_and_joint_tables_say_which_attack_they_are_of(tmp_path):
         for task in tasks
     ]
     models = side_by_side.read([write(tmp_path / "a", records)])
-    (one, _) = side_by_side.compare(models)
-    title = one.figure().get_suptitle().replace("\n", " ")
+    (comparison, _) = side_by_side.compare(models)
+    title = comparison.figure().get_suptitle().replace("\n", " ")
     assert title == "seg under pgd on seg alone; by transfer from model 0123abcd"
-    how = "l2, eps: plain l2 norm; by transfer from model 0123abcd"
-    assert f"a, pgd ({how}): rise of each task's loss" in side_by_side.text(
-        [one], models
+    settings = "l2, eps: plain l2 norm; by transfer from model 0123abcd"
+    assert f"a, pgd ({settings}): rise of each task's loss" in side_by_side.text(
+        [comparison], models
     )
-    assert f"**a, pgd ({how}): rise" in side_by_side.markdown([one], models)
+    assert f"**a, pgd ({settings}): rise" in side_by_side.markdown([comparison], models)
 
 
 def test_joint_attacks_with_other_balances_and_weights_are_shown(tmp_path):
-    """What attacks one task alone has neither, so they have other settings."""
-    both = ["seg", "depth"]
+    """Attacks on one task have neither, so their settings differ."""
+    all_tasks = ["seg", "depth"]
 
     def rises(tasks, rise, **facts):
-        common = {"algorithm": "pgd", "balance": "sum", "weights": {}} | facts
-        return [record(1, tasks, t, "loss", 1.0, 1.0 + rise) | common for t in tasks]
+        fields = {"algorithm": "pgd", "balance": "sum", "weights": {}} | facts
+        return [record(1, tasks, t, "loss", 1.0, 1.0 + rise) | fields for t in tasks]
 
     weights = {"seg": 1.0, "depth": 0.5}
     records = rises(["seg"], 2.0) + rises(["depth"], 4.0)
-    records += rises(both, 1.0)
-    records += rises(both, 3.0, attack="pgd-dgba", balance="dgba")
-    records += rises(both, 0.5, weights=weights)
-    records += rises(both, 9.0, attack="apgd-dgba", balance="dgba", algorithm="apgd")
+    records += rises(all_tasks, 1.0)
+    records += rises(all_tasks, 3.0, attack="pgd-dgba", balance="dgba")
+    records += rises(all_tasks, 0.5, weights=weights)
+    records += rises(
+        all_tasks, 9.0, attack="apgd-dgba", balance="dgba", algorithm="apgd"
+    )
     models = side_by_side.read([write(tmp_path / "a", records)])
     text = side_by_side.text(side_by_side.compare(models), models)
-    found = [line.split() for line in text.splitlines() if "seg+depth" in line]
+    rows = [line.split() for line in text.splitlines() if "seg+depth" in line]
     ratios = [("0.50", "0.25"), ("1.50", "0.75"), ("0.25", "0.12")]
-    assert found == [["1", "seg+depth", *pair] for pair in ratios]
+    assert rows == [["1", "seg+depth", *pair] for pair in ratios]
     assert "a, pgd-dgba (linf, eps: levels of 0-255): rise of each" in text
     assert "levels of 0-255; weights seg:1.0, depth:0.5): rise of each" in text
 
 
 def test_records_have_units_and_directions(tmp_path, capsys):
-    one = record(1, ["depth"], "depth", "mae", 0.5, 0.6)
-    run = write(tmp_path / "a", [one | {"unit": "m", "better": "lower"}])
+    entry = record(1, ["depth"], "depth", "mae", 0.5, 0.6)
+    run = write(tmp_path / "a", [entry | {"unit": "m", "better": "lower"}])
     compare.main(CompareConfig(runs=(run,), format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert {(r["unit"], r["better"]) for r in found} == {("m", "lower")}
+    records = json.loads(capsys.readouterr().out)
+    assert {(r["unit"], r["better"]) for r in records} == {("m", "lower")}
 
 
 def test_formats_have_equal_values(runs, capsys):
-    printed = {}
+    outputs = {}
     for form in ("markdown", "csv", "json"):
         compare.main(CompareConfig(runs=runs, format=form))
-        printed[form] = capsys.readouterr().out
-    records = json.loads(printed["json"])
-    of_b = [r for r in records if r["model"] == "b"]
-    assert [(r["eps"], r["value"]) for r in of_b] == [(0, 0.5), (1, 0.375), (2, 0.25)]
-    rows = list(csv.DictReader(printed["csv"].splitlines()))
+        outputs[form] = capsys.readouterr().out
+    records = json.loads(outputs["json"])
+    b_records = [r for r in records if r["model"] == "b"]
+    assert [(r["eps"], r["value"]) for r in b_records] == [
+        (0, 0.5),
+        (1, 0.375),
+        (2, 0.25),
+    ]
+    rows = list(csv.DictReader(outputs["csv"].splitlines()))
     assert [float(row["value"]) for row in rows] == [r["value"] for r in records]
-    assert "| eps | a | b |" in printed["markdown"]
-    assert "| 2 | 0.250 (0.240-0.260) | 0.250 (0.240-0.260) |" in printed["markdown"]
+    assert "| eps | a | b |" in outputs["markdown"]
+    assert "| 2 | 0.250 (0.240-0.260) | 0.250 (0.240-0.260) |" in outputs["markdown"]
 
 
 def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkeypatch):
@@ -292,99 +302,101 @@ def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkey
         [record(1, ["seg"], "seg", "miou", 0.5, 0.125)],
     )
     folder = tmp_path / "runs" / "mine-0123abcd" / "attacks" / "quick"
-    made = {"attack": {"ckpt": str(tmp_path / "mine.keras")}}  # As until 0.2.
-    (folder / "settings.json").write_text(json.dumps(made))
-    given = CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",))
-    compare.main(given)
+    settings = {"attack": {"ckpt": str(tmp_path / "mine.keras")}}  # As until 0.2.
+    (folder / "settings.json").write_text(json.dumps(settings))
+    config = CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",))
+    compare.main(config)
     assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
     (tmp_path / "mine.keras").write_bytes(b"weights")
-    made["ckpt_sha256"] = hashlib.sha256(b"weights").hexdigest()
-    (folder / "settings.json").write_text(json.dumps(made))
-    compare.main(given)
+    settings["ckpt_sha256"] = hashlib.sha256(b"weights").hexdigest()
+    (folder / "settings.json").write_text(json.dumps(settings))
+    compare.main(config)
     assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "mine.keras").write_bytes(b"other weights")
     with pytest.raises(InputError, match="no attack results for q/mine.keras"):
         compare.main(CompareConfig(runs=("mine.keras", "q/mine.keras")))
-    saved_before = folder.parent / "a"  # Equal weights; a file says when it was made.
-    saved_before.mkdir()
-    made["ckpt_sha256"] = hashlib.sha256(b"saved before").hexdigest()
-    (saved_before / "settings.json").write_text(json.dumps(made))
-    compare.main(given)
+    old_folder = folder.parent / "a"  # Equal weights, saved at another time.
+    old_folder.mkdir()
+    settings["ckpt_sha256"] = hashlib.sha256(b"saved before").hexdigest()
+    (old_folder / "settings.json").write_text(json.dumps(settings))
+    compare.main(config)
     (tmp_path / "mine.keras").write_bytes(b"trained again")
     with pytest.raises(InputError, match=r"no attack results for mine.keras"):
-        compare.main(given)
+        compare.main(config)
 
 
 def test_results_of_other_weights_in_one_folder_are_left_out(
     tmp_path, capsys, monkeypatch
 ):
-    """Two attacks on the last weights, between them one on those of a checkpoint."""
-    logged = []
+    """Left out are a checkpoint, another precision and another range of images."""
+    lines = []
     monkeypatch.setattr(
-        side_by_side.logging, "warning", lambda *args: logged.append(args[0] % args[1:])
+        side_by_side.logging, "warning", lambda *args: lines.append(args[0] % args[1:])
     )
-    last = {"model_fingerprint": "last", "precision": "float32"}
-    for number, (name, eps, value, model) in enumerate(
+    last_facts = {"model_fingerprint": "last", "precision": "float32"}
+    for number, (name, eps, value, facts) in enumerate(
         [
-            ("one", 1, 0.4, last),
+            ("one", 1, 0.4, last_facts),
             ("early", 2, 0.05, {"model_fingerprint": "early", "precision": "float32"}),
-            ("half", 3, 0.06, last | {"precision": "mixed_float16"}),
-            ("other_range", 5, 0.07, last | {"input": [[255.0], [0.0]]}),
+            ("half", 3, 0.06, last_facts | {"precision": "mixed_float16"}),
+            ("other_range", 5, 0.07, last_facts | {"input": [[255.0], [0.0]]}),
             ("older", 6, 0.2, {"model_fingerprint": "last"}),
-            ("newest", 4, 0.3, last),
+            ("newest", 4, 0.3, last_facts),
         ]
     ):
         folder = tmp_path / "a" / "attacks" / name
         folder.mkdir(parents=True)
-        one = record(eps, ["seg"], "seg", "miou", 0.5, value) | model
-        (folder / "results.json").write_text(json.dumps([one]))
+        entry = record(eps, ["seg"], "seg", "miou", 0.5, value) | facts
+        (folder / "results.json").write_text(json.dumps([entry]))
         os.utime(folder / "results.json", (number, number))
     run = str(tmp_path / "a")
     compare.main(CompareConfig(runs=(run,), format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert [(r["eps"], r["value"]) for r in found] == [
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in records] == [
         (0, 0.5), (1, 0.4), (4, 0.3), (6, 0.2)
     ]  # fmt: skip
-    (line,) = logged
+    (line,) = lines
     assert "than the newest, newest; left out: early, half, other_range" in line
     compare.main(CompareConfig(runs=(run,), name="early", format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.5), (2, 0.05)]
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in records] == [(0, 0.5), (2, 0.05)]
     compare.main(CompareConfig(runs=(run,), leaderboard=str(tmp_path / "board.html")))
-    kept = json.loads((tmp_path / "board.json").read_text())
-    assert kept == []  # They do not say which way is better.
+    board = json.loads((tmp_path / "board.json").read_text())
+    assert board == []  # Its records do not say which direction is better.
 
 
 def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path, caplog):
-    one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
-    first = write(tmp_path / "c", [one | {"images": "8x8x3 0.5 0.4 0.41234"}])
-    other = write(tmp_path / "d", [one | {"metric": "mine"}])
+    entry = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
+    run = write(tmp_path / "c", [entry | {"images": "8x8x3 0.5 0.4 0.41234"}])
+    other_metric = write(tmp_path / "d", [entry | {"metric": "mine"}])
     with pytest.raises(InputError, match="first is not in the results of all models"):
-        compare.main(CompareConfig(runs=(first, other)))
-    others = write(tmp_path / "e", [one | {"images": "8x8x3 0.5 0.4 0.41284"}])
+        compare.main(CompareConfig(runs=(run, other_metric)))
+    other_images = write(tmp_path / "e", [entry | {"images": "8x8x3 0.5 0.4 0.41284"}])
     with pytest.raises(InputError, match="c and e were attacked on other images of"):
-        compare.main(CompareConfig(runs=(first, others)))
-    larger = write(tmp_path / "f", [one | {"images": "16x16x3 0.6 0.4 0.5"}])
-    again = write(tmp_path / "g", [one | {"images": "8x8x3 0.5 0.4 0.41233"}])
-    compare.main(CompareConfig(runs=(first, larger, again, runs[0]), task=("seg",)))
+        compare.main(CompareConfig(runs=(run, other_images)))
+    larger_images = write(tmp_path / "f", [entry | {"images": "16x16x3 0.6 0.4 0.5"}])
+    same_images = write(tmp_path / "g", [entry | {"images": "8x8x3 0.5 0.4 0.41233"}])
+    compare.main(
+        CompareConfig(runs=(run, larger_images, same_images, runs[0]), task=("seg",))
+    )
     assert "pictures are 8x8 in c and 16x16 in f" in caplog.text
 
 
 def test_after_a_copy_attacks_on_the_whole_model_count(tmp_path, capsys):
-    """A copy has files of one time, or in any order."""
+    """Files of a copy have equal times, or times in any order."""
     run = tmp_path / "a"
-    for place, (name, step) in enumerate([("whole", None), ("early", 100)]):
+    for i, (name, step) in enumerate([("whole", None), ("early", 100)]):
         folder = run / "attacks" / name
         folder.mkdir(parents=True)
-        one = record(1, ["seg"], "seg", "miou", 0.5, 0.4 - place / 10)
-        one |= {"model_fingerprint": name, "precision": "float32"}
-        (folder / "results.json").write_text(json.dumps([one]))
+        entry = record(1, ["seg"], "seg", "miou", 0.5, 0.4 - i / 10)
+        entry |= {"model_fingerprint": name, "precision": "float32"}
+        (folder / "results.json").write_text(json.dumps([entry]))
         (folder / "settings.json").write_text(json.dumps({"checkpoint_step": step}))
-        os.utime(folder / "results.json", (place, place))
+        os.utime(folder / "results.json", (i, i))
     compare.main(CompareConfig(runs=(str(run),), format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert [r["value"] for r in found] == [0.5, 0.4]
+    records = json.loads(capsys.readouterr().out)
+    assert [r["value"] for r in records] == [0.5, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -411,10 +423,10 @@ def test_a_damaged_file_is_explained(runs, tmp_path, text):
 
 
 def test_numbers_that_do_not_exist(tmp_path, capsys):
-    nothing = record(1, ["seg"], "seg", "miou", 0.5, 0.5)
-    gone = {"clean": None, "attacked_value": None}
-    ends = {"clean_interval": [None] * 2, "attacked_interval": [None] * 2}
-    run = write(tmp_path / "a", [nothing | gone | ends])
+    entry = record(1, ["seg"], "seg", "miou", 0.5, 0.5)
+    values = {"clean": None, "attacked_value": None}
+    intervals = {"clean_interval": [None] * 2, "attacked_interval": [None] * 2}
+    run = write(tmp_path / "a", [entry | values | intervals])
     plot = tmp_path / "plot.png"
     compare.main(CompareConfig(runs=(run,), plot=str(plot)))
     assert ["1", "-"] in lines_of(capsys.readouterr().out)
@@ -427,21 +439,21 @@ def test_curves_are_of_pictures_of_one_size(tmp_path, capsys, caplog):
     for number, (size, radii, clean) in enumerate(sizes):
         folder = tmp_path / "a" / "attacks" / str(number)
         folder.mkdir(parents=True)
-        found = [
+        records = [
             record(eps, ["seg"], "seg", "miou", clean, clean / 2)
             | {"images": f"{size} 0.5 0.5 0.5"}
             for eps in radii
         ]
-        (folder / "results.json").write_text(json.dumps(found))
+        (folder / "results.json").write_text(json.dumps(records))
         os.utime(folder / "results.json", (number, number))
     run = str(tmp_path / "a")
     compare.main(CompareConfig(runs=(run,), format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.5), (4, 0.25)]
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in records] == [(0, 0.5), (4, 0.25)]
     assert "left out where there is a newer attack: 8x8" in caplog.text
     compare.main(CompareConfig(runs=(run,), name="0", format="json"))
-    found = json.loads(capsys.readouterr().out)
-    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.3), (1, 0.15), (2, 0.15)]
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in records] == [(0, 0.3), (1, 0.15), (2, 0.15)]
 
 
 def test_a_leaderboard_refuses_what_it_makes_no_use_of(runs, tmp_path):

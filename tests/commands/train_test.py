@@ -45,17 +45,17 @@ def command(*arguments):
 
 
 def finish(*arguments, code=0, **options):
-    """Runs the binary to its end; returns what it wrote to stderr."""
-    done = subprocess.run(
+    """Runs the binary to its end; returns the text that it wrote to stderr."""
+    process = subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=300, **options
     )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.stderr
 
 
 def read(flags):
-    """The settings that the binary makes of flags."""
+    """The records of settings that the binary makes from flags."""
     values = absl_flags.FlagValues()
     for record in (TrainConfig, RunPlace):
         cli_flags.define(record, values)
@@ -65,9 +65,9 @@ def read(flags):
 
 @pytest.fixture(scope="module")
 def here():
-    """Does in this process what the binary does with flags."""
+    """A function that does in this process what the binary does with flags."""
     with pytest.MonkeyPatch.context() as patch:
-        # It would stay on in all later tests; no step is computed here.
+        # It would hold for all later tests; no step is computed here.
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
         yield lambda *flags: train.main(*read(flags))
 
@@ -82,8 +82,8 @@ class Stopped:
     """A run of the flags of `whole_run` that was stopped again and again."""
 
     workdir: pathlib.Path
-    full_disk: str = ""  # What it said when nothing could be written any more.
-    left: tuple[str, ...] = ()  # What was there then.
+    full_disk: str = ""  # Its stderr when nothing could be written any more.
+    left: tuple[str, ...] = ()  # Names in the folder after that.
     kills: int = 0
     in_use: tuple[str, str] = ("", "")  # Pid; the refusal of another process.
 
@@ -99,19 +99,19 @@ def stopped(whole_run, here, tmp_path_factory):
 
     run.full_disk = finish(*flags, code=1, preexec_fn=limit)
     run.left = tuple(path.name for path in run.workdir.iterdir())
-    moment = random.Random(0)
-    for after in (0, 8):  # At first before any evaluation, then after one.
+    rng = random.Random(0)
+    for last_step in (0, 8):  # At first before any evaluation, then after one.
         process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
         try:
-            while newest(run.workdir) <= after and process.poll() is None:
+            while newest(run.workdir) <= last_step and process.poll() is None:
                 time.sleep(0.002)
-            time.sleep(moment.uniform(0, 0.3))
+            time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGSTOP)  # It holds the directory still.
             run.kills += process.poll() is None
-            if after:
-                with pytest.raises(InputError) as refused:
+            if last_step:
+                with pytest.raises(InputError) as error:
                     here(*flags)
-                run.in_use = (str(process.pid), str(refused.value))
+                run.in_use = (str(process.pid), str(error.value))
         finally:
             process.kill()
             process.wait()
@@ -133,7 +133,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole_run, stopped):
 
 
 def shown(workdir):
-    """(tag, step) of all that a run has for TensorBoard, file after file."""
+    """(tag, step) of all values that a run writes for TensorBoard, by file."""
     return [
         (value.tag, event.step)
         for file in sorted(workdir.rglob("events.out.*"))
@@ -149,7 +149,7 @@ def test_killed_at_twenty_random_moments_under_a_name_like_a_pattern(
 ):
     """Its neighbour, whose name the pattern fits, is left alone."""
     neighbour = shutil.copytree(whole_run.workdir, tmp_path / "run 0 -")
-    kept = {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()}
+    contents = {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()}
 
     def begin(run):
         return subprocess.Popen(
@@ -166,17 +166,20 @@ def test_killed_at_twenty_random_moments_under_a_name_like_a_pattern(
         assert loading.load_run(str(run)).fingerprint == expected
         assert sorted(shown(run)) == sorted(shown(whole_run.workdir))
         names = {path.name for path in (run / "checkpoints").iterdir()}
-        there = (whole_run.workdir / "checkpoints").iterdir()
-        assert names == {path.name for path in there}
-    assert {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()} == kept
+        paths = (whole_run.workdir / "checkpoints").iterdir()
+        assert names == {path.name for path in paths}
+    assert {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()} == contents
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_shows_each_step_once(whole_run, stopped):
-    whole, again = (shown(run.workdir) for run in (whole_run, stopped))
-    assert len(set(whole)) == len(whole)
-    assert sorted(again) == sorted(whole)
-    steps = [[point for point in points if point[1]] for points in (again, whole)]
+    whole_points, stopped_points = (shown(run.workdir) for run in (whole_run, stopped))
+    assert len(set(whole_points)) == len(whole_points)
+    assert sorted(stopped_points) == sorted(whole_points)
+    steps = [
+        [point for point in points if point[1]]
+        for points in (stopped_points, whole_points)
+    ]
     assert steps[0] == steps[1]  # Settings are at step 0, of the last start.
 
 
@@ -203,38 +206,38 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
         training.logging, "info", lambda line, *values: lines.append(line % values)
     )
 
-    def never(*_, **__):
+    def fail(*_, **__):
         raise AssertionError("a step was traced")
 
-    monkeypatch.setattr(step, "replica_step", never)
-    before = loading.load_run(str(stopped.workdir)).fingerprint
+    monkeypatch.setattr(step, "replica_step", fail)
+    fingerprint = loading.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
     assert any(line.endswith("is already finished: 30 steps") for line in lines)
-    assert loading.load_run(str(stopped.workdir)).fingerprint == before
+    assert loading.load_run(str(stopped.workdir)).fingerprint == fingerprint
 
 
 @pytest.mark.slow
 def test_a_run_of_other_settings_is_refused_and_kept(whole_run, here):
     flags = (*whole_run.flags, f"--workdir={whole_run.workdir}")
-    kept = {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")}
+    times = {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")}
     with pytest.raises(InputError, match=r"--seed was 0 and is 3.*other --workdir"):
         here(*flags, "--seed=3")
     with pytest.raises(InputError, match="--noresume"):
         here(*flags, "--noresume")
-    assert {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")} == kept
+    assert {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")} == times
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 6])
 def test_a_loss_that_is_not_finite_stops_the_run(whole_run, here, tmp_path, steps):
-    """In the last step of all the broken model is found by its evaluation."""
+    """After the very last step, the evaluation notices the broken model."""
     flags = [*whole_run.flags, f"--workdir={tmp_path / 'run'}"]
-    flags += ["--eval_eps=0", "--eval_steps=5"]  # The default: there is no attack.
+    flags += ["--eval_eps=0", "--eval_steps=5"]  # The default; there is no attack.
     flags += ["--learning_rate=1e6", "--optimizer=sgd", "--schedule=constant"]
     flags += ["--epochs=1", f"--train_examples={4 * steps}", "--nodeterministic"]
     flags += ["--crop="]
-    where = "after step 1:" if steps == 1 else r"at step \d"
-    with pytest.raises(InputError, match=f"loss of .* {where}"):
+    moment = "after step 1:" if steps == 1 else r"at step \d"
+    with pytest.raises(InputError, match=f"loss of .* {moment}"):
         here(*flags)
     assert not (tmp_path / "run" / "model.keras").exists()
 
@@ -248,12 +251,14 @@ def test_the_start_is_quiet(whole_run):
 
 
 def test_help_is_quick():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "--tasks=seg,depth" in done.stdout
-    assert done.stderr == ""
-    assert after.ru_utime - before.ru_utime < 0.5
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.run(
+        command("--help"), capture_output=True, text=True, check=True
+    )
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "--tasks=seg,depth" in process.stdout
+    assert process.stderr == ""
+    assert end.ru_utime - begin.ru_utime < 0.5
 
 
 @pytest.mark.parametrize(
@@ -305,10 +310,10 @@ def test_bad_settings_are_explained_and_leave_nothing(
     }
     workdir = tmp_path / "run"
     config = TrainConfig(**(settings | changes))
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError) as error:
         training.train(config, workdir)
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
     assert not workdir.exists()
 
 
@@ -352,9 +357,11 @@ def test_real_pictures(tmp_path):
     attack_job.attack(attack)
     results = tmp_path / "run" / "attacks" / "all" / "results.json"
     records = json.loads(results.read_text())
-    own = [r for r in records if r["attacked"] == [r["task"]] and r["metric"] == "loss"]
+    loss_records = [
+        r for r in records if r["attacked"] == [r["task"]] and r["metric"] == "loss"
+    ]
     for task in ("seg", "autoencoder"):
-        losses = [r["clean"] for r in own if r["task"] == task][:1]
-        losses += [r["attacked_value"] for r in own if r["task"] == task]
+        losses = [r["clean"] for r in loss_records if r["task"] == task][:1]
+        losses += [r["attacked_value"] for r in loss_records if r["task"] == task]
         assert len(losses) == 5  # Clean, and eps 1, 2, 4, 8.
         assert losses == sorted(set(losses))

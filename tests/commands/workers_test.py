@@ -56,9 +56,9 @@ def flags(tiny_flags) -> list[str]:
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
     return ports
 
 
@@ -85,20 +85,20 @@ def start_two(flags: list[str], command: str = "train") -> list[subprocess.Popen
     return [start(index, ports, flags, command) for index in range(2)]
 
 
-def wait_until(done: Callable[[], bool], *processes: subprocess.Popen) -> None:
-    """Waits until something is done, which all processes must see to."""
-    until = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < until
+def wait_until(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    """Waits for a condition, before which no process may end."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)
         time.sleep(0.005)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Waits for the end; returns the exit code, and the last of what was said."""
-    said = process.communicate(timeout=PATIENCE)[1]
-    assert "Traceback" not in said, said
-    return process.returncode, (said.strip().splitlines() or [""])[-1]
+    """Waits for the end; returns the exit code and the last line of stderr."""
+    errors = process.communicate(timeout=PATIENCE)[1]
+    assert "Traceback" not in errors, errors
+    return process.returncode, (errors.strip().splitlines() or [""])[-1]
 
 
 def run_here(command: str, *flags: str) -> None:
@@ -113,31 +113,31 @@ def weights(workdir: pathlib.Path) -> list[np.ndarray]:
 
 
 def scalars(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """What TensorBoard shows as curves, but for speeds, {tag: [points]}."""
+    """The curves that TensorBoard shows, without speeds, as {tag: [points]}."""
     events = EventAccumulator(str(folder), {"tensors": 0}).Reload()
-    found = {
+    curves = {
         tag: [tf.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
         if "per_second" not in tag
     }
-    return {tag: np.array(v) for tag, v in found.items() if v[0].dtype == np.float32}
+    return {tag: np.array(v) for tag, v in curves.items() if v[0].dtype == np.float32}
 
 
 @pytest.fixture(scope="module")
 def two_by_two(flags, tmp_path_factory) -> pathlib.Path:
-    """A run of two workers with two replicas each, by the launcher, undisturbed."""
+    """An undisturbed run, by the launcher, of two workers with two replicas each."""
     workdir = tmp_path_factory.mktemp("workers") / "whole"
     command = ["bash", LAUNCH / "workers.sh", "2", *flags, "--replicas=2"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, f"--workdir={workdir}"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         env=os.environ | {"MTR_PYTHON": sys.executable},
     )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("the model is") == 1  # The chief alone says so.
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("the model is") == 1  # The chief alone says so.
     return workdir
 
 
@@ -159,11 +159,15 @@ def test_two_workers_equal_two_replicas_under_sgd(flags, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
     events = list((tmp_path / "two").rglob("*tfevents*"))
     assert len(events) == len(list((tmp_path / "one").rglob("*tfevents*")))
-    one, two = (scalars(tmp_path / name / "train") for name in ("one", "two"))
-    assert any("miou" in tag for tag in one)  # All evaluate, each its share.
-    assert one.keys() == two.keys()
-    for tag in one:
-        np.testing.assert_allclose(one[tag], two[tag], atol=1e-4, err_msg=tag)
+    replica_curves, worker_curves = (
+        scalars(tmp_path / name / "train") for name in ("one", "two")
+    )
+    assert any("miou" in tag for tag in replica_curves)  # All evaluate, each its share.
+    assert replica_curves.keys() == worker_curves.keys()
+    for tag in replica_curves:
+        np.testing.assert_allclose(
+            replica_curves[tag], worker_curves[tag], atol=1e-4, err_msg=tag
+        )
 
 
 @pytest.mark.fuzz  # Two minutes of four processes.
@@ -172,24 +176,24 @@ def test_killed_workers_end_all_and_the_same_command_ends_with_the_same_bits(
 ):
     flags = [*flags, "--replicas=2", f"--workdir={tmp_path / 'run'}"]
     folder = tmp_path / "run" / "checkpoints"
-    for killed, after in ((1, 2), (0, 4)):
+    for victim, step in ((1, 2), (0, 4)):
         processes = start_two(flags)
         wait_until(
-            lambda after=after: checkpoints.steps(folder)[-1:] >= [after], *processes
+            lambda step=step: checkpoints.steps(folder)[-1:] >= [step], *processes
         )
-        processes[killed].kill()
-        code, line = ended(processes[1 - killed])
+        processes[victim].kill()
+        code, line = ended(processes[1 - victim])
         assert code == 1
-        assert line.startswith(f"error: worker {killed} (127.0.0.1:")
+        assert line.startswith(f"error: worker {victim} (127.0.0.1:")
         assert " has ended or cannot be reached" in line
         assert line.endswith(f"goes on from what is kept in {tmp_path / 'run'}.")
-        processes[killed].communicate()
+        processes[victim].communicate()
         assert checkpoints.steps(folder)[-1] < STEPS
     for process in start_two(flags):
         assert ended(process)[0] == 0
     prints = [
-        loading.load_run(str(at / "model.keras")).fingerprint
-        for at in (two_by_two, tmp_path / "run")
+        loading.load_run(str(workdir / "model.keras")).fingerprint
+        for workdir in (two_by_two, tmp_path / "run")
     ]
     assert prints[0] == prints[1]
 
@@ -200,8 +204,8 @@ def test_a_worker_that_comes_late_with_other_settings_ends_all(flags, tmp_path):
     for line in chief.stderr:  # Until it waits.
         if "waiting for 1" in line:
             break
-    late = start(1, ports, [*flags, "--epochs=3", "--seed=5"])
-    for process in (chief, late):
+    worker = start(1, ports, [*flags, "--epochs=3", "--seed=5"])
+    for process in (chief, worker):
         code, line = ended(process)
         assert code == 1
         assert "--epochs is 2 there and 3 here; --seed is 0 there and 5 here" in line
@@ -211,9 +215,9 @@ def test_a_worker_that_comes_late_with_other_settings_ends_all(flags, tmp_path):
 def free_job() -> str:
     """The number of a job of SLURM whose two ports are free here."""
     for job in range(100, 1000):
-        first = 15_000 + job * 16
+        first_port = 15_000 + job * 16
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in (first, first + 1):
+            for port in (first_port, first_port + 1):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
             return str(job)
     raise AssertionError("no ports are free")
@@ -222,7 +226,7 @@ def free_job() -> str:
 def test_a_signal_to_one_task_of_slurm_stops_all_at_a_checkpoint_and_requeues(
     flags, tmp_path
 ):
-    """One is told to stop and it is not the chief: all end after the same step."""
+    """One worker, not the chief, gets the signal; all end after the same step."""
     slurm_fixture.put_commands(tmp_path, python=PYTHON)
     workdir, job = tmp_path / "run", free_job()
     # The signal comes during an evaluation, most likely, and long before a checkpoint.
@@ -236,11 +240,11 @@ def test_a_signal_to_one_task_of_slurm_stops_all_at_a_checkpoint_and_requeues(
     wait_until(lambda: checkpoints.steps(folder / "best") != [], script)
     assert checkpoints.steps(folder) == []
     script.send_signal(signal.SIGUSR1)  # As slurm.sbatch asks for.
-    said = script.communicate(timeout=PATIENCE)[1]
-    assert "Traceback" not in said, said
-    assert script.returncode == 143, said
+    errors = script.communicate(timeout=PATIENCE)[1]
+    assert "Traceback" not in errors, errors
+    assert script.returncode == 143, errors
     stops = re.findall(
-        r"stopped by SIGTERM\. Step (\d+) of 3000 is done and kept", said
+        r"stopped by SIGTERM\. Step (\d+) of 3000 is done and kept", errors
     )
     assert len(stops) == 2  # Both say so, each with its code.
     assert len(set(stops)) == 1
@@ -270,28 +274,30 @@ def attacked(attack_flags, two_by_two) -> pathlib.Path:
     return two_by_two / "attacks" / "one"
 
 
-def check_equal(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Asserts that two folders of results say the same."""
+def check_equal(folder_a: pathlib.Path, folder_b: pathlib.Path) -> None:
+    """Asserts that two folders of results have the same values."""
     for name in ("results.json", "measures.json"):
-        ours, theirs = (json.loads((at / name).read_text()) for at in (one, other))
+        a, b = (
+            json.loads((folder / name).read_text()) for folder in (folder_a, folder_b)
+        )
         numbers = [
             [value for record in records for value in flat(record)]
-            for records in (ours, theirs)
+            for records in (a, b)
         ]
         np.testing.assert_allclose(*numbers, rtol=1e-5, atol=1e-5)
     files = [
-        {path.relative_to(at): path for path in at.rglob("*.npz")}
-        for at in (one, other)
+        {path.relative_to(folder): path for path in folder.rglob("*.npz")}
+        for folder in (folder_a, folder_b)
     ]
     assert files[0].keys() == files[1].keys()
     for name in files[0]:
-        with np.load(files[0][name]) as ours, np.load(files[1][name]) as theirs:
-            for key in ours:
-                np.testing.assert_allclose(ours[key], theirs[key], atol=1e-5)
+        with np.load(files[0][name]) as a, np.load(files[1][name]) as b:
+            for key in a:
+                np.testing.assert_allclose(a[key], b[key], atol=1e-5)
 
 
 def flat(value) -> list[float]:
-    """The numbers in what JSON can say."""
+    """The numbers in a JSON value, in order of sorted keys."""
     if isinstance(value, dict):
         value = [value[key] for key in sorted(value)]
     if isinstance(value, list):
@@ -304,10 +310,10 @@ def test_an_attack_by_two_workers_equals_one_process_with_two_replicas(
 ):
     for process in start_two([*attack_flags, "--name=two"], "attack"):
         assert ended(process)[0] == 0
-    two = attacked.with_name("two")
-    assert (two / "gallery.png").exists()
-    check_equal(attacked, two)
-    shutil.rmtree(two)
+    folder = attacked.with_name("two")
+    assert (folder / "gallery.png").exists()
+    check_equal(attacked, folder)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.fuzz
@@ -315,16 +321,16 @@ def test_a_killed_attack_ends_all_and_the_same_command_does_what_is_left(
     attack_flags, attacked
 ):
     flags, folder = [*attack_flags, "--name=killed"], attacked.with_name("killed")
-    for killed, after in ((1, 1), (0, 2)):  # Of three.
+    for victim, count in ((1, 1), (0, 2)):  # Of three.
         processes = start_two(flags, "attack")
         wait_until(
-            lambda after=after: len([*folder.glob("cells/*.json")]) >= after, *processes
+            lambda count=count: len([*folder.glob("cells/*.json")]) >= count, *processes
         )
-        processes[killed].kill()
-        code, line = ended(processes[1 - killed])
+        processes[victim].kill()
+        code, line = ended(processes[1 - victim])
         assert code == 1
-        assert line.startswith(f"error: worker {killed} (127.0.0.1:")
-        processes[killed].communicate()
+        assert line.startswith(f"error: worker {victim} (127.0.0.1:")
+        processes[victim].communicate()
     for process in start_two(flags, "attack"):
         assert ended(process)[0] == 0
     check_equal(attacked, folder)
@@ -336,11 +342,11 @@ def test_what_cannot_be_attacked_by_one_is_told_to_all(attack_flags, attacked):
     """The other worker attacks something else, before anything is written."""
     ports, folder = free_ports(2), attacked.with_name("other")
     flags = [*attack_flags, "--name=other"]
-    both = [
+    processes = [
         start(0, ports, flags, "attack"),
         start(1, ports, [*flags, "--ckpt=nothing"], "attack"),
     ]
-    lines = [ended(process)[1] for process in both]
+    lines = [ended(process)[1] for process in processes]
     assert lines[1].startswith("error: --ckpt must be a run directory")
     assert lines[0].startswith("error: worker 1 (127.0.0.1:")
     assert lines[1].removeprefix("error: ") in lines[0]

@@ -121,13 +121,13 @@ def test_what_nothing_makes_use_of_is_refused_in_new_runs(given, message):
     ],
 )
 def test_what_others_ignore_is_said_but_not_refused(given, names):
-    """It may be of a flagfile, or of a study whose runs are known by it."""
+    """It may come from a flagfile, or from a study whose runs it identifies."""
     config = TrainConfig(**given)
     config.check_used()
     assert not config.unused
-    said = config.without_effect
-    assert len(said) == len(names)
-    assert all(map(str.startswith, said, names))
+    sentences = config.without_effect
+    assert len(sentences) == len(names)
+    assert all(map(str.startswith, sentences, names))
 
 
 def test_whole_numbers_of_training_are_floats_where_others_may_be():
@@ -141,10 +141,10 @@ def test_whole_numbers_of_training_are_floats_where_others_may_be():
 
 
 def test_finished_attacks_are_known_by_the_numbers_that_were_given():
-    """Python's 1 and the flag's 1.0 are in the hashes of folders' names."""
-    for given in (1, 1.0):
-        kept = AttackConfig(ckpt="run", step_size=given).to_dict()["step_size"]
-        assert type(kept) is type(given)
+    """Python's 1 and the flag's 1.0 give different hashes in names of folders."""
+    for step_size in (1, 1.0):
+        value = AttackConfig(ckpt="run", step_size=step_size).to_dict()["step_size"]
+        assert type(value) is type(step_size)
 
 
 def test_an_unknown_setting_suggests_a_known_one():
@@ -196,31 +196,31 @@ def test_a_flag_that_a_later_flagfile_changes_is_named(tmp_path):
     file.write_text(
         "--steps=20\n--eps=4\n--nochecks\n--attack_tasks=seg\n--batch_size=8\n"
     )
-    typed = ["--steps=100", "--eps=1,2", "--checks", "--attack_tasks=seg", "--seed=3"]
-    typed.append("--batch_size=auto")
+    args = ["--steps=100", "--eps=1,2", "--checks", "--attack_tasks=seg", "--seed=3"]
+    args.append("--batch_size=auto")
 
-    def said(*argv):
+    def parse(*argv):
         argv = ["attack", "--ckpt=x", *argv]
         (config,) = cli_flags.parse(argv, (AttackConfig,))
         return config, list(cli_flags.overridden(argv, (AttackConfig,)))
 
     for directive in ([f"--flagfile={file}"], ["-flagfile", str(file)]):
-        config, sentences = said(*typed, *directive, "--verbosity=0")
+        config, sentences = parse(*args, *directive, "--verbosity=0")
         assert (config.steps, config.eps, config.seed) == (20, (4.0,), 3)
         assert sorted(sentences) == [
-            f"{given} is overridden by a flagfile, which has {of_file}; give it after "
+            f"{flag} is overridden by a flagfile, which has {file_flag}; give it after "
             "--flagfile"
-            for given, of_file in (
+            for flag, file_flag in (
                 ("--batch_size=auto", "--batch_size=8"),
                 ("--checks", "--nochecks"),
                 ("--eps=1,2", "--eps=4"),
                 ("--steps=100", "--steps=20"),
             )
         ]
-        config, sentences = said(*directive, *typed)
+        config, sentences = parse(*directive, *args)
         assert (config.steps, sentences) == (100, [])
-        assert said("--steps=5", *directive, "--steps=6")[1] == []
-    assert said(*typed)[1] == []
+        assert parse("--steps=5", *directive, "--steps=6")[1] == []
+    assert parse(*args)[1] == []
 
 
 def test_a_list_of_the_wrong_kind():
@@ -244,13 +244,13 @@ def test_help_shows_every_flag_with_its_default():
         (("--norandom_start",), dict.fromkeys(("pgd", "mim", "mim_released"), False)),
         (("--random_start",), dict.fromkeys(("pgd", "mim", "mim_released"), True)),
         (("--random_start=false",), {"mim": False, "apgd": False}),
-        (("--restarts=2",), {"pgd": True, "mim": True}),  # Else all runs are one.
+        (("--restarts=2",), {"pgd": True, "mim": True}),  # Else all runs are equal.
         (("--random_start", "--attack=fgsm"), {"fgsm": False}),
     ],
 )
 def test_each_attack_starts_where_its_authors_does_unless_told(flag, wanted):
-    known = f"--attack={','.join(wanted)}"
-    config = parsed("--ckpt=x", "--eps=8", known, *flag, record=AttackConfig)
+    attack_flag = f"--attack={','.join(wanted)}"
+    config = parsed("--ckpt=x", "--eps=8", attack_flag, *flag, record=AttackConfig)
     cells = plan.make_cells(config, ("seg",))
     starts = {cell.attack.name: cell.attack.random_start for cell in cells}
     assert starts == wanted
@@ -271,9 +271,9 @@ def test_which_settings_change_no_result():
     assert not TrainConfig().that_change(settings.EXTRAS)
     attack = AttackConfig(ckpt="x")
     paths = {"ckpt", "source_ckpt", "name", "out"}
-    of_models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
+    models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
     processes = {"executor", "executor_options", "workers", "part"}
-    expected = place | paths | of_models | processes
+    expected = place | paths | models | processes
     expected |= {"batch_size", "deterministic", "format"}
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
@@ -283,8 +283,8 @@ def test_which_settings_change_no_result():
 
 
 def test_flags_say_what_the_settings_say():
-    """As absl reads them: commas and quotes in an item, too."""
-    given = AttackConfig(
+    """As absl reads them, also with commas and quotes in an item."""
+    config = AttackConfig(
         ckpt="a b",
         heads=("x,y:seg", 'a"b:depth'),
         eps=(0.5, 8.0),
@@ -294,8 +294,8 @@ def test_flags_say_what_the_settings_say():
     )
     values = flags.FlagValues()
     cli_flags.define(AttackConfig, values)
-    values(["attack", *given.flags()])
-    assert cli_flags.read(AttackConfig, values) == given
+    values(["attack", *config.flags()])
+    assert cli_flags.read(AttackConfig, values) == config
     assert AttackConfig(ckpt="x").flags() == ["--ckpt=x"]
 
 
@@ -311,12 +311,12 @@ def test_a_number_or_a_word(size):
 def test_neither_a_number_nor_the_word(given):
     sentence = f"--batch_size must be a whole number or auto, got {given!r}"
     arguments = ["attack", "--ckpt=x", f"--batch_size={given}"]
-    for wrong in (
+    for make_config in (
         lambda: cli_flags.parse(arguments, [AttackConfig]),
         lambda: AttackConfig(ckpt="x", batch_size=given),
     ):
         with pytest.raises(InputError, match=re.escape(sentence)):
-            wrong()
+            make_config()
 
 
 def test_moved_data_is_the_same_data():
@@ -328,8 +328,8 @@ def test_moved_data_is_the_same_data():
     transfer = AttackConfig(ckpt="x", source_ckpt="runs/y", eps=(4.0,))
     name = attack_job.default_name(transfer, "f")
     assert name == "pgd_linf_4_validation_f17923"
-    other = dataclasses.replace(transfer, source_ckpt="runs/z")
-    assert attack_job.default_name(other, "f") != name
+    other_transfer = dataclasses.replace(transfer, source_ckpt="runs/z")
+    assert attack_job.default_name(other_transfer, "f") != name
 
 
 def test_the_name_of_a_folder_is_one_that_file_systems_take(tmp_path):
@@ -352,7 +352,7 @@ RECORDS = (
     ExportConfig,
     ReproduceConfig,
 )
-# Whose help speaks of files or folders, and which are none.
+# Fields whose help mentions files or folders, but whose values are no paths.
 NO_PATHS = {
     "dataset",
     "decoders",
@@ -363,7 +363,7 @@ NO_PATHS = {
     "normalize",
     "tasks",
 }
-# Runs and models, and what is made of them.
+# Fields that name runs, models and their results.
 AT_ADDRESSES = {
     *("TrainConfig.init", "RunPlace.workdir", "CompareConfig.runs"),
     *("AttackConfig.ckpt", "AttackConfig.source_ckpt", "AttackConfig.out"),
@@ -383,13 +383,13 @@ AT_ADDRESSES = {
     ],
 )
 def test_an_address_is_no_path(record, field):
-    """But where run directories may be at one."""
+    """Except in fields that may name a run directory at an address."""
     address = "gs://bucket/run"
     value = (address,) if isinstance(field.default, tuple) else address
     if f"{record.__name__}.{field.name}" in AT_ADDRESSES:
-        needed = {"ckpt": "run"} if record is AttackConfig else {}
-        given = record(**needed | {field.name: value})
-        assert getattr(given, field.name) == value
+        base = {"ckpt": "run"} if record is AttackConfig else {}
+        config = record(**base | {field.name: value})
+        assert getattr(config, field.name) == value
         return
     with pytest.raises(
         InputError, match=rf"^--{field.name} must be a path in this machine's file"
@@ -403,5 +403,5 @@ def test_home_is_where_paths_begin_with_a_tilde(monkeypatch):
     assert TrainConfig(data_dir="a/~/b").data_dir == "a/~/b"
     assert CompareConfig(runs=("~/a", "b")).runs == ("/home/ann/a", "b")
     assert CompareConfig(runs=("gs://x/~",)).runs == ("gs://x/~",)
-    saved = TrainConfig(data_dir="~/data").to_dict()
-    assert TrainConfig.from_dict(saved | {"data_dir": "~/data"}).to_dict() == saved
+    values = TrainConfig(data_dir="~/data").to_dict()
+    assert TrainConfig.from_dict(values | {"data_dir": "~/data"}).to_dict() == values

@@ -20,7 +20,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.executors import command
 from mtr_tf.executors import local
 
-# Does what its first flag says; stopped by a signal, it keeps what it has.
+# Does what its first argument says; stopped by a signal, it leaves a file.
 MODULE = """
 import os, pathlib, signal, sys, time
 
@@ -46,16 +46,16 @@ def run():
 
 @dataclasses.dataclass
 class Place:
-    """A folder of commands, and of what they leave."""
+    """A folder of commands and of the files that they leave."""
 
     folder: pathlib.Path
 
-    def command(self, what: str) -> command.Command:
-        log = str(self.folder / "logs" / f"{what}.log")
-        return command.Command(("engine_command", what, str(self.folder)), log)
+    def command(self, action: str) -> command.Command:
+        log = str(self.folder / "logs" / f"{action}.log")
+        return command.Command(("engine_command", action, str(self.folder)), log)
 
-    def log(self, what: str) -> str:
-        return (self.folder / "logs" / f"{what}.log").read_text()
+    def log(self, action: str) -> str:
+        return (self.folder / "logs" / f"{action}.log").read_text()
 
     def found(self, pattern: str) -> list[str]:
         return sorted(path.name for path in self.folder.glob(pattern))
@@ -70,20 +70,22 @@ class Place:
 
 
 def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory):
-    """The folder of a command that only writes files, which all processes find."""
+    """The folder of a module that all processes can import: it only writes files."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "engine_command.py").write_text(textwrap.dedent(MODULE))
     with pytest.MonkeyPatch.context() as patch:
-        before = os.environ.get("PYTHONPATH", "")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
+        search_path = os.environ.get("PYTHONPATH", "")
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(filter(None, [str(folder), search_path]))
+        )
         yield folder
 
 
@@ -120,42 +122,43 @@ def engine(request, tmp_path):
     if request.param == "slurm":
         pytest.importorskip("submitit")
         options = ("cluster=local", "timeout_min=5")
-    before = signal.getsignal(signal.SIGTERM)
-    made = executors.create(request.param, tmp_path / "jobs", 2, options)
-    assert signal.getsignal(signal.SIGTERM) is before
-    with made.executor:
-        yield made
+    handler = signal.getsignal(signal.SIGTERM)
+    engine = executors.create(request.param, tmp_path / "jobs", 2, options)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    with engine.executor:
+        yield engine
 
 
 @pytest.mark.slow
 def test_every_engine_runs_commands_to_their_ends(engine, place):
     assert engine.at_once == 2
-    whats = ("print", "fail", "kill", "again")
-    given = {
-        what: engine.executor.submit(command.run, place.command(what)) for what in whats
+    actions = ("print", "fail", "kill", "again")
+    jobs = {
+        action: engine.executor.submit(command.run, place.command(action))
+        for action in actions
     }
-    ended = {what: future.result(60) for what, future in given.items()}
-    assert {what: e.code for what, e in ended.items()} == {
+    results = {action: future.result(60) for action, future in jobs.items()}
+    assert {action: result.code for action, result in results.items()} == {
         "print": 0,
         "fail": 1,
         "kill": -9,
         "again": 0,
     }
-    assert ended["fail"].said == "no good"
-    assert "SIGKILL" in ended["kill"].said
-    assert command.ONE_THREAD.items() <= ended["print"].environment.items()
-    assert 0 < ended["print"].seconds < 60
-    shown = f"$ python -m engine_command print {place.folder}\n"
-    assert place.log("print") == f"{shown}threads: 1\n"
+    assert results["fail"].said == "no good"
+    assert "SIGKILL" in results["kill"].said
+    assert command.ONE_THREAD.items() <= results["print"].environment.items()
+    assert 0 < results["print"].seconds < 60
+    header = f"$ python -m engine_command print {place.folder}\n"
+    assert place.log("print") == f"{header}threads: 1\n"
 
 
 @pytest.mark.slow
 def test_every_engine_stops_commands_so_that_they_keep_their_work(engine, place):
-    running = engine.executor.submit(command.run, place.command("sleep"))
+    future = engine.executor.submit(command.run, place.command("sleep"))
     place.wait("started-sleep-*")
     engine.executor.shutdown(cancel_futures=True)
     place.wait("kept-sleep")
-    assert running.done()
+    assert future.done()
     wait_until(lambda: not place.running())
 
 
@@ -167,38 +170,38 @@ def test_jobs_end_soon_after_their_runner_whichever_way_it_ended(
     pytest.importorskip("submitit")
     options = ("cluster=local", "timeout_min=5")
     for name in ("stopped", "killed"):
-        made = executors.create("slurm", tmp_path / name, 1, options)
-        job = made.executor.submit(command.run, place.command("sleep"))
+        engine = executors.create("slurm", tmp_path / name, 1, options)
+        job = engine.executor.submit(command.run, place.command("sleep"))
         place.wait("started-sleep-*")
-        (lease,) = (tmp_path / name).glob("*.lease")
+        (path,) = (tmp_path / name).glob("*.lease")
         if name == "killed":
             break
-        lease.unlink()
+        path.unlink()
         assert isinstance(job.exception(60), Exception)
         wait_until(lambda: not place.running())
-        made.executor.shutdown()
-    os.utime(lease, (0, 0))
-    watched = command.Lease(str(lease))
-    assert not watched.ended()
+        engine.executor.shutdown()
+    os.utime(path, (0, 0))
+    lease = command.Lease(str(path))
+    assert not lease.ended()
     monkeypatch.setattr(command, "_STALE_SECONDS", 0.0)
     time.sleep(0.01)
-    assert watched.ended()
-    os.utime(lease, (5, 5))
+    assert lease.ended()
+    os.utime(path, (5, 5))
     monkeypatch.setattr(command, "_STALE_SECONDS", 60.0)
-    assert not watched.ended()
-    made.executor.shutdown(cancel_futures=True)
-    assert not lease.exists()
+    assert not lease.ended()
+    engine.executor.shutdown(cancel_futures=True)
+    assert not path.exists()
     wait_until(lambda: not place.running())
 
 
 @pytest.mark.slow
 def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
-    doomed = ray_nodes.add_node(num_cpus=1)
-    made = executors.create("ray", place.folder, 3, (f"address={ray_nodes.address}",))
-    with made.executor as executor:
+    node = ray_nodes.add_node(num_cpus=1)
+    engine = executors.create("ray", place.folder, 3, (f"address={ray_nodes.address}",))
+    with engine.executor as executor:
         tasks = [executor.submit(command.run, place.command("sleep")) for _ in range(3)]
         place.wait("started-sleep-*", 3)  # One on each node.
-        ray_nodes.remove_node(doomed, allow_graceful=False)
+        ray_nodes.remove_node(node, allow_graceful=False)
         wait_until(lambda: len(place.running()) < 3)
         (place.folder / "go").touch()
         assert [task.result(120).code for task in tasks] == [0, 0, 0]
@@ -209,13 +212,13 @@ def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
 @pytest.mark.slow
 def test_options_that_ray_refuses_with_the_first_command_are_said(ray_nodes, place):
     options = (f"address={ray_nodes.address}", "num_gpus=1.5")
-    made = executors.create("ray", place.folder, 1, options)
-    said = "Ray refuses --executor_options: GPU .*must be whole numbers"
+    engine = executors.create("ray", place.folder, 1, options)
+    message = "Ray refuses --executor_options: GPU .*must be whole numbers"
     try:
-        with pytest.raises(InputError, match=said):
-            made.executor.submit(command.run, place.command("print"))
+        with pytest.raises(InputError, match=message):
+            engine.executor.submit(command.run, place.command("print"))
     finally:
-        made.executor.shutdown(cancel_futures=True)
+        engine.executor.shutdown(cancel_futures=True)
 
 
 def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(place):
@@ -276,8 +279,8 @@ def test_commands_on_ray_take_a_gpu_unless_told_otherwise(
         shutdown=lambda: None,
     )
     monkeypatch.setattr(executors.on_ray.extras, "library", lambda *_: library)
-    made = executors.on_ray.RayExecutor(tmp_path, given)
-    assert made.room == room
+    executor = executors.on_ray.RayExecutor(tmp_path, given)
+    assert executor.room == room
 
 
 @pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])
@@ -313,29 +316,29 @@ def test_what_went_wrong_elsewhere_is_said_in_a_line(error, said):
 
 
 def test_a_job_of_slurm_that_does_not_end_is_given_up(tmp_path, monkeypatch):
-    """As one that is queued: it is cancelled, and nothing waits for it."""
+    """Like a queued job, it is cancelled, and nothing waits for it."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(executors.on_slurm, "_STOP_SECONDS", 0.1)
-    made = executors.create("slurm", tmp_path, 1, ("cluster=local",))
-    cancelled = []
+    engine = executors.create("slurm", tmp_path, 1, ("cluster=local",))
+    jobs = []
 
     class Job:
         def done(self):
             raise OSError("a stale file handle")
 
         def cancel(self, check):
-            cancelled.append(self)
+            jobs.append(self)
 
-    monkeypatch.setattr(made.executor._engine, "submit", lambda *arguments: Job())
-    with made.executor as executor:
+    monkeypatch.setattr(engine.executor._engine, "submit", lambda *arguments: Job())
+    with engine.executor as executor:
         future = executor.submit(command.run)
         executor.shutdown(cancel_futures=True)
-    assert len(cancelled) == 1
+    assert len(jobs) == 1
     assert isinstance(future.exception(0), command.Stopping)
 
 
 class Full(futures.Executor):
-    """Refuses its call of a number; what runs then ends, or else after the next."""
+    """Refuses call number `refused`; running ones end then, or at the next call."""
 
     def __init__(self, refused, ends=True):
         self.refused, self.ends, self.given, self.running = refused, ends, [], []
@@ -345,46 +348,46 @@ class Full(futures.Executor):
         is_refused = len(self.given) == self.refused
         if not is_refused:
             self.running.append(futures.Future())
-        last = self.running[-1] if self.running else None
+        future = self.running[-1] if self.running else None
         if len(self.given) > self.refused or (is_refused and self.ends):
             while self.running:
                 self.running.pop().set_result(None)
         if is_refused:
             raise command.Refused("the queue is full.")
-        return last
+        return future
 
 
 def test_a_command_that_is_refused_is_given_again_while_others_run(monkeypatch):
-    def ended(full):
-        left = [1, 2, 3]
+    def run_all(executor):
+        queue = [1, 2, 3]
 
         def take():
-            return (name := left.pop(0), name) if left else None
+            return (name := queue.pop(0), name) if queue else None
 
-        engine = executors.Engine(full, 3, 3)
+        engine = executors.Engine(executor, 3, 3)
         return sorted(name for name, _ in executors.results(engine, take))
 
-    full = Full(3)
-    assert ended(full) == [1, 2, 3]
-    assert full.given == [1, 2, 3, 3]
+    executor = Full(3)
+    assert run_all(executor) == [1, 2, 3]
+    assert executor.given == [1, 2, 3, 3]
     with pytest.raises(command.Refused, match="the queue is full"):
-        ended(Full(1))  # Nothing else runs.
+        run_all(Full(1))  # Nothing else runs.
     monkeypatch.setattr(executors, "_RETRY_SECONDS", 0.1)
-    full = Full(3, ends=False)
-    assert ended(full) == [1, 2, 3]
-    assert full.given == [1, 2, 3, 3]
+    executor = Full(3, ends=False)
+    assert run_all(executor) == [1, 2, 3]
+    assert executor.given == [1, 2, 3, 3]
 
 
 def test_slurm_says_what_to_do_where_it_refuses_a_job(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    made = executors.create("slurm", tmp_path, 1, ("cluster=local",))
+    engine = executors.create("slurm", tmp_path, 1, ("cluster=local",))
 
     def refuse(*_):
         raise RuntimeError("sbatch: error:\nSocket timed out on send/recv operation.")
 
-    monkeypatch.setattr(made.executor._engine, "submit", refuse)
-    said = r"a job \(Socket timed out on send/recv operation\); .* \(--workers\)\.$"
-    with made.executor as executor, pytest.raises(command.Refused, match=said):
+    monkeypatch.setattr(engine.executor._engine, "submit", refuse)
+    message = r"a job \(Socket timed out on send/recv operation\); .* \(--workers\)\.$"
+    with engine.executor as executor, pytest.raises(command.Refused, match=message):
         executor.submit(command.run)
 
 
@@ -415,11 +418,11 @@ def test_a_machine_that_does_not_see_the_files_is_named(place):
 def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    given = place.command("workers")
+    workers_command = place.command("workers")
     (place.folder / "inner").mkdir()
-    given = dataclasses.replace(
-        given, log="logs/here.log", folder=str(place.folder / "inner")
+    workers_command = dataclasses.replace(
+        workers_command, log="logs/here.log", folder=str(place.folder / "inner")
     )
-    assert command.run(given).code == 0
-    said = (place.folder / "inner" / "logs" / "here.log").read_text()
-    assert "workers: None None" in said
+    assert command.run(workers_command).code == 0
+    output = (place.folder / "inner" / "logs" / "here.log").read_text()
+    assert "workers: None None" in output
