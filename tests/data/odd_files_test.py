@@ -55,13 +55,13 @@ def no_hang(tmp_path, monkeypatch):
 
 def told(call) -> str:
     """What a command would say of what `call` raises, in one line."""
-    with pytest.raises((InputError, OSError)) as raised:
+    with pytest.raises((InputError, OSError)) as excinfo:
         call()
-    error = raised.value
-    said = str(error) if isinstance(error, InputError) else files.what_failed(error)
-    assert said
-    assert "\n" not in said
-    return said
+    error = excinfo.value
+    message = str(error) if isinstance(error, InputError) else files.what_failed(error)
+    assert message
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("odd", ALL)
@@ -116,8 +116,8 @@ def test_a_folder_that_holds_itself(tmp_path):
     root = tmp_path / "raw"
     taskonomy_fixture.write_building(root / "a", range(3))
     (root / "loop").symlink_to(root)
-    said = told(lambda: data.open_source("taskonomy", data_dir=str(root)))
-    assert str(root / "loop") in said
+    message = told(lambda: data.open_source("taskonomy", data_dir=str(root)))
+    assert str(root / "loop") in message
 
 
 @pytest.mark.parametrize("odd", ALL)
@@ -143,12 +143,12 @@ def test_the_systems_word_ends_a_command(monkeypatch, capsys, error, said):
     def main():
         raise error
 
-    monkeypatch.setattr(cli_flags.app, "run", lambda guarded, **_: guarded(["name"]))
+    monkeypatch.setattr(cli_flags.app, "run", lambda function, **_: function(["name"]))
     monkeypatch.setattr(cli_flags.sys, "argv", ["name"])
     monkeypatch.setattr(cli_flags, "_set_up_logging", lambda: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         cli_flags.run("name", "doc", (), main, "")
-    assert ended.value.code == 1
+    assert system_exit.value.code == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert said in err
