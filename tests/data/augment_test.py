@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flips and crops, on pictures whose pixels say where they come from."""
+"""Flips and crops of pictures whose pixels encode their own coordinates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def coordinates(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mark(i, y, x) -> dict[str, np.ndarray]:
-    """Targets and masks as functions of where a pixel comes from."""
+    """Targets and masks as functions of a pixel's coordinates."""
     return {
         "seg": (i + 10 * y + x).astype(np.int32),
         "depth": np.sin(i + 3.0 * y + 7.0 * x)[..., None].astype(np.float32),
@@ -73,7 +73,7 @@ def test_image_targets_and_masks_move_together(flip, crop):
         np.testing.assert_array_equal(result["targets"][task], marks[task])
         np.testing.assert_array_equal(result["masks"][task], marks[f"{task}_mask"])
     assert result["targets"]["seg"].dtype == tf.int32
-    # Each image is its own, and a window: rows and columns without a gap.
+    # Each image keeps its place and is a window: rows and columns without a gap.
     assert (i == np.arange(16)[:, None, None]).all()
     assert (np.diff(y, axis=1) == 1).all()
     assert (np.diff(y, axis=2) == 0).all()
@@ -113,7 +113,7 @@ def test_draws_are_a_function_of_seed_step_and_position():
     keys = [(s, t, p) for s in (0, 1, 2**40) for t in (0, 1, 2**40) for p in range(4)]
     draws = np.stack([draw(*key) for key in keys])
     assert ((draws >= 0) & (draws < 1)).all()
-    assert len(np.unique(draws)) == draws.size  # no two are alike
+    assert len(np.unique(draws)) == draws.size  # All of them differ.
     np.testing.assert_array_equal(draws, [draw(*key) for key in keys])
 
 

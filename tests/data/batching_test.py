@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which examples come when, and on which replica."""
+"""Which example comes in which step, and on which replica."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assert_same(a, b):
 
 
 def join(shares):
-    """Shares of one step, in the replicas' order -> the global batch."""
+    """The global batch, from the shares of one step in the order of replicas."""
 
     def concat(*parts):
         return np.concatenate(parts) if np.ndim(parts[0]) else parts[0]
@@ -125,7 +125,7 @@ def test_labels_that_are_no_class_are_refused_where_they_are_known(label):
     with pytest.raises(tf.errors.OpError) as error:
         list(batches)
     assert message in cli_flags.input_error_within(error.value)
-    with pytest.raises((tf.errors.OpError, InputError), match=message):  # In its order.
+    with pytest.raises((tf.errors.OpError, InputError), match=message):  # Shuffled.
         list(
             batching.train_batches(
                 columns, ["seg"], seed=0, first_step=0, last_step=4, **options
@@ -142,7 +142,7 @@ def test_gather_of_padding_alone_keeps_the_shapes():
 
 
 def test_padding_has_inputs_that_a_model_can_take():
-    """Also where a replica gets nothing else, at the end of a split."""
+    """Also at the end of a split, where a replica may get nothing but padding."""
     gains = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
     columns = dataclasses.replace(make_columns(3), inputs={"gain": gains})
 
@@ -233,10 +233,8 @@ def test_indices_are_numpys_own_permutation():
 
 
 def test_seeds_give_other_orders():
-    first_batches = [
-        tuple(batching.train_indices(50, 10, seed, 0)) for seed in range(20)
-    ]
-    assert len(set(first_batches)) == 20
+    orders = [tuple(batching.train_indices(50, 10, seed, 0)) for seed in range(20)]
+    assert len(set(orders)) == 20
 
 
 @pytest.mark.slow

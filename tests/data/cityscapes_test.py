@@ -49,7 +49,7 @@ def open_at(root, **options):
 
 
 def expected(root, split, name, **job):
-    """What `examples.make`, which is tested by itself, gives for a picture."""
+    """The result of `examples.make`, which has its own tests, for one picture."""
     files = {}
     for kind in fixture.KINDS:
         path = fixture.path(root, kind, split, name)
@@ -183,7 +183,7 @@ def test_missing_labels_and_disparities_are_unknown_and_counted(root, monkeypatc
     lines = []
 
     def note(text, *arguments):
-        if text.startswith("Cityscapes"):  # TFDS, held back, says something too.
+        if text.startswith("Cityscapes"):  # TFDS warns too; `prepared.quiet` mutes it.
             lines.append(text % arguments)
 
     monkeypatch.setattr(logging, "warning", note)
@@ -402,12 +402,12 @@ def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
 
     monkeypatch.setattr(shuffle._Bucket, "read_values", read)
     check(open_at(root), root, "train", "train", fixture.TRAIN)
-    assert max(counts) == 1  # Never more of them in memory at once.
+    assert max(counts) == 1  # Never more than one in memory.
     assert buffer_size == shuffle.MAX_MEM_BUFFER_SIZE
 
 
 def test_few_open_files_are_allowed(tmp_path, monkeypatch):
-    """TFDS sorts with a thousand, and raises the limit if it must."""
+    """TFDS sorts with a thousand files and raises the limit if it is lower."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
     monkeypatch.setattr(parts, "_MIN_SHARED", 1000)
     names = tuple(f"aachen_000000_{i:06}" for i in range(80))
@@ -514,13 +514,13 @@ def test_killed_it_goes_on_and_of_two_one_waits(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)  # Its workers, which end by themselves, write too.
+    process.communicate(timeout=60)  # Its workers write too, until they end.
     part_paths = sorted(folder.glob(".parts*/train/aach*"))
     assert 9 <= len(part_paths) < 150
     (config,) = folder.glob("[!.]*")
     assert not list(config.glob("1.0.0"))
 
-    # What was made is not made again: a part with a mark keeps it.
+    # Finished parts are not made again: a mark in one of them stays.
     marked_row = names.index(part_paths[5].name[: len(names[0])])
     with np.load(part_paths[5]) as part:
         np.savez(part_paths[5], **{**part, "image": np.full((40, 60, 3), 7, np.uint8)})

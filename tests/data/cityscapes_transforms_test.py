@@ -24,13 +24,13 @@ SIZES = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
 def overlap(i, n, j, length) -> Fraction:
-    """Of original pixel j, the share that new pixel i of n stands for."""
+    """The share of original pixel j, of `length`, that new pixel i of n covers."""
     low = max(Fraction(i * length, n), Fraction(j))
     return max(min(Fraction((i + 1) * length, n), Fraction(j + 1)) - low, Fraction(0))
 
 
 def brute(values, valid, size):
-    """Means over the known area of each new pixel, in fractions; None for none."""
+    """Yields i, j and the mean of the valid area of that new pixel, None if empty."""
     height, width = values.shape
     for i in range(size[0]):
         for j in range(size[1]):
@@ -104,7 +104,7 @@ def test_the_papers_size_is_a_third_then_a_crop():
     assert inverse.shape == layout.ORIGINAL_SIZE
     for y, x in [(0, 0), (1, 1), (2, 3), (500, 701), (1007, 2039)]:
         assert inverse[y, x] == values[y // 3 * 3 + 1, x // 3 * 3 + 1]
-    for y, x in [(1023, 2047), (1008, 2040)]:  # Beyond the crop: the nearest.
+    for y, x in [(1023, 2047), (1008, 2040)]:  # Outside the crop: the nearest pixel.
         assert inverse[y, x] == values[1006, 2038]
     np.testing.assert_array_equal(
         resizing.nearest(inverse, size), third[:336, 1, :680, 1]
@@ -128,7 +128,7 @@ IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 @pytest.fixture
 def job(tmp_path):
-    """One example of 4 x 6 to be read at 2 x 3, with files to be overwritten."""
+    """The job of one 4 x 6 example at 2 x 3, whose files tests may overwrite."""
     name = "aachen_000000_000019"
     labels = np.array([[7] * 6, [7, 8, 0, 33, 26, 255]] * 2, np.uint8)
     raw = np.zeros((4, 6), np.uint16)

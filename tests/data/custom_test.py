@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own data: what comes out of it, and every mistake's one sentence."""
+"""A user's own data: batches and facts, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "own_data.md"
 
 
 def example(i=0, **changes):
-    """An 8 x 6 example of seg (3 classes) and depth, unlike those of other numbers."""
+    """An 8 x 6 example of seg (3 classes) and depth, another one for each `i`."""
     rng = np.random.default_rng(i)
     record = {
         "image": rng.integers(0, 256, (8, 6, 3), np.uint8),
@@ -47,7 +47,7 @@ def example(i=0, **changes):
 
 
 class Lazy:
-    """A sequence that counts what is asked of it."""
+    """A sequence that records which examples are read."""
 
     def __init__(self, n=5, wrong=None):
         self.n, self.wrong, self.asked = n, wrong, []
@@ -62,7 +62,7 @@ class Lazy:
 
 @pytest.fixture
 def open_it(monkeypatch):
-    """Opens what a function of the module own_data gives."""
+    """Opens a data set that the function own_data:examples returns."""
 
     def open_it(contents, **options):
         module = types.ModuleType("own_data")
@@ -75,12 +75,12 @@ def open_it(monkeypatch):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Facts are found out of the first example alone."""
+    """Facts are derived from the first example alone."""
     monkeypatch.setattr(facts, "_SAMPLE", 1)
     monkeypatch.setattr(facts, "_PAINTED", 1)
 
 
-# What comes out.
+# Batches and facts.
 
 
 def as_dataset(examples):
@@ -94,14 +94,7 @@ def as_dataset(examples):
 
 @pytest.mark.parametrize(
     "form",
-    [
-        list,
-        tuple,
-        iter,
-        lambda records: (e for e in records),
-        as_dataset,
-        lambda _: Lazy(),
-    ],
+    [list, tuple, iter, lambda seq: (e for e in seq), as_dataset, lambda _: Lazy()],
     ids=["list", "tuple", "iterator", "generator", "dataset", "lazy"],
 )
 def test_all_forms_give_the_same_batches(open_it, form):
@@ -123,7 +116,7 @@ def test_all_forms_give_the_same_batches(open_it, form):
 
 
 def test_a_generator_may_fill_the_same_arrays_again(open_it):
-    """As `fit` takes it, which looks at each example before the next one."""
+    """As `fit` allows, which consumes each example before it asks for the next."""
     records = [example(i, inputs={"gain": np.float32([i])}) for i in range(3)]
     for record in records:
         record["targets"] |= {"autoencoder": record["image"]}
@@ -215,12 +208,15 @@ def test_facts_may_be_arrays(open_it):
     }
     info = open_it({"train": [example()], **facts}).info
     assert info.colors == info.tasks["seg"].colors == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
-    assert json.loads(json.dumps(info.ranges["depth"])) == [0, 9]  # As runs keep them.
+    assert json.loads(json.dumps(info.ranges["depth"])) == [
+        0,
+        9,
+    ]  # As in a run's files.
     assert json.loads(json.dumps(info.ranges["autoencoder"])) == [0, 1]
 
 
 def labelled(*labels, **changes):
-    """An 8 x 6 example whose labels are these, again and again."""
+    """An 8 x 6 example whose pixels repeat these labels."""
     seg = np.resize(labels, (8, 6))
     return example(targets={"seg": seg}) | changes
 
@@ -255,9 +251,7 @@ def test_tasks_know_the_classes_that_mean_none(open_it):
     contents = {"train": [record], "classes": names, "tasks": [scene]}
     source_tasks = open_it({**contents, "ignore_label": [255, 2, 0, 0, -1]}).info.tasks
     assert source_tasks["seg"].ignored == (0, 2)
-    assert (
-        source_tasks["scene"].ignored == ()
-    )  # Of one value per image there is no mean IoU.
+    assert source_tasks["scene"].ignored == ()  # A task without mean IoU.
     assert open_it({**contents, "ignore_label": 255}).info.tasks["seg"].ignored == ()
 
 
@@ -289,7 +283,7 @@ def test_masked_labels_leave_no_gap(open_it):
     source = open_it({"train": [labelled(0)], "test": [labelled(1, 2)]})
     assert source.info.num_classes == 3  # Of all splits together.
     source = open_it({"train": [labelled(0, 3)], "classes": list("abcd")})
-    assert source.info.num_classes == 4  # Whoever names classes need not have all.
+    assert source.info.num_classes == 4  # Named classes may be absent.
 
 
 @pytest.mark.parametrize("form", [list, LazyList])
@@ -338,7 +332,7 @@ def test_groups_are_handed_on(open_it):
     )
     assert open_it(contents | {"frames": True}).columns("train").groups.frames
     for values in (np.array(list("abba"), object), np.array([1, 2, 2, 1], object)):
-        contents["groups"] = {"train": values}  # As pandas has them.
+        contents["groups"] = {"train": values}  # As from pandas.
         assert list(open_it(contents).columns("train").groups.of) == list(values)
 
 
@@ -371,12 +365,12 @@ def test_lazy_examples_are_asked_for_when_needed(open_it, monkeypatch):
     columns = source.columns("train")
     assert len(columns) == 100
     batching.gather(columns, ("seg", "depth"), [7, 99, 7])
-    assert sequence.asked == [7, 99, 7]  # Once for all the columns.
+    assert sequence.asked == [7, 99, 7]  # Once for all columns.
     assert columns.targets["depth"][:2].shape == (2, 8, 6, 1)
 
 
 class Guarded(Lazy):
-    """A sequence that lets `together` threads in at once, when it is on guard."""
+    """A sequence that, while on guard, is read by `threads` threads at once."""
 
     def __init__(self, n, threads, number=0):
         super().__init__(n)
@@ -390,7 +384,7 @@ class Guarded(Lazy):
         self.inside.append(i)
         if i in self.broken:
             raise OSError(f"no such file as {i}.png")
-        time.sleep(0.001 * (i % 3))  # They do not end in the order of their start.
+        time.sleep(0.001 * (i % 3))  # Reads end in another order than they start.
         exclusive = self.inside == [i]
         self.inside.remove(i)
         if self.barrier.parties == 1 and not exclusive:
@@ -400,12 +394,11 @@ class Guarded(Lazy):
 
 @pytest.mark.parametrize("readers", [1, 4])
 def test_readers_change_neither_order_nor_bits(open_it, readers):
-    """Four come in together, or one alone, whoever asks for whichever split."""
+    """Four threads read at once, or one alone, whoever reads which split."""
     sequences = {s: Guarded(12, readers, n) for s, n in (("train", 0), ("test", 50))}
     if readers == 1:
-        sequences["test"].inside = sequences[
-            "train"
-        ].inside  # They share a file, perhaps.
+        # The splits may share a file.
+        sequences["test"].inside = sequences["train"].inside
     source = open_it(sequences | {"classes": ["a", "b", "c"], "readers": readers})
     rows = [4, 11, 3, 8, 0, 6, 2, 9]
     for sequence in sequences.values():
@@ -453,9 +446,8 @@ def test_slow_reading_by_one_is_told_once(monkeypatch):
 
 
 def test_readers_end_with_the_data_set():
-    old_threads = set(
-        threading.enumerate()
-    )  # Those of earlier tests may end meanwhile.
+    # Threads of earlier tests may end meanwhile.
+    old_threads = set(threading.enumerate())
     pool = readers.Readers(3)
     threads = [
         t for t in set(threading.enumerate()) - old_threads if t.name == "reader"
@@ -793,7 +785,7 @@ def test_examples_that_fail(open_it):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory, whose modules are forgotten afterwards."""
+    """An empty current directory; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
@@ -911,7 +903,7 @@ def test_the_page_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_pages_own_tasks_run(tmp_path):
-    """The second example, trained and attacked on one map and one value per image."""
+    """The page's second example, with a map and a single value per image."""
     page = PAGE.read_text()
     (code,) = re.findall(r"```python\n(# my_tasks.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "my_tasks.py").write_text(code)

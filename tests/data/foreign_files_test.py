@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and archives of others: one sentence for what is broken or too large."""
+"""Foreign pictures and archives: one sentence for a broken or too large file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_broken_pngs_are_one_sentence(content):
 
 
 def test_a_whole_png_is_read():
-    # Made by hand: two rows of one filter byte and two pixels.
+    # By hand: two rows, each of a filter byte and two pixels.
     rows = b"\0" + bytes(range(6)) + b"\0" + bytes(range(6, 12))
     content = START + head(2, 2) + chunk(b"IDAT", zlib.compress(rows)) + END
     expected = np.arange(12).reshape(2, 2, 3)
@@ -70,7 +70,7 @@ def test_a_whole_png_is_read():
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(tmp_path):
-    rows = zlib.compress(bytes(13001))  # The first of them: nobody looks.
+    rows = zlib.compress(bytes(13001))  # One row only, never read.
     content = START + head(13000, 13000, 8, 0) + chunk(b"IDAT", rows) + END
     (tmp_path / "a.png").write_bytes(content)
     tracemalloc.start()
@@ -109,13 +109,13 @@ def entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 
 def set_in_directory(path, offset: int, value: bytes):
-    """Changes bytes of a picture's entry in the zip's list of files, and its own."""
+    """Changes a picture's record in the zip's directory, and its local header."""
     with zipfile.ZipFile(path) as archive:
         header, content = entry(archive).header_offset, bytearray(path.read_bytes())
         name = entry(archive).filename.encode()
     record = content.rindex(name) - 46
     content[record + offset : record + offset + len(value)] = value
-    if offset < 12:  # These stand in both heads, two bytes earlier in its own.
+    if offset < 12:  # The local header has these fields too, two bytes earlier.
         content[header + offset - 2 : header + offset - 2 + len(value)] = value
     path.write_bytes(content)
 
@@ -182,9 +182,9 @@ def test_damage_of_any_way_of_packing_is_one_sentence(root, method):
         content = bytearray(original)
         content[offset] ^= 0x10
         path.write_bytes(content)
-        os.utime(path, ns=(offset, offset))  # It is another file.
+        os.utime(path, ns=(offset, offset))  # A time stamp of its own: a new file.
         file = cityscapes_files.File(str(path), info.filename, info.file_size)
-        try:  # Some bits mean nothing.
+        try:  # Some bits do not matter.
             assert file.read() == parts[info.filename]
         except InputError as error:
             messages.append(str(error))
@@ -196,10 +196,10 @@ def test_names_that_are_no_utf8_in_an_archive(root):
     cityscapes_fixture.zip_up(root)
     path = root / "disparity_trainvaltest.zip"
     patched(path, b"README", b"READM\xff")
-    read_all(root)  # A name of old times.
+    read_all(root)  # Old archives have such names.
     flag_offset = path.read_bytes().rindex(b"READM\xff") - 46 + 8
     content = bytearray(path.read_bytes())
-    content[flag_offset : flag_offset + 2] = b"\x00\x08"  # Says that it is UTF-8.
+    content[flag_offset : flag_offset + 2] = b"\x00\x08"  # The flag of UTF-8.
     path.write_bytes(content)
     with pytest.raises(InputError, match="one of Cityscapes' archives, but cannot be"):
         read_all(root)

@@ -52,7 +52,7 @@ def test_classes_and_values_are_uniform_over_what_the_data_set_has():
     assert (2 <= depth.min() < 2.01, 9.99 < depth.max() <= 10) == (True, True)
     assert depth.mean() == pytest.approx(6, abs=0.1)
     assert depth.var() == pytest.approx(8**2 / 12, rel=0.05)
-    picture = columns.targets["autoencoder"][rows]  # Not that of the picture.
+    picture = columns.targets["autoencoder"][rows]  # Noise, not the picture.
     assert picture.shape == (6, 40, 50, 3)
     assert picture.mean() == pytest.approx(0.5, abs=0.01)
 
@@ -73,7 +73,7 @@ def test_an_example_has_the_same_noise_wherever_it_comes():
 
 
 def test_of_a_range_of_one_value_there_is_no_noise():
-    """As most values of a sparse map are 0; directions and classes have no range."""
+    """A sparse map may have such a range; directions and classes need none."""
     ranges = dict.fromkeys(("depth", "normal", "seg"), (0.0, 0.0))
     info = dataclasses.replace(INFO, ranges=ranges)
     columns = Columns(IMAGES, {"seg": np.zeros((6, 40, 50), np.uint8)}, {})
@@ -94,7 +94,7 @@ def trained(config, workdir):
 def test_with_weight_zero_noise_changes_nothing_of_the_main_task(
     noise_config, tmp_path
 ):
-    """The noise reaches the auxiliary loss alone, and no other random number."""
+    """Noise affects only the auxiliary loss, and changes no other random numbers."""
     config = dataclasses.replace(noise_config, aux_weight=0.0)
     control = trained(config, tmp_path / "0")
     expected = trained(dataclasses.replace(config, random_targets=()), tmp_path / "own")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes, devices, folders and links where data sets have files: told, and no hang."""
+"""Pipes, devices, folders and links in place of files: an error, and no hang."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ALL = [as_pipe, as_device, as_terminal, as_folder, as_circle, as_broken_link]
 
 @pytest.fixture(autouse=True)
 def no_hang(tmp_path, monkeypatch):
-    """Whoever waits for a pipe is stopped."""
+    """Stops a test that waits for a pipe."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     signal.alarm(60)
     yield
@@ -54,7 +54,7 @@ def no_hang(tmp_path, monkeypatch):
 
 
 def told(call) -> str:
-    """What a command would say of what `call` raises, in one line."""
+    """The one line that a command prints for the error that `call` raises."""
     with pytest.raises((InputError, OSError)) as excinfo:
         call()
     error = excinfo.value
@@ -93,7 +93,7 @@ def test_in_cityscapes(tmp_path, odd, kind):
         source = data.open_source("cityscapes", **options)
     except (InputError, OSError):
         assert path.name in told(lambda: data.open_source("cityscapes", **options))
-    else:  # A folder of the name is no file of the data set.
+    else:  # A folder of that name is no file of the data set.
         assert odd is as_folder
         assert source.info.splits["train"] < len(cityscapes_fixture.TRAIN) + 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of a user's own in a data function: values by hand, and what is refused."""
+"""A user's own tasks in a data function: values by hand, and refused input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TASKS = [
 
 
 def example(i=0, targets=None, **changes):
-    """Targets of all shapes; those of other numbers are others."""
+    """An example with targets of all shapes, another one for each `i`."""
     rng = np.random.default_rng(i)
     record = {
         "image": rng.integers(0, 256, (*SIZE, 3), np.uint8),
@@ -54,7 +54,7 @@ def example(i=0, targets=None, **changes):
 
 
 class Sequence:
-    """A sequence that is read when it is needed."""
+    """A sequence, which is read only when needed."""
 
     def __init__(self, made):
         self.made = made
@@ -68,7 +68,7 @@ class Sequence:
 
 @pytest.fixture
 def open_it(monkeypatch):
-    """Opens what a function of the module own_tasks gives."""
+    """Opens a data set that the function own_tasks:examples returns."""
 
     def open_it(**contents):
         module = types.ModuleType("own_tasks")
@@ -151,7 +151,7 @@ def test_masks_and_ignored_labels_are_of_each_task(open_it):
     assert masks["angle"].tolist() == [0, 1]
     assert masks["ground"].mean(axis=(1, 2)).tolist() == [0, 1]
     assert masks["joints"].sum(axis=1).tolist() == [8, 17]
-    assert source.info.tasks["parts"].channels == 2  # 0 and 1, counted by themselves.
+    assert source.info.tasks["parts"].channels == 2  # 0 and 1, as counted.
     with pytest.raises(InputError, match="scene must be below the number of classes"):
         open_it(train=[record], tasks=TASKS, ignore_label={"ground": 7})
 
@@ -333,7 +333,7 @@ def test_lazy_classes_must_be_named(open_it):
     assert source.info.tasks["parts"].classes == ("a", "b", "c", "d", "e")
 
 
-# Values that are the same for all that mean the same.
+# Equal values for equal meanings.
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "clean"])
@@ -378,9 +378,8 @@ def test_directions_have_length_one(open_it):
         expected = np.nan_to_num(vectors / lengths)
     np.testing.assert_allclose(targets["normal"][0], expected, atol=1e-6)
     np.testing.assert_allclose(targets["heading"][0], [0.6, -0.8], rtol=1e-6)
-    np.testing.assert_array_equal(
-        targets["way"][0], unit
-    )  # To the bit: it is rounding.
+    # Lengths that differ from 1 by rounding stay to the bit.
+    np.testing.assert_array_equal(targets["way"][0], unit)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -406,7 +405,7 @@ def test_autoencoder_targets_have_the_channels_of_the_image(open_it, channels):
     assert source.info.tasks["autoencoder"].channels == channels
     batch = batching.gather(source.columns("train"), source.info.tasks, [0])
     np.testing.assert_array_equal(batch["targets"]["autoencoder"][0], 1 - image)
-    grey = [Task("autoencoder", kind="image", channels=2)]  # As it is declared.
+    grey = [Task("autoencoder", kind="image", channels=2)]  # Declared channels count.
     with pytest.raises(InputError, match=r"of shape \[4, 6, 2\], but"):
         open_it(train=[(image, {"autoencoder": image})], tasks=grey)
 

@@ -51,10 +51,8 @@ def test_edge_of_a_step_is_its_height_on_either_side():
     edges = picture.compute("edge_texture", image)[0, ..., 0]
     expected = np.tile(np.array([0, 0, 0, 0.5, 0.5, 0, 0, 0]), (6, 1))
     np.testing.assert_allclose(edges, expected, atol=1e-6)
-    upright_edges = picture.compute("edge_texture", image.transpose(0, 2, 1, 3))[
-        0, ..., 0
-    ]
-    np.testing.assert_allclose(upright_edges, expected.T, atol=1e-6)
+    edges_t = picture.compute("edge_texture", image.transpose(0, 2, 1, 3))[0, ..., 0]
+    np.testing.assert_allclose(edges_t, expected.T, atol=1e-6)
 
 
 def test_keypoints_answer_to_corners_not_to_edges_or_planes():
@@ -68,7 +66,7 @@ def test_keypoints_answer_to_corners_not_to_edges_or_planes():
 
 
 def test_ranges():
-    # |g| is convex in the pixels, so that it is largest for pixels of 0 and 1: try all.
+    # |g| is convex in the pixels, so it is largest for pixels of 0 and 1: try all.
     patterns = np.array(list(itertools.product((0, 1), repeat=9)), np.uint8)
     images = np.repeat(patterns.reshape(-1, 3, 3, 1) * np.uint8(255), 3, axis=-1)
     edges = picture.compute("edge_texture", images)

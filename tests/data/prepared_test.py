@@ -46,7 +46,7 @@ def builder_in(folder: pathlib.Path) -> rooms.Rooms:
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory) -> rooms.Rooms:
-    """Three shards: what is read must be in order across files."""
+    """Prepared data in three shards, to check the order across files."""
     builder = builder_in(tmp_path_factory.mktemp("data"))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=3)
@@ -95,7 +95,7 @@ def test_threads_may_read_one_column(builder, expected):
 
 
 class Noting:
-    """A data source that notes what is read."""
+    """A data source that records the rows that are read."""
 
     def __init__(self, source, read):
         self.source, self.read = source, read
@@ -116,11 +116,11 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
     monkeypatch.setattr(records, "_source", Noting(source, reads))
     for rows in ([3, 3], [1, 3], [3, 1], [1, 2], [1], [2]):
         assert list(records.read(rows)) == [source[row] for row in rows]
-    assert reads == [3, 1, 2, 2]  # What is in the last batch is not read again.
+    assert reads == [3, 1, 2, 2]  # Rows of the last batch are not read again.
     monkeypatch.setattr(prepared, "_LARGEST_BATCH", 2)
     reads.clear()
     result = records.read([2, 4, 5])
-    assert reads == []  # One after the other, and none is kept.
+    assert reads == []  # Read one by one when needed, and not kept.
     assert list(result) == [source[2], source[4], source[5]]
     list(records.read([4]))
     assert reads == [2, 4, 5, 4]
@@ -137,7 +137,7 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
     ],
 )
 def test_shards_may_all_be_open(builder, monkeypatch, before, after):
-    """Three files more than before, where the system allows that many."""
+    """The limit rises by three files, where the system allows that many."""
     calls = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: before)
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: calls.append(limits))
@@ -175,7 +175,7 @@ def test_errors_say_what_to_do(tmp_path):
             "Things",
         )
     with pytest.raises(InputError, match="^it could not be prepared: killed. The same"):
-        prepared.prepare(  # No lack of room.
+        prepared.prepare(  # Not a full disk.
             lambda folder: Failing(folder, parts.WorkerError("killed")), tmp_path, "it"
         )
     error = OSError(28, "No space left on device")
@@ -190,7 +190,7 @@ def cut(path):
 
 
 def flip(path):
-    """One bit, in the middle."""
+    """Flips one bit in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 8
     path.write_bytes(content)
@@ -228,14 +228,14 @@ def as_circle(path):
 
 
 def one_digit(path):
-    """One example less, which would go unnoticed."""
+    """Lowers the number of examples by one, which would go unnoticed."""
     text = path.read_text()
     assert f'"{COUNT}"' in text
     path.write_text(text.replace(f'"{COUNT}"', f'"{COUNT - 1}"'))
 
 
 def of_format(kind):
-    """Makes the builder in a folder: as rooms are stored, and as the others."""
+    """A function that makes the builder; `kind` None is the format of rooms."""
 
     options = {"file_format": kind} if kind else {}
 
@@ -247,7 +247,7 @@ def of_format(kind):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory, expected):
-    """Prepared data sets in both formats, which are whole."""
+    """Folders of undamaged prepared data, by format."""
     folders = {}
     for kind in (None, prepared.FILE_FORMAT):
         folders[kind] = tmp_path_factory.mktemp("sound")
@@ -280,7 +280,7 @@ INFO, SHARD = "dataset_info.json", "*-train.*"
 def test_damage_to_prepared_data_is_one_sentence(
     sound, expected, tmp_path, kind, known, what, damage
 ):
-    """`old`: before 0.3 it was not written down what must be there."""
+    """`old`: data prepared before 0.3, without a list of their contents."""
     root = shutil.copytree(sound[kind], tmp_path / "root")
     folder = root / "rooms" / small_config().name / "1.0.0"
     if not known:
@@ -288,7 +288,7 @@ def test_damage_to_prepared_data_is_one_sentence(
         if damage is one_digit or (kind, what, damage) == (None, INFO, flip):
             pytest.skip("it may go unnoticed there")
     damage(next(folder.glob(what)))
-    for _ in range(2):  # It is no other one the second time.
+    for _ in range(2):  # The second error is the same.
         with pytest.raises(InputError) as error:
             read_all(kind, root)
         message = str(error.value)
@@ -321,7 +321,7 @@ def test_what_systems_put_into_prepared_data_is_no_damage(
             (place / name).write_bytes(b"theirs")
     images = read_all(kind, root)
     np.testing.assert_array_equal(images, expected["image"])
-    assert prepared._contents(folder) == contents  # They may grow, and go.
+    assert prepared._contents(folder) == contents  # Such files may grow and vanish.
     prepared._records.cache_clear()
     (folder / "mine").mkdir()
     with pytest.raises(InputError, match=r"are damaged \(mine is not a file\)"):
@@ -330,7 +330,7 @@ def test_what_systems_put_into_prepared_data_is_no_damage(
 
 @pytest.mark.fuzz
 def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
-    """Whoever comes next makes them again, or reads what is whole."""
+    """The next process makes the data again, or reads whole data."""
     code = (
         "import sys, pathlib; sys.path[:0] = sys.argv[2:]\n"
         "import prepared_test as t\n"
@@ -357,7 +357,7 @@ def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 500, 20_000])
 def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
-    """Files of at most so many bytes; the same command makes the data later."""
+    """Files have at most `room` bytes; later the same command makes the data."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
@@ -380,7 +380,7 @@ def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
 
 
 class WithParts(rooms.Rooms):
-    """Rooms that says that it keeps parts."""
+    """A builder of rooms that has a folder of parts."""
 
     work = {}
 
@@ -478,7 +478,7 @@ def test_parts_that_are_there_are_not_told_of_one_by_one(tmp_path, caplog):
     assert caplog.messages.count("testing: 10 of 10 images, 00:00 left") == 1
     (tmp_path / "parts" / "no3.npz").unlink()
     caplog.clear()
-    for _ in range(2):  # One is missing, and then none.
+    for _ in range(2):  # First one part is missing, then none.
         run(tmp_path, named_jobs, 1)
     assert caplog.messages == ["testing: 10 of 10 images, 00:00 left"]
 
@@ -516,7 +516,7 @@ def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
     with pytest.raises(InputError, match=r"^'3.png' is broken$"):
         run(tmp_path, named_jobs, processes)
     names = {p.stem for p in (tmp_path / "parts").glob("*.npz")}
-    assert names >= {"no0", "no1", "no2"}  # Needed no more work than this.
+    assert names >= {"no0", "no1", "no2"}  # All before the broken one.
     assert "no3" not in names
 
 
@@ -563,7 +563,7 @@ def test_helpers_share_the_parts_and_those_of_a_killed_one_are_made(tmp_path):
     assert [helper.wait(timeout=60) for helper in helpers[1:]] == [0, 0]
     calls = called(tmp_path)
     assert set(calls) == set(range(31))
-    assert len(calls) < 62  # One of them alone calls 31 times.
+    assert len(calls) < 62  # One process alone makes 31 calls.
     assert run(tmp_path, named_jobs, 1) == [i * i for i in range(31)]
     assert called(tmp_path) == calls
     helpers[0].wait(timeout=60)
@@ -576,7 +576,7 @@ def test_helping_ends_when_nobody_wants_parts(tmp_path):
 
 
 class Shared(Failing):
-    """A builder whose data set another process finishes while we help."""
+    """A builder whose data set another process finishes while this one helps."""
 
     def __init__(self, folder, job_items):
         super().__init__(folder, None)
@@ -610,7 +610,7 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 class Sharing(Shared):
-    """One of several configs of the same parts; `meanwhile` runs while it prepares."""
+    """A config that shares its parts; it calls `meanwhile` while it prepares."""
 
     def __init__(self, folder, config, meanwhile):
         super().__init__(folder, [])
@@ -642,7 +642,7 @@ def test_who_finishes_last_removes_the_parts_that_configs_share(tmp_path):
 
 def test_a_data_set_without_parts_is_only_waited_for(tmp_path):
     builder = Failing(tmp_path, None)
-    for _ in range(2):  # Not finished yet, and finished meanwhile.
+    for _ in range(2):  # First unfinished, then finished.
         prepared._help(builder)
         builder.data_dir.mkdir(parents=True, exist_ok=True)
 

@@ -18,7 +18,7 @@ SHAPES = {
 
 
 def inside(name: str, p: np.ndarray) -> np.ndarray:
-    """Whether points [..., 3] are in the solid, each by its school-book definition."""
+    """Whether points [..., 3] are in the solid, by its textbook definition."""
     x, y, z = np.moveaxis(p, -1, 0)
     rho = np.hypot(x, y)
     return {
@@ -53,7 +53,7 @@ def test_first_entry_agrees_with_marching(name):
     is_inside = inside(name, path)
     expected = np.where(is_inside.any(1), steps[is_inside.argmax(1)], np.inf)
     assert 100 < np.isfinite(expected).sum() < 400
-    # A ray that only grazes may slip between two steps, never the other way round.
+    # Marching may miss a solid that a ray grazes, never the other way round.
     hit = np.isfinite(expected)
     assert (t[hit] <= expected[hit] + 1e-9).all()
     assert (expected[hit] - t[hit] <= 6e-4).all()
@@ -64,7 +64,7 @@ def test_first_entry_agrees_with_marching(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_rays_along_the_axes(name):
-    """Exact zeros in the direction, as an upright camera has them."""
+    """Directions with exact zeros, as of an upright camera."""
     origin = np.array([[3.0, 0.01, 0.02], [0.01, -3.0, 0.02], [0.01, 0.02, 3.0]])
     direction = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
     t, _ = cast(name, origin, direction)
@@ -93,7 +93,7 @@ def test_points_are_on_the_surface_and_normals_point_out(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_normals_are_orthogonal_to_the_surface(name):
-    """Neighbouring rays' hits differ by tangents, but for second order."""
+    """Hits of neighbouring rays differ by a tangent, up to second order."""
     origin, direction = random_rays(2000)
     t, part = cast(name, origin, direction)
     hit = np.isfinite(t)

@@ -18,7 +18,7 @@ MANY = 200
 
 @pytest.fixture(scope="module")
 def many() -> list[dict[str, np.ndarray]]:
-    """The first examples of the training split, small."""
+    """The first examples of the training split, 32 x 32."""
     return [workers.example(0, 0, index, 32) for index in range(MANY)]
 
 
@@ -68,9 +68,8 @@ def test_colours_and_textures_say_nothing_about_the_class():
         assert count >= 400, name
         for part in (0, 1):
             color = np.array([m.colors[part] for m in materials])
-            error = 4.5 * np.sqrt(
-                0.06 / count
-            )  # The variance of a colour is below .06.
+            # The variance of a colour is below 0.06.
+            error = 4.5 * np.sqrt(0.06 / count)
             np.testing.assert_allclose(color.mean(0), 0.5, atol=error, err_msg=name)
         for texture in textures.TEXTURES:
             share = np.mean([m.texture == texture for m in materials])

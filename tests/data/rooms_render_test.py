@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and targets of rooms, against the camera model, brute force and counts."""
+"""Pictures and targets of rooms, against the camera model and brute force."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module", params=range(3))
 def one(request):
-    """A scene, what its rays hit, and its targets."""
+    """A room, the hits of its rays, and its arrays."""
     room = sampling.sample(0, 1, request.param)
     with np.errstate(all="ignore"):
         hits = render.cast(room, SIZE, SIZE)
@@ -70,7 +70,7 @@ def test_normals_face_the_camera_and_give_reshading(one):
 
 
 def test_depth_agrees_with_normals(one):
-    """On a plane, neighbours are in the tangent plane; else off by k step^2 / 2."""
+    """Neighbours on planes are in the tangent plane, others off by about k step^2 / 2."""
     room, hits, arrays = one
     points = camera_points(room, hits.depth)
     normal = arrays["normal"].astype(np.float64)
@@ -104,7 +104,7 @@ def test_depth_agrees_with_normals(one):
 
 
 def test_things_are_where_their_equations_say(one):
-    """World points that belong to a ball are a radius from its centre, and so on."""
+    """Points lie on the planes of their faces, or a radius from their ball's centre."""
     room, hits, arrays = one
     points = [
         origin + hits.depth * ray
@@ -135,7 +135,7 @@ def test_things_are_where_their_equations_say(one):
 
 
 def test_windows_hide_nothing(monkeypatch):
-    """Looking for a thing only where its ball is projected finds the same pixels."""
+    """Casting rays only within the window of a thing's ball gives the same pixels."""
     window = (slice(0, 48), slice(0, 48))
     rooms = [sampling.sample(1, 0, index) for index in range(12)]
     results = [render.cast(room, 48, 48) for room in rooms]
@@ -147,7 +147,7 @@ def test_windows_hide_nothing(monkeypatch):
 
 
 def blocked(room: scene.Scene, points: np.ndarray, lamp: np.ndarray) -> np.ndarray:
-    """Whether a march from points [N, 3] to the lamp goes through any solid."""
+    """Whether a solid is between points [N, 3] and the lamp, by marching: bool [N]."""
     path = np.linspace(0.003, 1, 750)[:, None, None]
     path = points + path * (lamp - points)
     inside = np.zeros(path.shape[:2], bool)
@@ -189,7 +189,7 @@ def test_shadows_are_where_marching_finds_them(one):
     colors = np.stack([axis[rows] for axis in radiance], axis=-1)
     mismatch = np.abs(colors - albedo[rows] * expected).max(-1) > 1e-9
     assert (shadow & matt_pixels).sum() > 10
-    # A march of finite steps may miss a graze.
+    # Finite steps may miss a solid that the ray grazes.
     assert (mismatch & matt_pixels).sum() <= 0.02 * matt_pixels.sum()
 
 
@@ -261,7 +261,7 @@ def test_a_worker_that_fails_is_an_error():
 
 
 def test_sizes_show_the_same_scene():
-    """The 2 x 2 pixels around a point of the 64 px depth enclose that of 32 px."""
+    """Nearly each pixel at 32 px has the class of one of its 2 x 2 pixels at 64 px."""
     agreement = []
     for index in range(10):
         small_seg, large_seg = (

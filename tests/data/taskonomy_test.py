@@ -44,7 +44,7 @@ ARRANGEMENTS = (
 
 @pytest.fixture(autouse=True)
 def tfds_dir(tmp_path_factory, monkeypatch) -> pathlib.Path:
-    """Prepared data go to a folder of the test."""
+    """A folder of the test's own for prepared data."""
     folder = tmp_path_factory.mktemp("tfds")
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     return folder
@@ -89,7 +89,7 @@ def test_all_arrangements_are_understood(tmp_path, arrangement):
 
 
 def test_views_are_those_of_the_files(tmp_path):
-    """Against a plain dict of what was written, in no order, with zeros in front."""
+    """Compares with a dict of the files; names may have leading zeros."""
     rng = np.random.default_rng(0)
     expected = {}
     for _ in range(200):
@@ -157,7 +157,8 @@ LIST = "id, train, val, test\n"
 
 
 def test_lists_say_the_split_of_buildings(tmp_path):
-    for name in ("a", "B", "more/c", "d"):  # As lists have them, and not.
+    # As in the lists, in another case, in a subfolder, and in no list.
+    for name in ("a", "B", "more/c", "d"):
         taskonomy_fixture.write_building(tmp_path, [0], folder=f"{name}/{{domain}}")
     lists = tmp_path / "splits_taskonomy"
     lists.mkdir()
@@ -188,7 +189,7 @@ def test_what_is_missing_is_counted(tmp_path):
     remove(tmp_path, "normal/point_0_*")
     remove(tmp_path, "segment_semantic/point_1_*")
     (label,) = (tmp_path / "segment_semantic").glob("point_0_*")
-    label.write_bytes(b"")  # Such place-holders stand for missing labels.
+    label.write_bytes(b"")  # Such placeholders stand for missing labels.
     remove(tmp_path, "rgb/point_1301_*")
     listing = finding.scan(str(tmp_path))
     assert finding.summary(listing, splitting.splits(listing)) == (
@@ -321,7 +322,7 @@ def cut(folder, pattern):
 
 
 def counting(monkeypatch):
-    """What is made from now on, by point."""
+    """The points of the examples that are made from now on."""
     make, points = examples.make, []
 
     def count(job):
@@ -351,7 +352,7 @@ def test_broken_files_are_all_listed_masked_and_counted(tmp_path, tfds_dir, capl
     assert train.masks["seg"][rows].any(axis=(1, 2)).tolist() == [False, True]
     distances = train.masks["depth_euclidean"][rows]
     assert distances.any(axis=(1, 2)).tolist() == [False, True]
-    hole = ~train.masks["reshading"][rows[:1]][0]  # Now by depth_zbuffer.
+    hole = ~train.masks["reshading"][rows[:1]][0]  # From depth_zbuffer instead.
     assert (hole.sum(), hole[:5, :5].sum()) == (25, 25)
     assert train.masks["normal"][rows].any(axis=(1, 2)).all()
     caplog.clear()
@@ -398,7 +399,7 @@ def test_only_what_is_asked_for_is_opened(tmp_path, monkeypatch):
         (["A"], {"rgb"}),
         (["s"], {"rgb", "seg"}),
         (["r", "k"], {"rgb", "reshading", "keypoints2d", "depth_euclidean"}),
-        (["k"], set()),  # It is there.
+        (["k"], set()),  # Already prepared.
         (["k", "s"], {"rgb", "seg", "keypoints2d"}),
     ):
         opened_tasks.clear()
@@ -411,7 +412,7 @@ def test_only_what_is_asked_for_is_opened(tmp_path, monkeypatch):
 
 
 def hole_of(folder, task="reshading", **options):
-    """Which pixels of a view are unknown, [16, 16]."""
+    """The unknown pixels of a view, bool [16, 16]."""
     options |= {"data_dir": str(folder), "image_size": (16, 16), "tasks": [task]}
     columns = data.open_source("taskonomy", **options).columns("train")
     return ~columns.masks[task][np.arange(1)][0]
@@ -443,7 +444,8 @@ def test_holes_are_known_without_depth_files(tmp_path, caplog):
     np.testing.assert_array_equal(hole_of(view_dir), rectangle(slice(0, 4)))
     view_dir = folder("curvatures", "principal_curvature")
     np.testing.assert_array_equal(hole_of(view_dir), rectangle(slice(2, 6)))
-    assert not hole_of(view_dir, as_released=True).any()  # That code does not know it.
+    # The released code does not look for holes there.
+    assert not hole_of(view_dir, as_released=True).any()
     # Omnidata's masks come first, under either name; depths before them.
     mask = np.full((16, 16), 255, np.uint8)
     mask[9:, 9:] = 0
@@ -566,7 +568,7 @@ def test_depths_in_metres(tmp_path):
             unit = tasks.TASKS[task].unit_of(metric, source.info.units)
             assert unit == {"mae": "m", "rmse": "m", "rel": "", "loss": ""}[metric.name]
     assert source.info.units == {"curvature": ""}
-    # Smaller ones are geometric means of 1 + steps.
+    # Smaller maps have geometric means of 1 + steps.
     small_columns = data.open_source(
         "taskonomy", depth_target="metres", image_size=(1, 1), **options
     ).columns("train")
@@ -749,7 +751,7 @@ data.open_source("taskonomy", data_dir=sys.argv[1], image_size=(16, 16))
 
 
 def begin(folder, store):
-    """A process that prepares a folder, whose data are in `store`."""
+    """Starts a process that prepares the data of `folder` in `store`."""
     path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
     return subprocess.Popen(
         [sys.executable, "-c", OPEN, str(folder)],
@@ -790,7 +792,7 @@ def test_others_finish_what_a_killed_process_prepared_to_the_same_bits(
 
 @pytest.mark.slow
 def test_train_and_attack(folder, tmp_path_factory):
-    """Labels, a masked map and the picture through the two binaries."""
+    """Both commands, on labels, a masked map and the picture."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     commands = (
         ("mtr_tf.train", "--dataset=taskonomy", f"--data_dir={folder}", "--model=tiny",

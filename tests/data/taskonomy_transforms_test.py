@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of Taskonomy's numbers, against arrays made by hand and skimage."""
+"""Transforms of Taskonomy's files, against arrays made by hand and skimage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL = np.ones((2, 2), bool)
 
 
 def one_pixel(task, file, valid=ALL):
-    """The one pixel that a 2 x 2 file becomes, and whether it is known."""
+    """The one pixel that a 2 x 2 file is reduced to, and whether it is known."""
     target, mask = transforms.TRANSFORMS[task](np.asarray(file), valid, (1, 1))
     return target[0, 0], bool(mask[0, 0])
 
@@ -28,7 +28,7 @@ def sixteen_bits(*values):
     return np.array(values, np.uint16).reshape(2, 2)
 
 
-# The right way, by hand.
+# The correct transforms, by hand.
 
 
 def test_depth_is_the_mean_logarithm_of_what_is_known():
@@ -63,7 +63,7 @@ def test_labels_are_picked_and_zero_is_not_known():
     assert mask[0].tolist() == [True, True, False, True]
     assert list(layout.CLASSES)[4] == "potted_plant"
     target, mask = transforms.labels(file, None, (1, 2))
-    assert target.tolist() == [[16, 4]]  # Of each 2 x 2, the pixel at the far corner.
+    assert target.tolist() == [[16, 4]]  # The far corner of each 2 x 2.
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_labels_are_picked_and_zero_is_not_known():
         ("keypoints2d", (0.001, 0.001, 0.001, 0.002), -0.5),
         ("keypoints2d", (1, 1, 1, 1), 1.0),
         ("keypoints3d", (0, 0, 1, 0.5), -0.25),
-        # Not clipped, and a constant stays as it is in the blur.
+        # Not clipped, and the blur keeps a constant.
         ("edge_occlusion", (0.0125, 0.0125, 0.0125, 0.0125), 3.0),
     ],
 )
@@ -126,7 +126,7 @@ def test_image_is_averaged():
 
 
 def test_nothing_unknown_is_blended():
-    """Whatever stands where nothing is known changes no target."""
+    """Values of unknown pixels change no target."""
     rng = np.random.default_rng(0)
     valid = rng.random((12, 10)) < 0.6
     for task, domain in layout.DOMAINS.items():
@@ -166,7 +166,7 @@ def test_the_blur_is_a_mean_of_the_known():
 
 @pytest.mark.parametrize("size", [(4, 3), (5, 7), (12, 9), (1, 1), (16, 4)])
 def test_areas_are_averaged_exactly(size):
-    """Against the mean of a picture enlarged by repetition until all sides divide."""
+    """Against block means of a picture enlarged by repetition to a common multiple."""
     values = np.random.default_rng(0).random((12, 9, 2))
     rows, columns = math.lcm(12, size[0]), math.lcm(9, size[1])
     picture = values.repeat(rows // 12, 0).repeat(columns // 9, 1)
@@ -200,7 +200,7 @@ def test_codes_hold_target_and_mask(task):
     assert not coding.mask(coding.unknown(task, (6, 5))[None]).any()
 
 
-# The released way, against scikit-image and SciPy, which it is written with.
+# The released transforms, against scikit-image and SciPy, which they used.
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One at a time, whatever the file system knows of locks."""
+"""Turns are taken one at a time, with or without locks of the file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOR_EVER = 1e9
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Where the lock is; nobody is taken for dead there, and looks are frequent."""
+    """The path of a lock whose claims never expire; checks are frequent."""
     monkeypatch.setattr(turns, "_SILENT_SECONDS", FOR_EVER)
     monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(turns, "_BEAT_SECONDS", 0.001)
@@ -34,7 +34,7 @@ def no_locks(monkeypatch):
 
 
 def take_turns(place, count):
-    """Threads that take their turns; how many held one at once, and waited."""
+    """Runs threads; how many held the turn at once each time, and which waited."""
     holders, counts, waiters = [], [], []
 
     def take_turn(number):
@@ -81,7 +81,7 @@ def test_a_claim_that_is_silent_for_long_is_taken_over(place, monkeypatch, conte
 
     def look(seconds):
         contents.append(claim.read_text())
-        if len(contents) == 2:  # It lives: the minute begins again.
+        if len(contents) == 2:  # A sign of life: the minute starts again.
             claim.write_text("elsewhere 1 ab 8")
 
     time = types.SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=look)
@@ -100,7 +100,7 @@ def test_who_was_taken_for_dead_leaves_the_other_one_alone(place):
 
 
 def test_a_dead_claim_that_must_not_be_removed_is_one_sentence(place, monkeypatch):
-    """As another user's in a sticky folder: nobody tries for ever."""
+    """Like another user's in a sticky folder: the removal is not repeated."""
     claim, attempts = place.with_suffix(".claim"), []
     claim.write_text(f"{turns.machine()} 1 ab 7")
 
@@ -123,7 +123,7 @@ def test_a_dead_claim_that_must_not_be_removed_is_one_sentence(place, monkeypatc
 
 
 def test_a_dead_claim_is_tried_again_in_a_while(place, monkeypatch):
-    """Where the file system is away for a moment."""
+    """For example, the file system is away for a moment."""
     claim, waits, attempts = place.with_suffix(".claim"), [], []
     replace = turns.os.replace
     claim.write_text(f"{turns.machine()} 1 ab 7")
