@@ -320,7 +320,7 @@ def test_two_workers_of_two_replicas(augment):
 @pytest.mark.parametrize("augment", [None, VARIED])
 def test_under_a_mirrored_strategy(mirrored, augment):
     columns, batches = make_columns(), of_one(augment)
-    distributed = mirrored.distribute_datasets_from_function(
+    dataset = mirrored.distribute_datasets_from_function(
         lambda context: batching.train_batches(
             columns,
             TASKS,
@@ -332,7 +332,7 @@ def test_under_a_mirrored_strategy(mirrored, augment):
             context=context,
         )
     )
-    for batch, expected in zip(distributed, batches, strict=True):
+    for batch, expected in zip(dataset, batches, strict=True):
         parts = [
             tf.nest.map_structure(
                 lambda value, r=r: mirrored.experimental_local_results(value)[
@@ -347,12 +347,12 @@ def test_under_a_mirrored_strategy(mirrored, augment):
 
 def test_evaluation_under_a_mirrored_strategy(mirrored):
     columns = make_columns()
-    distributed = mirrored.distribute_datasets_from_function(
+    dataset = mirrored.distribute_datasets_from_function(
         lambda context: batching.eval_batches(
             columns, TASKS, batch_size=4, num_examples=5, context=context
         )
     )
-    indices = [mirrored.gather(batch["index"], 0).numpy() for batch in distributed]
+    indices = [mirrored.gather(batch["index"], 0).numpy() for batch in dataset]
     np.testing.assert_array_equal(np.concatenate(indices), [0, 1, 2, 3, 4, -1, -1, -1])
 
 

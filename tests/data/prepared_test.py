@@ -435,10 +435,10 @@ def test_a_fingerprint_is_of_all_and_of_their_order():
 WORK = "prepared_fixture:square"
 
 
-def jobs(tmp_path, count, **more):
+def jobs(tmp_path, count, **changes):
     log = str(tmp_path / "log")
     return {
-        f"no{i}": {"value": i, "log": log, **more.get(f"no{i}", {})}
+        f"no{i}": {"value": i, "log": log, **changes.get(f"no{i}", {})}
         for i in range(count)
     }
 

@@ -70,7 +70,7 @@ def test_normals_face_the_camera_and_give_reshading(one):
 
 
 def test_depth_agrees_with_normals(one):
-    """Neighbours on planes are in the tangent plane, others off by about k step^2 / 2."""
+    """Neighbours are in a plane's tangent plane, else off it by about k step^2 / 2."""
     room, hits, arrays = one
     points = camera_points(room, hits.depth)
     normal = arrays["normal"].astype(np.float64)
