@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flips and crops, on pictures whose pixels say where they come from."""
+"""Flips and crops of pictures whose pixels encode their own coordinates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def coordinates(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mark(i, y, x) -> dict[str, np.ndarray]:
-    """Targets and masks as functions of where a pixel comes from."""
+    """Targets and masks as functions of a pixel's coordinates."""
     return {
         "seg": (i + 10 * y + x).astype(np.int32),
         "depth": np.sin(i + 3.0 * y + 7.0 * x)[..., None].astype(np.float32),
@@ -49,13 +49,13 @@ def make_batch(batch: int, step: int = 0, **targets) -> dict:
     return tf.nest.map_structure(tf.constant, value)
 
 
-def origin(moved: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def origin(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads image number, row and column back from the pixels."""
-    return tuple(np.moveaxis(np.rint(moved["image"].numpy() * 255).astype(int), -1, 0))
+    return tuple(np.moveaxis(np.rint(batch["image"].numpy() * 255).astype(int), -1, 0))
 
 
-def flips(moved: dict) -> np.ndarray:
-    _, _, x = origin(moved)
+def flips(batch: dict) -> np.ndarray:
+    _, _, x = origin(batch)
     return x[:, 0, 0] > x[:, 0, -1]
 
 
@@ -64,43 +64,43 @@ def flips(moved: dict) -> np.ndarray:
     [(True, None), (True, (4, 5)), (True, (7, 9)), (True, (1, 1)), (False, (4, 5))],
 )
 def test_image_targets_and_masks_move_together(flip, crop):
-    moved = Augment(flip, crop)(make_batch(16), seed=1)
-    i, y, x = origin(moved)
+    result = Augment(flip, crop)(make_batch(16), seed=1)
+    i, y, x = origin(result)
     height, width = crop or (HEIGHT, WIDTH)
     assert i.shape == (16, height, width)
     marks = mark(i, y, x)
     for task in ("seg", "depth"):
-        np.testing.assert_array_equal(moved["targets"][task], marks[task])
-        np.testing.assert_array_equal(moved["masks"][task], marks[f"{task}_mask"])
-    assert moved["targets"]["seg"].dtype == tf.int32
-    # Each image is its own, and a window: rows and columns without a gap.
+        np.testing.assert_array_equal(result["targets"][task], marks[task])
+        np.testing.assert_array_equal(result["masks"][task], marks[f"{task}_mask"])
+    assert result["targets"]["seg"].dtype == tf.int32
+    # Each image keeps its place and is a window: rows and columns without a gap.
     assert (i == np.arange(16)[:, None, None]).all()
     assert (np.diff(y, axis=1) == 1).all()
     assert (np.diff(y, axis=2) == 0).all()
     assert (np.diff(x, axis=1) == 0).all()
-    signs = np.where(flips(moved), -1, 1)[:, None, None]
+    signs = np.where(flips(result), -1, 1)[:, None, None]
     assert (np.diff(x, axis=2) == signs).all()
-    assert flips(moved).any() == (flip and width > 1)
-    np.testing.assert_array_equal(moved["index"], np.arange(16)[::-1])
+    assert flips(result).any() == (flip and width > 1)
+    np.testing.assert_array_equal(result["index"], np.arange(16)[::-1])
 
 
 def test_nothing_to_do_changes_nothing():
     batch = make_batch(8)
-    moved = Augment(flip=False)(batch, seed=0)
-    tf.nest.map_structure(np.testing.assert_array_equal, moved, batch)
+    result = Augment(flip=False)(batch, seed=0)
+    tf.nest.map_structure(np.testing.assert_array_equal, result, batch)
 
 
 def test_half_are_flipped_and_every_window_is_as_likely():
     n = 6000
-    moved = tf.function(Augment(crop=(5, 6)))(make_batch(n), seed=0)
-    flipped = flips(moved)
+    result = tf.function(Augment(crop=(5, 6)))(make_batch(n), seed=0)
+    flipped = flips(result)
     assert abs(flipped.sum() - n / 2) < 4 * np.sqrt(n / 4)
-    _, y, x = origin(moved)
+    _, y, x = origin(result)
     places = y[:, 0, 0] * 4 + x.min(axis=(1, 2))  # 3 x 4 windows
-    for chosen in (places[flipped], places[~flipped]):
-        counts = np.bincount(chosen, minlength=12)
+    for subset in (places[flipped], places[~flipped]):
+        counts = np.bincount(subset, minlength=12)
         assert len(counts) == 12
-        share = len(chosen) / 12
+        share = len(subset) / 12
         # Chi-squared with 11 degrees of freedom: above 31.3 once in a thousand.
         assert ((counts - share) ** 2 / share).sum() < 31.3
 
@@ -113,7 +113,7 @@ def test_draws_are_a_function_of_seed_step_and_position():
     keys = [(s, t, p) for s in (0, 1, 2**40) for t in (0, 1, 2**40) for p in range(4)]
     draws = np.stack([draw(*key) for key in keys])
     assert ((draws >= 0) & (draws < 1)).all()
-    assert len(np.unique(draws)) == draws.size  # no two are alike
+    assert len(np.unique(draws)) == draws.size  # All of them differ.
     np.testing.assert_array_equal(draws, [draw(*key) for key in keys])
 
 
@@ -127,14 +127,16 @@ def test_an_image_is_varied_as_its_position_says_whoever_is_beside_it():
         for name, value in batch.items()
     }
     augment = Augment(crop=(4, 5))
-    whole, some = augment(batch, seed=3), augment(part, seed=3)
-    np.testing.assert_array_equal(some["image"], whole["image"].numpy()[rows])
+    full_result, part_result = augment(batch, seed=3), augment(part, seed=3)
+    np.testing.assert_array_equal(
+        part_result["image"], full_result["image"].numpy()[rows]
+    )
 
 
 def test_seed_and_step_change_what_is_done():
     def places(seed, step):
-        moved = Augment(crop=(3, 3))(make_batch(4, step), seed)
-        return moved["image"].numpy().tobytes()
+        result = Augment(crop=(3, 3))(make_batch(4, step), seed)
+        return result["image"].numpy().tobytes()
 
     kinds = [places(s, t) for s in range(2) for t in range(2)]
     assert len(set(kinds)) == 4
@@ -169,14 +171,14 @@ def test_mirrored_geometry_is_the_geometry_of_the_mirrored_surface():
         curvature=curvatures_of(depth).astype(np.float32),
         depth_euclidean=depth[..., None].astype(np.float32),
     )
-    moved = Augment()(batch, seed=2)
-    flipped = flips(moved)
+    result = Augment()(batch, seed=2)
+    flipped = flips(result)
     assert 5 < flipped.sum() < 35
     surface = np.where(flipped[:, None, None], depth[:, :, ::-1], depth)
-    found = moved["targets"]
-    np.testing.assert_allclose(found["normal"], normals_of(surface), atol=1e-6)
-    np.testing.assert_allclose(found["curvature"], curvatures_of(surface), atol=1e-5)
-    np.testing.assert_allclose(found["depth_euclidean"][..., 0], surface, atol=1e-6)
+    targets = result["targets"]
+    np.testing.assert_allclose(targets["normal"], normals_of(surface), atol=1e-6)
+    np.testing.assert_allclose(targets["curvature"], curvatures_of(surface), atol=1e-5)
+    np.testing.assert_allclose(targets["depth_euclidean"][..., 0], surface, atol=1e-6)
 
 
 def test_only_the_normal_turns_round_in_a_mirror():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which examples come when, and on which replica."""
+"""Which example comes in which step, and on which replica."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assert_same(a, b):
 
 
 def join(shares):
-    """Shares of one step, in the replicas' order -> the global batch."""
+    """The global batch, from the shares of one step in the order of replicas."""
 
     def concat(*parts):
         return np.concatenate(parts) if np.ndim(parts[0]) else parts[0]
@@ -108,25 +108,27 @@ def test_gather_reads_rows_and_pads():
 def test_labels_that_are_no_class_are_refused_where_they_are_known(label):
     labels = np.zeros((4, 5, 6), np.int64)
     labels[2, 1, 1] = label
-    known = np.ones((4, 5, 6), bool)
+    valid = np.ones((4, 5, 6), bool)
     images = np.zeros((4, 5, 6, 3), np.uint8)
-    wrong = Columns(images, {"seg": labels}, {"seg": known})
-    said = f"seg must be from 0 to 2 where they are known, but example 2 has {label}; m"
-    with pytest.raises(InputError, match=said):
-        batching.gather(wrong, ["seg"], [3, 2, -1], num_classes=3)
-    batching.gather(wrong, ["seg"], [3, -1], num_classes=3)
-    batching.gather(wrong, ["seg"], [3, 2], num_classes=None)
-    hidden = Columns(images, {"seg": labels}, {"seg": labels == 0})
-    batching.gather(hidden, ["seg"], [3, 2], num_classes=3)
+    columns = Columns(images, {"seg": labels}, {"seg": valid})
+    message = (
+        f"seg must be from 0 to 2 where they are known, but example 2 has {label}; m"
+    )
+    with pytest.raises(InputError, match=message):
+        batching.gather(columns, ["seg"], [3, 2, -1], num_classes=3)
+    batching.gather(columns, ["seg"], [3, -1], num_classes=3)
+    batching.gather(columns, ["seg"], [3, 2], num_classes=None)
+    masked_columns = Columns(images, {"seg": labels}, {"seg": labels == 0})
+    batching.gather(masked_columns, ["seg"], [3, 2], num_classes=3)
     options = {"batch_size": 1, "num_classes": 3}
-    batches = batching.eval_batches(wrong, ["seg"], **options)
-    with pytest.raises(tf.errors.OpError) as raised:
+    batches = batching.eval_batches(columns, ["seg"], **options)
+    with pytest.raises(tf.errors.OpError) as error:
         list(batches)
-    assert said in cli_flags.input_error_within(raised.value)
-    with pytest.raises((tf.errors.OpError, InputError), match=said):  # In its order.
+    assert message in cli_flags.input_error_within(error.value)
+    with pytest.raises((tf.errors.OpError, InputError), match=message):  # Shuffled.
         list(
             batching.train_batches(
-                wrong, ["seg"], seed=0, first_step=0, last_step=4, **options
+                columns, ["seg"], seed=0, first_step=0, last_step=4, **options
             )
         )
 
@@ -140,23 +142,23 @@ def test_gather_of_padding_alone_keeps_the_shapes():
 
 
 def test_padding_has_inputs_that_a_model_can_take():
-    """Also where a replica gets nothing else, at the end of a split."""
+    """Also at the end of a split, where a replica may get nothing but padding."""
     gains = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
     columns = dataclasses.replace(make_columns(3), inputs={"gain": gains})
 
     def gains_of(batch):
-        packed = batch["image"]
+        images = batch["image"]
         padding = batch["index"] < 0
-        assert not np.asarray(packed)[padding][..., :3].any()
-        return columns.layout.unpack(np.asarray(packed), np.reshape)["gain"]
+        assert not np.asarray(images)[padding][..., :3].any()
+        return columns.layout.unpack(np.asarray(images), np.reshape)["gain"]
 
-    alone = batching.gather(columns, STORED, [-1, -1])
-    np.testing.assert_array_equal(gains_of(alone), gains[[0, 0]])
-    mixed = batching.gather(columns, STORED, [-1, 2, -1, 1])
-    np.testing.assert_array_equal(gains_of(mixed), gains[[2, 2, 2, 1]])
+    padding_batch = batching.gather(columns, STORED, [-1, -1])
+    np.testing.assert_array_equal(gains_of(padding_batch), gains[[0, 0]])
+    mixed_batch = batching.gather(columns, STORED, [-1, 2, -1, 1])
+    np.testing.assert_array_equal(gains_of(mixed_batch), gains[[2, 2, 2, 1]])
     shares = batching.eval_batches(columns, STORED, batch_size=2, context=context(2))
-    found = np.concatenate([gains_of(share) for share in shares])
-    np.testing.assert_array_equal(found, gains[[0, 1, 2, 0]])
+    result = np.concatenate([gains_of(share) for share in shares])
+    np.testing.assert_array_equal(result, gains[[0, 1, 2, 0]])
 
 
 def test_gather_computes_the_tasks_of_the_picture():
@@ -164,9 +166,9 @@ def test_gather_computes_the_tasks_of_the_picture():
     batch = batching.gather(columns, ("autoencoder", "edge_texture"), [2, -1, 5])
     np.testing.assert_array_equal(batch["targets"]["autoencoder"], batch["image"])
     assert (batch["masks"]["autoencoder"] == np.array([1, 0, 1])[:, None, None]).all()
-    alone = batching.gather(columns, ("edge_texture",), [5])
+    single_batch = batching.gather(columns, ("edge_texture",), [5])
     np.testing.assert_array_equal(
-        batch["targets"]["edge_texture"][2:], alone["targets"]["edge_texture"]
+        batch["targets"]["edge_texture"][2:], single_batch["targets"]["edge_texture"]
     )
 
 
@@ -179,17 +181,17 @@ def test_a_task_without_a_mask_is_known_everywhere():
 def test_memory_maps_give_the_same_batches(tmp_path):
     columns = make_columns()
 
-    def mapped(name, array):
+    def memory_map(name, array):
         np.save(tmp_path / name, array)
         return np.load(tmp_path / f"{name}.npy", mmap_mode="r")
 
-    on_disk = Columns(
-        images=mapped("images", columns.images),
-        targets={t: mapped(f"t_{t}", v) for t, v in columns.targets.items()},
-        masks={t: mapped(f"m_{t}", v) for t, v in columns.masks.items()},
+    disk_columns = Columns(
+        images=memory_map("images", columns.images),
+        targets={t: memory_map(f"t_{t}", v) for t, v in columns.targets.items()},
+        masks={t: memory_map(f"m_{t}", v) for t, v in columns.masks.items()},
     )
-    assert isinstance(on_disk.images, np.memmap)
-    for a, b in zip(train(columns, 0, 3), train(on_disk, 0, 3), strict=True):
+    assert isinstance(disk_columns.images, np.memmap)
+    for a, b in zip(train(columns, 0, 3), train(disk_columns, 0, 3), strict=True):
         assert_same(a, b)
 
 
@@ -217,8 +219,8 @@ def test_each_epoch_is_a_permutation(n, batch_size):
 
 
 def test_every_example_gets_its_turn_when_epochs_drop_a_tail():
-    seen = [batching.train_indices(11, 4, 0, step) for step in range(2 * 12)]
-    assert set(np.concatenate(seen).tolist()) == set(range(11))
+    indices = [batching.train_indices(11, 4, 0, step) for step in range(2 * 12)]
+    assert set(np.concatenate(indices).tolist()) == set(range(11))
 
 
 def test_indices_are_numpys_own_permutation():
@@ -231,20 +233,20 @@ def test_indices_are_numpys_own_permutation():
 
 
 def test_seeds_give_other_orders():
-    first = [tuple(batching.train_indices(50, 10, seed, 0)) for seed in range(20)]
-    assert len(set(first)) == 20
+    orders = [tuple(batching.train_indices(50, 10, seed, 0)) for seed in range(20)]
+    assert len(set(orders)) == 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("augment", [None, VARIED])
 def test_starting_anywhere_goes_on_as_the_full_run(augment):
     columns = make_columns()
-    full = train(columns, 0, 9, augment=augment)
-    assert [int(batch["step"]) for batch in full] == list(range(9))
+    full_run = train(columns, 0, 9, augment=augment)
+    assert [int(batch["step"]) for batch in full_run] == list(range(9))
     for first in (1, 2, 8):
         part = train(columns, first, 9, augment=augment)
         assert len(part) == 9 - first
-        for a, b in zip(full[first:], part, strict=True):
+        for a, b in zip(full_run[first:], part, strict=True):
             assert_same(a, b)
     assert train(columns, 5, 5, augment=augment) == []
 
@@ -295,30 +297,30 @@ def of_one(augment):
 
 @pytest.mark.parametrize(("replicas", "augment"), [(2, None), (4, VARIED)])
 def test_replicas_share_the_batch_of_one(augment, replicas):
-    columns, one = make_columns(), of_one(augment)
+    columns, batches = make_columns(), of_one(augment)
     shares = train(columns, 1, 6, augment=augment, context=context(replicas))
-    assert len(shares) == replicas * len(one)
-    for step, whole in enumerate(one):
+    assert len(shares) == replicas * len(batches)
+    for step, expected in enumerate(batches):
         parts = shares[step * replicas : (step + 1) * replicas]
-        assert_same(join(parts), whole)
+        assert_same(join(parts), expected)
 
 
 @pytest.mark.parametrize("augment", [None, VARIED])
 def test_two_workers_of_two_replicas(augment):
-    columns, one = make_columns(), of_one(augment)
+    columns, batches = make_columns(), of_one(augment)
     workers = [
         train(columns, 1, 6, augment=augment, context=context(4, 2, worker))
         for worker in range(2)
     ]
-    for step, whole in enumerate(one):
+    for step, expected in enumerate(batches):
         parts = [share for w in workers for share in w[2 * step : 2 * step + 2]]
-        assert_same(join(parts), whole)
+        assert_same(join(parts), expected)
 
 
 @pytest.mark.parametrize("augment", [None, VARIED])
 def test_under_a_mirrored_strategy(mirrored, augment):
-    columns, one = make_columns(), of_one(augment)
-    distributed = mirrored.distribute_datasets_from_function(
+    columns, batches = make_columns(), of_one(augment)
+    dataset = mirrored.distribute_datasets_from_function(
         lambda context: batching.train_batches(
             columns,
             TASKS,
@@ -330,7 +332,7 @@ def test_under_a_mirrored_strategy(mirrored, augment):
             context=context,
         )
     )
-    for batch, whole in zip(distributed, one, strict=True):
+    for batch, expected in zip(dataset, batches, strict=True):
         parts = [
             tf.nest.map_structure(
                 lambda value, r=r: mirrored.experimental_local_results(value)[
@@ -340,18 +342,18 @@ def test_under_a_mirrored_strategy(mirrored, augment):
             )
             for r in range(2)
         ]
-        assert_same(join(parts), whole)
+        assert_same(join(parts), expected)
 
 
 def test_evaluation_under_a_mirrored_strategy(mirrored):
     columns = make_columns()
-    distributed = mirrored.distribute_datasets_from_function(
+    dataset = mirrored.distribute_datasets_from_function(
         lambda context: batching.eval_batches(
             columns, TASKS, batch_size=4, num_examples=5, context=context
         )
     )
-    seen = [mirrored.gather(batch["index"], 0).numpy() for batch in distributed]
-    np.testing.assert_array_equal(np.concatenate(seen), [0, 1, 2, 3, 4, -1, -1, -1])
+    indices = [mirrored.gather(batch["index"], 0).numpy() for batch in dataset]
+    np.testing.assert_array_equal(np.concatenate(indices), [0, 1, 2, 3, 4, -1, -1, -1])
 
 
 # evaluation
@@ -363,7 +365,7 @@ def test_each_example_once_by_brute_force():
     ):
         batch_size = replicas * per_replica
         steps = batching.eval_steps(n, batch_size)
-        seen = []
+        order = []
         for step in range(steps):
             indices = batching.eval_indices(n, batch_size, step)
             for workers in (w for w in range(1, replicas + 1) if replicas % w == 0):
@@ -376,10 +378,10 @@ def test_each_example_once_by_brute_force():
                 ]
                 assert {len(part) for part in parts} == {per_replica}
                 np.testing.assert_array_equal(np.concatenate(parts), indices)
-            seen += indices.tolist()
-        assert len(seen) == steps * batch_size < n + batch_size
-        assert [i for i in seen if i >= 0] == list(range(n))
-        assert set(seen[n:]) <= {-1}
+            order += indices.tolist()
+        assert len(order) == steps * batch_size < n + batch_size
+        assert [i for i in order if i >= 0] == list(range(n))
+        assert set(order[n:]) <= {-1}
 
 
 @pytest.mark.parametrize(
@@ -400,22 +402,26 @@ def test_evaluation_batches(n, batch_size, replicas, workers):
         )
         for worker in range(workers)
     ]
-    local = replicas // workers
+    local_replicas = replicas // workers
     steps = batching.eval_steps(n, batch_size)
-    assert {len(stream) for stream in streams} == {steps * local}
-    seen = []
+    assert {len(stream) for stream in streams} == {steps * local_replicas}
+    order = []
     for step in range(steps):
-        parts = [p for s in streams for p in s[step * local : (step + 1) * local]]
+        parts = [
+            p
+            for s in streams
+            for p in s[step * local_replicas : (step + 1) * local_replicas]
+        ]
         batch = join(parts)
         assert batch["image"].shape[0] == batch_size
         np.testing.assert_array_equal(batch["position"], np.arange(batch_size))
         padding = batch["index"] < 0
         for value in tf.nest.flatten([batch["image"], batch["masks"]]):
             assert not value[padding].any()
-        seen += batch["index"][~padding].tolist()
+        order += batch["index"][~padding].tolist()
         expected = batching.gather(columns, TASKS, batch["index"])
         assert_same({name: batch[name] for name in expected}, expected)
-    assert seen == list(range(n))
+    assert order == list(range(n))
 
 
 def test_examples_are_in_order_with_known_length():
@@ -491,11 +497,11 @@ def test_the_same_bytes_with_op_determinism_in_another_process():
         "b = importlib.util.module_from_spec(spec); spec.loader.exec_module(b);"
         "print(b.digest())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == digest()
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split()[-1] == digest()

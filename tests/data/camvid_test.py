@@ -45,9 +45,9 @@ def test_pictures_are_averaged_and_labels_are_picked(folder):
     label = np.asarray(Image.open(folder / "trainannot" / "b.png"))
     mask = columns.masks["seg"][1]
     # Halving by nearest neighbour: each block's pixel at its far corner.
-    picked = label[1::2, 1::2]
-    np.testing.assert_array_equal(mask, picked != 11)
-    np.testing.assert_array_equal(columns.targets["seg"][1][mask], picked[mask])
+    small_label = label[1::2, 1::2]
+    np.testing.assert_array_equal(mask, small_label != 11)
+    np.testing.assert_array_equal(columns.targets["seg"][1][mask], small_label[mask])
     assert columns.targets["seg"].max() < len(camvid.CLASSES)
     assert mask.dtype == bool
 
@@ -58,8 +58,8 @@ def test_videos_are_in_the_names_of_files(folder):
             for part in (split, f"{split}annot"):
                 path = folder / part / f"{name}.png"
                 path.rename(path.with_stem(f"0016E5_{number:05}"))
-    for asked in (None, ("autoencoder",)):
-        columns = read_all(folder, tasks=asked)["train"]
+    for task_names in (None, ("autoencoder",)):
+        columns = read_all(folder, tasks=task_names)["train"]
         assert columns.names == ["0016E5_00000", "0016E5_00001"]
         assert columns.groups.of == ["0016E5", "0016E5"]
         assert columns.groups.frames
@@ -166,11 +166,11 @@ def bad_label(array):
 
 
 def damage(file, change):
-    def damaged(folder):
+    def rewrite(folder):
         path = folder / file
         path.write_bytes(change(path.read_bytes()))
 
-    return damaged
+    return rewrite
 
 
 def other_format(file):
@@ -219,17 +219,17 @@ def test_image_size(folder, size):
 
 
 def test_the_real_data():
-    beside = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
-    real = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
-    if not real.is_dir():
-        pytest.skip(f"no CamVid in {real}; set MTR_CAMVID to its folder")
-    source = camvid.open_source(data_dir=str(real))
+    default = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
+    folder = pathlib.Path(os.environ.get("MTR_CAMVID", default))
+    if not folder.is_dir():
+        pytest.skip(f"no CamVid in {folder}; set MTR_CAMVID to its folder")
+    source = camvid.open_source(data_dir=str(folder))
     columns = source.columns("train")
     assert columns.images.shape == (source.info.splits["train"], 96, 128, 3)
     levels = columns.images / 255
     np.testing.assert_allclose(levels.mean((0, 1, 2)), source.info.mean, atol=5e-4)
     np.testing.assert_allclose(levels.std((0, 1, 2)), source.info.std, atol=5e-4)
-    known = columns.targets["seg"][columns.masks["seg"]]
-    share = np.bincount(known, minlength=11) / known.size
+    labels = columns.targets["seg"][columns.masks["seg"]]
+    share = np.bincount(labels, minlength=11) / labels.size
     assert source.info.classes[share.argmax()] == "road"
     assert share.min() > 0.001

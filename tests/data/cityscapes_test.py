@@ -49,13 +49,13 @@ def open_at(root, **options):
 
 
 def expected(root, split, name, **job):
-    """What `examples.make`, which is tested by itself, gives for a picture."""
-    found = {}
+    """The result of `examples.make`, which has its own tests, for one picture."""
+    files = {}
     for kind in fixture.KINDS:
         path = fixture.path(root, kind, split, name)
         file = File("", str(path), 0)
-        found[kind] = dataclasses.astuple(file) if path.exists() else None
-    return examples.make({"size": SIZE, "depth_target": "disparity", **found, **job})
+        files[kind] = dataclasses.astuple(file) if path.exists() else None
+    return examples.make({"size": SIZE, "depth_target": "disparity", **files, **job})
 
 
 def check(source, root, split, folder, names, **job):
@@ -65,13 +65,15 @@ def check(source, root, split, folder, names, **job):
     assert columns.groups.name == "cities"
     rows = np.arange(len(names))
     for row, name in enumerate(sorted(names)):
-        made = expected(root, folder, name, **job)
-        one = np.array([row])
-        np.testing.assert_array_equal(columns.images[one][0], made["image"])
+        example = expected(root, folder, name, **job)
+        index = np.array([row])
+        np.testing.assert_array_equal(columns.images[index][0], example["image"])
         for task in ("seg", "depth"):
-            np.testing.assert_array_equal(columns.targets[task][one][0], made[task])
             np.testing.assert_array_equal(
-                columns.masks[task][one][0], made[f"{task}_known"]
+                columns.targets[task][index][0], example[task]
+            )
+            np.testing.assert_array_equal(
+                columns.masks[task][index][0], example[f"{task}_known"]
             )
     np.testing.assert_array_equal(columns.original_sizes[rows], [[24, 32]] * len(names))
 
@@ -85,24 +87,24 @@ def test_read_back_equals_what_is_made_of_the_files(root):
 def test_plain_tfds_reads_it_with_city_and_name(root, tmp_path):
     open_at(root)
     (folder,) = (tmp_path / "tfds" / "mtr_cityscapes").glob("*/1.0.0")
-    stored = tfds.builder_from_directory(folder).as_data_source("train")
-    assert [example["name"].decode() for example in stored] == list(fixture.TRAIN)
-    assert {example["city"] for example in stored} == {b"aachen", b"bochum"}
-    made = expected(root, "train", fixture.TRAIN[3])
-    for name, array in made.items():
-        np.testing.assert_array_equal(stored[3][name], array)
+    records = tfds.builder_from_directory(folder).as_data_source("train")
+    assert [example["name"].decode() for example in records] == list(fixture.TRAIN)
+    assert {example["city"] for example in records} == {b"aachen", b"bochum"}
+    example = expected(root, "train", fixture.TRAIN[3])
+    for name, array in example.items():
+        np.testing.assert_array_equal(records[3][name], array)
 
 
 def test_tfds_load_takes_it(root, tmp_path, monkeypatch):
-    made, prepare = [], prepared.prepare
+    builders, prepare = [], prepared.prepare
 
-    def noted(*given):
-        made.append(prepare(*given))
-        return made[-1]
+    def keep_builder(*arguments):
+        builders.append(prepare(*arguments))
+        return builders[-1]
 
-    monkeypatch.setattr(prepared, "prepare", noted)
+    monkeypatch.setattr(prepared, "prepare", keep_builder)
     open_at(root)
-    config, data_dir = made[-1].builder_config, tmp_path / "tfds"
+    config, data_dir = builders[-1].builder_config, tmp_path / "tfds"
     dataset = tfds.load(
         "mtr_cityscapes",
         split="train[1:]",
@@ -113,9 +115,9 @@ def test_tfds_load_takes_it(root, tmp_path, monkeypatch):
     assert [e["name"].decode() for e in examples] == list(fixture.TRAIN)[1:]
     for name, array in expected(root, "train", fixture.TRAIN[3]).items():
         np.testing.assert_array_equal(examples[2][name], array)
-    named = f"mtr_cityscapes/{config.name}"
-    stored = tfds.data_source(named, split="validation", data_dir=data_dir)
-    assert [e["name"].decode() for e in stored] == list(fixture.VAL)
+    builder_name = f"mtr_cityscapes/{config.name}"
+    records = tfds.data_source(builder_name, split="validation", data_dir=data_dir)
+    assert [e["name"].decode() for e in records] == list(fixture.VAL)
 
 
 def test_info(root):
@@ -143,15 +145,15 @@ def test_the_default_size_is_the_papers(root):
 
 @pytest.mark.parametrize("kinds", [fixture.KINDS, ("leftImg8bit", "disparity")])
 def test_archives_are_read_like_folders(root, tmp_path, kinds):
-    zipped = fixture.zip_up(fixture.write(tmp_path / "zipped"), kinds)
-    assert not (zipped / "leftImg8bit").exists()
-    source = open_at(zipped, depth_target="metres")
+    zip_root = fixture.zip_up(fixture.write(tmp_path / "zipped"), kinds)
+    assert not (zip_root / "leftImg8bit").exists()
+    source = open_at(zip_root, depth_target="metres")
     check(source, root, "train", "train", fixture.TRAIN, depth_target="metres")
     check(source, root, "validation", "val", fixture.VAL, depth_target="metres")
     # The same files, so nothing is prepared again.
-    before = list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())
+    folders = list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())
     open_at(root, depth_target="metres")
-    assert list((tmp_path / "tfds" / "mtr_cityscapes").iterdir()) == before
+    assert list((tmp_path / "tfds" / "mtr_cityscapes").iterdir()) == folders
 
 
 def test_archives_extracted_each_into_its_own_folder(root):
@@ -163,15 +165,17 @@ def test_archives_extracted_each_into_its_own_folder(root):
 
 
 def test_settings_and_files_never_mix(root, tmp_path):
-    shallow = open_at(root).columns("train")
-    deep = open_at(root, depth_target="metres").columns("train")
-    other = open_at(root, image_size=(4, 5)).columns("train")
-    assert other.images.shape == (4, 4, 5, 3)
-    assert not np.array_equal(shallow.targets["depth"][:], deep.targets["depth"][:])
+    columns = open_at(root).columns("train")
+    metre_columns = open_at(root, depth_target="metres").columns("train")
+    small_columns = open_at(root, image_size=(4, 5)).columns("train")
+    assert small_columns.images.shape == (4, 4, 5, 3)
+    assert not np.array_equal(
+        columns.targets["depth"][:], metre_columns.targets["depth"][:]
+    )
     fixture.path(root, "gtFine", "train", fixture.TRAIN[0]).unlink()
-    fewer = open_at(root).columns("train")
-    assert shallow.masks["seg"][:1].any()
-    assert not fewer.masks["seg"][:1].any()
+    unlabelled_columns = open_at(root).columns("train")
+    assert columns.masks["seg"][:1].any()
+    assert not unlabelled_columns.masks["seg"][:1].any()
     assert len(list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())) == 4
 
 
@@ -179,7 +183,7 @@ def test_missing_labels_and_disparities_are_unknown_and_counted(root, monkeypatc
     lines = []
 
     def note(text, *arguments):
-        if text.startswith("Cityscapes"):  # TFDS, held back, says something too.
+        if text.startswith("Cityscapes"):  # TFDS warns too; `prepared.quiet` mutes it.
             lines.append(text % arguments)
 
     monkeypatch.setattr(logging, "warning", note)
@@ -231,10 +235,10 @@ def test_a_folder_without_a_file_of_the_kind_is_passed_over(root, tmp_path):
         InputError, match=r"gtFine' has no train/CITY/.*labelIds.png in"
     ):
         open_at(root, tasks=("seg",))
-    zipped = fixture.zip_up(fixture.write(tmp_path / "zipped"))
-    (zipped / "gtFine" / "train" / "aachen").mkdir(parents=True)  # A stopped unzip.
-    (zipped / "disparity_trainvaltest" / "disparity").mkdir(parents=True)
-    columns = open_at(zipped).columns("train")
+    zip_root = fixture.zip_up(fixture.write(tmp_path / "zipped"))
+    (zip_root / "gtFine" / "train" / "aachen").mkdir(parents=True)  # A stopped unzip.
+    (zip_root / "disparity_trainvaltest" / "disparity").mkdir(parents=True)
+    columns = open_at(zip_root).columns("train")
     for task in ("seg", "depth"):
         assert columns.masks[task][:].any((1, 2)).all()
 
@@ -243,10 +247,10 @@ def test_only_the_asked_tasks_are_read(root):
     columns = open_at(root, tasks=("depth", "autoencoder")).columns("train")
     assert set(columns.targets) == set(columns.masks) == {"depth"}
     batch = batching.gather(columns, ("depth", "autoencoder"), np.array([2, -1]))
-    made = expected(root, "train", fixture.TRAIN[2])
-    np.testing.assert_array_equal(batch["targets"]["depth"][0], made["depth"])
-    np.testing.assert_array_equal(batch["masks"]["depth"][0], made["depth_known"])
-    np.testing.assert_array_equal(batch["image"][0] * 255, made["image"])
+    example = expected(root, "train", fixture.TRAIN[2])
+    np.testing.assert_array_equal(batch["targets"]["depth"][0], example["depth"])
+    np.testing.assert_array_equal(batch["masks"]["depth"][0], example["depth_known"])
+    np.testing.assert_array_equal(batch["image"][0] * 255, example["image"])
 
 
 def test_with_released_targets_the_autoencoder_makes_the_standardised_picture(root):
@@ -273,18 +277,20 @@ def test_with_released_targets_the_autoencoder_makes_the_standardised_picture(ro
 
 def test_broken_files_of_other_tasks_do_not_matter(root, tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *of: lines.append(text % of))
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: lines.append(text % args)
+    )
     path = fixture.path(root, "disparity", "val", fixture.VAL[1])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
     source = open_at(root, tasks=("seg",))
-    ours = [line for line in lines if line.startswith("Cityscapes")]
-    assert len(ours) == 1
-    assert str(path) in ours[0]
+    warnings = [line for line in lines if line.startswith("Cityscapes")]
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
     assert source.columns("validation").masks["seg"][:].any((1, 2)).all()
     with pytest.raises(InputError, match=f"'{path}' must be a complete PNG file"):
         open_at(root, tasks=("depth",))
-    path.write_bytes(whole)
+    path.write_bytes(content)
     check(open_at(root), root, "validation", "val", fixture.VAL)
     fixture.path(root, "leftImg8bit", "val", fixture.VAL[2]).write_bytes(b"")
     with pytest.raises(InputError, match="leftImg8bit.png' must be a complete PNG"):
@@ -304,8 +310,8 @@ def test_a_damaged_archive_of_another_task_is_left_out(root):
     (root / "disparity_trainvaltest.zip").write_bytes(b"PK, and no more of it")
     source = open_at(root, tasks=("seg",))
     assert "depth" not in source.info.tasks
-    check_seg = source.columns("train").masks["seg"][:]
-    assert check_seg.any((1, 2)).all()
+    masks = source.columns("train").masks["seg"][:]
+    assert masks.any((1, 2)).all()
     with pytest.raises(InputError, match="must be one of Cityscapes' archives"):
         open_at(root, tasks=("depth",))
 
@@ -357,68 +363,70 @@ def test_other_files_are_left_alone(root):
 def test_broken_files_are_named_whatever_process_meets_them(root, monkeypatch):
     path = fixture.path(root, "gtFine", "val", fixture.VAL[1])
     fixture.save(path, np.full((24, 32), 77, np.uint8))
-    for few in (1000, 1):
-        monkeypatch.setattr(parts, "_MIN_SHARED", few)
+    for minimum in (1000, 1):
+        monkeypatch.setattr(parts, "_MIN_SHARED", minimum)
         with pytest.raises(InputError, match=rf"^The labels of '{path}' .* one is 77"):
             open_at(root)
 
 
 def test_after_a_broken_file_only_that_is_read_again(root, monkeypatch, tmp_path):
     path = fixture.path(root, "leftImg8bit", "val", fixture.VAL[2])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
     with pytest.raises(InputError, match="must be a complete PNG file"):
         open_at(root)
-    path.write_bytes(whole)
-    made = []
-    real = examples.make
+    path.write_bytes(content)
+    paths = []
+    make = examples.make
     monkeypatch.setattr(
-        examples, "make", lambda job: (made.append(job["leftImg8bit"][1]), real(job))[1]
+        examples,
+        "make",
+        lambda job: (paths.append(job["leftImg8bit"][1]), make(job))[1],
     )
     source = open_at(root)
-    assert made == [str(path)]
+    assert paths == [str(path)]
     check(source, root, "validation", "val", fixture.VAL)
     check(source, root, "train", "train", fixture.TRAIN)
 
 
 def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
-    before = shuffle.MAX_MEM_BUFFER_SIZE
+    buffer_size = shuffle.MAX_MEM_BUFFER_SIZE
     monkeypatch.setattr(prepared, "_IN_MEMORY", 0)
-    most = []
-    real = shuffle._Bucket.read_values
+    counts = []
+    read_values = shuffle._Bucket.read_values
 
     def read(bucket):
-        found = list(real(bucket))
-        most.append(len(found))
-        return iter(found)
+        values = list(read_values(bucket))
+        counts.append(len(values))
+        return iter(values)
 
     monkeypatch.setattr(shuffle._Bucket, "read_values", read)
     check(open_at(root), root, "train", "train", fixture.TRAIN)
-    assert max(most) == 1  # Never more of them in memory at once.
-    assert before == shuffle.MAX_MEM_BUFFER_SIZE
+    assert max(counts) == 1  # Never more than one in memory.
+    assert buffer_size == shuffle.MAX_MEM_BUFFER_SIZE
 
 
 def test_few_open_files_are_allowed(tmp_path, monkeypatch):
-    """TFDS sorts with a thousand, and raises the limit if it must."""
+    """TFDS sorts with a thousand files and raises the limit if it is lower."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
     monkeypatch.setattr(parts, "_MIN_SHARED", 1000)
     names = tuple(f"aachen_000000_{i:06}" for i in range(80))
     root = fixture.write(tmp_path / "many", train=names, size=(4, 4), block=2)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = len(list(pathlib.Path("/dev/fd").iterdir())) + 40
-    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    soft_limit = len(list(pathlib.Path("/dev/fd").iterdir())) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, limits[1]))
     try:
         columns = open_at(root, image_size=(4, 4)).columns("train")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    last = fixture.load(fixture.path(root, "leftImg8bit", "train", names[-1]))
-    np.testing.assert_array_equal(columns.images[np.array([79])][0], last)
+    last_image = fixture.load(fixture.path(root, "leftImg8bit", "train", names[-1]))
+    np.testing.assert_array_equal(columns.images[np.array([79])][0], last_image)
 
 
 def test_a_picture_that_is_missing_or_cut(root):
     path = fixture.path(root, "leftImg8bit", "train", fixture.TRAIN[0])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
     with pytest.raises(InputError, match=f"'{path}' must be a complete PNG file"):
         open_at(root)
     path.unlink()
@@ -498,33 +506,35 @@ def start(root) -> subprocess.Popen:
 def test_killed_it_goes_on_and_of_two_one_waits(tmp_path):
     names = tuple(f"aachen_000000_{i:06}" for i in range(150))
     root = fixture.write(tmp_path / "raw", train=names, size=(200, 300), block=40)
-    killed = start(root)
+    process = start(root)
     folder = tmp_path / "tfds" / "mtr_cityscapes"
     deadline = time.monotonic() + 60
     while len(list(folder.glob(".parts*/train/aach*"))) < 9:
         assert time.monotonic() < deadline
-        assert killed.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)  # Its workers, which end by themselves, write too.
-    kept = sorted(folder.glob(".parts*/train/aach*"))
-    assert 9 <= len(kept) < 150
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)  # Its workers write too, until they end.
+    part_paths = sorted(folder.glob(".parts*/train/aach*"))
+    assert 9 <= len(part_paths) < 150
     (config,) = folder.glob("[!.]*")
     assert not list(config.glob("1.0.0"))
 
-    # What was made is not made again: a part with a mark keeps it.
-    marked = names.index(kept[5].name[: len(names[0])])
-    with np.load(kept[5]) as arrays:
-        np.savez(kept[5], **{**arrays, "image": np.full((40, 60, 3), 7, np.uint8)})
-    both = [start(root), start(root)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    # Finished parts are not made again: a mark in one of them stays.
+    marked_row = names.index(part_paths[5].name[: len(names[0])])
+    with np.load(part_paths[5]) as part:
+        np.savez(part_paths[5], **{**part, "image": np.full((40, 60, 3), 7, np.uint8)})
+    processes = [start(root), start(root)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert [path.name for path in config.iterdir()] == ["1.0.0"]
     assert not list(folder.glob(".parts*"))
     source = open_at(root, image_size=(40, 60))
     columns = source.columns("train")
-    assert (columns.images[np.array([marked])] == 7).all()
-    for row in {0, 77, 149} - {marked}:
-        made = expected(root, "train", names[row], size=(40, 60))
-        one = np.array([row])
-        np.testing.assert_array_equal(columns.images[one][0], made["image"])
-        np.testing.assert_array_equal(columns.targets["depth"][one][0], made["depth"])
+    assert (columns.images[np.array([marked_row])] == 7).all()
+    for row in {0, 77, 149} - {marked_row}:
+        example = expected(root, "train", names[row], size=(40, 60))
+        index = np.array([row])
+        np.testing.assert_array_equal(columns.images[index][0], example["image"])
+        np.testing.assert_array_equal(
+            columns.targets["depth"][index][0], example["depth"]
+        )

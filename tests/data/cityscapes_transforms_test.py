@@ -23,14 +23,14 @@ from mtr_tf.errors import InputError
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-def overlap(i, n, j, whole) -> Fraction:
-    """Of original pixel j, the share that new pixel i of n stands for."""
-    low = max(Fraction(i * whole, n), Fraction(j))
-    return max(min(Fraction((i + 1) * whole, n), Fraction(j + 1)) - low, Fraction(0))
+def overlap(i, n, j, length) -> Fraction:
+    """The share of original pixel j, of `length`, that new pixel i of n covers."""
+    low = max(Fraction(i * length, n), Fraction(j))
+    return max(min(Fraction((i + 1) * length, n), Fraction(j + 1)) - low, Fraction(0))
 
 
-def brute(values, known, size):
-    """Means over the known area of each new pixel, in fractions; None for none."""
+def brute(values, valid, size):
+    """Yields i, j and the mean of the valid area of that new pixel, None if empty."""
     height, width = values.shape
     for i in range(size[0]):
         for j in range(size[1]):
@@ -40,7 +40,7 @@ def brute(values, known, size):
                     share = overlap(i, size[0], y, height) * overlap(
                         j, size[1], x, width
                     )
-                    if known[y, x]:
+                    if valid[y, x]:
                         total += share * int(values[y, x])
                         weight += share
             yield i, j, total / weight if weight else None
@@ -51,38 +51,41 @@ def brute(values, known, size):
 def test_means_over_areas_are_those_of_a_loop(original, size, seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 2**16, original)
-    known = rng.random(original) < 0.4
-    mean, some = resizing.area_of_known(values, known, size)
-    plain = resizing.area(values, size)
-    for i, j, expected in brute(values, known, size):
-        assert some[i, j] == (expected is not None)
+    valid = rng.random(original) < 0.4
+    mean, mask = resizing.area_of_known(values, valid, size)
+    plain_mean = resizing.area(values, size)
+    for i, j, expected in brute(values, valid, size):
+        assert mask[i, j] == (expected is not None)
         np.testing.assert_allclose(mean[i, j], float(expected or 0), rtol=1e-9)
     for i, j, expected in brute(values, np.ones(original, bool), size):
-        np.testing.assert_allclose(plain[i, j], float(expected), rtol=1e-9)
+        np.testing.assert_allclose(plain_mean[i, j], float(expected), rtol=1e-9)
 
 
 @given(SIZES, SIZES)
 @settings(max_examples=40, deadline=None)
 def test_the_nearest_pixel_is_the_one_with_the_centre(original, size):
     values = np.arange(original[0] * original[1]).reshape(original)
-    found, back = resizing.nearest(values, size), resizing.nearest_back(values, size)
+    result, inverse = (
+        resizing.nearest(values, size),
+        resizing.nearest_back(values, size),
+    )
     for i in range(size[0]):
         for j in range(size[1]):
             y = int(Fraction(2 * i + 1, 2 * size[0]) * original[0])
             x = int(Fraction(2 * j + 1, 2 * size[1]) * original[1])
-            assert found[i, j] == values[y, x]
-            assert back[i, j] == values[y, x]
+            assert result[i, j] == values[y, x]
+            assert inverse[i, j] == values[y, x]
 
 
 def test_unknown_pixels_do_not_blend_in():
     values = np.array([[8, 999, 4, 4], [999, 999, 4, 6]])
-    known = values != 999
-    mean, some = resizing.area_of_known(values, known, (1, 2))
+    valid = values != 999
+    mean, mask = resizing.area_of_known(values, valid, (1, 2))
     np.testing.assert_array_equal(mean, [[8.0, 4.5]])
-    np.testing.assert_array_equal(some, [[True, True]])
-    mean, some = resizing.area_of_known(values, known, (2, 2))
+    np.testing.assert_array_equal(mask, [[True, True]])
+    mean, mask = resizing.area_of_known(values, valid, (2, 2))
     np.testing.assert_array_equal(mean, [[8, 4], [0, 5]])
-    np.testing.assert_array_equal(some, [[True, True], [False, True]])
+    np.testing.assert_array_equal(mask, [[True, True], [False, True]])
 
 
 def test_the_papers_size_is_a_third_then_a_crop():
@@ -97,13 +100,15 @@ def test_the_papers_size_is_a_third_then_a_crop():
     np.testing.assert_array_equal(
         resizing.nearest(values, size), third[:336, 1, :680, 1]
     )
-    back = resizing.nearest_back(third[:336, 1, :680, 1], layout.ORIGINAL_SIZE)
-    assert back.shape == layout.ORIGINAL_SIZE
+    inverse = resizing.nearest_back(third[:336, 1, :680, 1], layout.ORIGINAL_SIZE)
+    assert inverse.shape == layout.ORIGINAL_SIZE
     for y, x in [(0, 0), (1, 1), (2, 3), (500, 701), (1007, 2039)]:
-        assert back[y, x] == values[y // 3 * 3 + 1, x // 3 * 3 + 1]
-    for y, x in [(1023, 2047), (1008, 2040)]:  # Beyond the crop: the nearest.
-        assert back[y, x] == values[1006, 2038]
-    np.testing.assert_array_equal(resizing.nearest(back, size), third[:336, 1, :680, 1])
+        assert inverse[y, x] == values[y // 3 * 3 + 1, x // 3 * 3 + 1]
+    for y, x in [(1023, 2047), (1008, 2040)]:  # Outside the crop: the nearest pixel.
+        assert inverse[y, x] == values[1006, 2038]
+    np.testing.assert_array_equal(
+        resizing.nearest(inverse, size), third[:336, 1, :680, 1]
+    )
 
 
 def test_other_sizes_of_the_original_are_plain():
@@ -123,7 +128,7 @@ IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 @pytest.fixture
 def job(tmp_path):
-    """One example of 4 x 6 to be read at 2 x 3, with files to be overwritten."""
+    """The job of one 4 x 6 example at 2 x 3, whose files tests may overwrite."""
     name = "aachen_000000_000019"
     labels = np.array([[7] * 6, [7, 8, 0, 33, 26, 255]] * 2, np.uint8)
     raw = np.zeros((4, 6), np.uint16)
@@ -137,13 +142,13 @@ def job(tmp_path):
     camera.parent.mkdir(parents=True)
     values = {"extrinsic": {"baseline": 0.25}, "intrinsic": {"fx": 2000}}
     camera.write_text(json.dumps(values))
-    of_kind = {
+    files = {
         kind: dataclasses.astuple(
             File("", str(fixture.path(tmp_path, kind, "train", name)), 0)
         )
         for kind in fixture.KINDS
     }
-    return {"size": [2, 3], "depth_target": "disparity", **of_kind}
+    return {"size": [2, 3], "depth_target": "disparity", **files}
 
 
 def rewrite(job, kind, array):
@@ -151,14 +156,14 @@ def rewrite(job, kind, array):
 
 
 def test_pictures_and_labels(job):
-    made = examples.make(json.loads(json.dumps(job)))
+    example = examples.make(json.loads(json.dumps(job)))
     blocks = IMAGE.reshape(2, 2, 3, 2, 3).astype(float)
-    np.testing.assert_array_equal(made["image"], np.rint(blocks.mean((1, 3))))
-    assert made["image"].dtype == made["seg"].dtype == np.uint8
+    np.testing.assert_array_equal(example["image"], np.rint(blocks.mean((1, 3))))
+    assert example["image"].dtype == example["seg"].dtype == np.uint8
     # The far corner of each 2 x 2: ids 8, 33 and 255.
-    np.testing.assert_array_equal(made["seg"], [[1, 18, 0]] * 2)
-    np.testing.assert_array_equal(made["seg_known"], [[True, True, False]] * 2)
-    np.testing.assert_array_equal(made["original_size"], [4, 6])
+    np.testing.assert_array_equal(example["seg"], [[1, 18, 0]] * 2)
+    np.testing.assert_array_equal(example["seg_known"], [[True, True, False]] * 2)
+    np.testing.assert_array_equal(example["original_size"], [4, 6])
 
 
 @pytest.mark.parametrize(
@@ -173,13 +178,13 @@ def test_pictures_and_labels(job):
     ],
 )
 def test_depths_by_hand(job, target, expected, known):
-    made = examples.make({**job, "depth_target": target})
-    depth, mask = made["depth"], made["depth_known"]
+    example = examples.make({**job, "depth_target": target})
+    depth, mask = example["depth"], example["depth_known"]
     assert depth.shape == (2, 3, 1)
     assert depth.dtype == np.float32
     assert mask.dtype == bool
-    found = [depth[0, 0, 0], depth[0, 1, 0], depth[0, 2, 0], depth[1, 0, 0]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    values = [depth[0, 0, 0], depth[0, 1, 0], depth[0, 2, 0], depth[1, 0, 0]]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert [mask[0, 0], mask[0, 1], mask[0, 2], mask[1, 0]] == list(map(bool, known))
     assert np.isfinite(depth).all()
 
@@ -189,28 +194,28 @@ def test_the_depth_of_a_size_is_that_of_the_mean_disparity(job):
     rewrite(job, "disparity", np.full((4, 6), 1 + 256 * 10, np.uint16))
     for size in ([2, 3], [4, 6], [1, 1], [3, 5], [8, 12]):
         for target, value in (("disparity", 10), ("metres", 50), ("released", 2.561)):
-            made = examples.make({**job, "depth_target": target, "size": size})
-            np.testing.assert_allclose(made["depth"], value, rtol=1e-6)
-            assert made["depth_known"].all()
+            example = examples.make({**job, "depth_target": target, "size": size})
+            np.testing.assert_allclose(example["depth"], value, rtol=1e-6)
+            assert example["depth_known"].all()
 
 
 def test_what_is_missing_is_unknown(job):
-    made = examples.make({**job, "gtFine": None, "disparity": None})
-    assert not made["seg_known"].any()
-    assert not made["depth_known"].any()
-    assert not made["seg"].any()
-    assert not made["depth"].any()
-    for target, known in (("metres", False), ("disparity", True), ("released", True)):
-        made = examples.make({**job, "camera": None, "depth_target": target})
-        assert made["depth_known"].any() == known
+    example = examples.make({**job, "gtFine": None, "disparity": None})
+    assert not example["seg_known"].any()
+    assert not example["depth_known"].any()
+    assert not example["seg"].any()
+    assert not example["depth"].any()
+    for target, valid in (("metres", False), ("disparity", True), ("released", True)):
+        example = examples.make({**job, "camera": None, "depth_target": target})
+        assert example["depth_known"].any() == valid
 
 
 def test_train_ids_are_read_where_the_file_says_so(job, tmp_path):
     path = fixture.path(tmp_path, "trainIds", "train", "aachen_000000_000019")
     fixture.save(path, np.array([[0, 18, 255] * 2] * 4, np.uint8))
-    made = examples.make({**job, "gtFine": ["", str(path), 0], "size": [4, 6]})
-    np.testing.assert_array_equal(made["seg"], [[0, 18, 0] * 2] * 4)
-    np.testing.assert_array_equal(made["seg_known"], [[True, True, False] * 2] * 4)
+    example = examples.make({**job, "gtFine": ["", str(path), 0], "size": [4, 6]})
+    np.testing.assert_array_equal(example["seg"], [[0, 18, 0] * 2] * 4)
+    np.testing.assert_array_equal(example["seg_known"], [[True, True, False] * 2] * 4)
     fixture.save(path, np.full((4, 6), 19, np.uint8))
     with pytest.raises(InputError, match=r"TrainIds.png' must be 0-18, .* one is 19"):
         examples.make({**job, "gtFine": ["", str(path), 0]})
@@ -289,21 +294,21 @@ def test_broken_files_are_named(job, spoil, message):
 def test_the_table_of_labels():
     assert len(layout.CLASSES) == len(layout.COLORS) == len(layout.LABEL_IDS) == 19
     assert len(set(layout.COLORS)) == 19
-    of_label_ids = layout.OF_LABEL_IDS
-    assert [of_label_ids[i] for i in layout.LABEL_IDS] == list(range(19))
-    assert (of_label_ids[:34] >= 0).all()
-    assert (of_label_ids[34:255] == -1).all()
-    assert of_label_ids[255] == of_label_ids[0] == layout.VOID
-    assert (of_label_ids[:34] != layout.VOID).sum() == 19
+    train_ids = layout.OF_LABEL_IDS
+    assert [train_ids[i] for i in layout.LABEL_IDS] == list(range(19))
+    assert (train_ids[:34] >= 0).all()
+    assert (train_ids[34:255] == -1).all()
+    assert train_ids[255] == train_ids[0] == layout.VOID
+    assert (train_ids[:34] != layout.VOID).sum() == 19
     np.testing.assert_array_equal(layout.OF_TRAIN_IDS[:19], range(19))
     assert (layout.OF_TRAIN_IDS[19:255] == -1).all()
 
 
 def test_the_table_is_cityscapes_own():
-    official = pytest.importorskip(
+    script = pytest.importorskip(
         "cityscapesscripts.helpers.labels", reason="needs the extra [cityscapes]"
     )
-    for label in official.labels:
+    for label in script.labels:
         if label.id < 0:  # Not in label images.
             assert label.name == "license plate"
             continue
@@ -314,4 +319,4 @@ def test_the_table_is_cityscapes_own():
             assert layout.CLASSES[train_id] == label.name
             assert layout.COLORS[train_id] == label.color
             assert layout.LABEL_IDS[train_id] == label.id
-    assert official.name2label["unlabeled"].id == layout.UNLABELED
+    assert script.name2label["unlabeled"].id == layout.UNLABELED

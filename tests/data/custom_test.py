@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own data: what comes out of it, and every mistake's one sentence."""
+"""A user's own data: batches and facts, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "own_data.md"
 
 
 def example(i=0, **changes):
-    """An 8 x 6 example of seg (3 classes) and depth, unlike those of other numbers."""
+    """An 8 x 6 example of seg (3 classes) and depth, another one for each `i`."""
     rng = np.random.default_rng(i)
-    made = {
+    record = {
         "image": rng.integers(0, 256, (8, 6, 3), np.uint8),
         "targets": {
             "seg": rng.integers(0, 3, (8, 6)),
             "depth": rng.uniform(1, 5, (8, 6)),
         },
     }
-    return made | changes
+    return record | changes
 
 
 class Lazy:
-    """A sequence that counts what is asked of it."""
+    """A sequence that records which examples are read."""
 
     def __init__(self, n=5, wrong=None):
         self.n, self.wrong, self.asked = n, wrong, []
@@ -62,11 +62,11 @@ class Lazy:
 
 @pytest.fixture
 def open_it(monkeypatch):
-    """Opens what a function of the module own_data gives."""
+    """Opens a data set that the function own_data:examples returns."""
 
-    def open_it(given, **options):
+    def open_it(contents, **options):
         module = types.ModuleType("own_data")
-        module.examples = given if callable(given) else lambda: given
+        module.examples = contents if callable(contents) else lambda: contents
         monkeypatch.setitem(sys.modules, "own_data", module)
         return data.open_source("own_data:examples", **options)
 
@@ -75,12 +75,12 @@ def open_it(monkeypatch):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Facts are found out of the first example alone."""
+    """Facts are derived from the first example alone."""
     monkeypatch.setattr(facts, "_SAMPLE", 1)
     monkeypatch.setattr(facts, "_PAINTED", 1)
 
 
-# What comes out.
+# Batches and facts.
 
 
 def as_dataset(examples):
@@ -94,19 +94,19 @@ def as_dataset(examples):
 
 @pytest.mark.parametrize(
     "form",
-    [list, tuple, iter, lambda made: (e for e in made), as_dataset, lambda _: Lazy()],
+    [list, tuple, iter, lambda seq: (e for e in seq), as_dataset, lambda _: Lazy()],
     ids=["list", "tuple", "iterator", "generator", "dataset", "lazy"],
 )
 def test_all_forms_give_the_same_batches(open_it, form):
-    made = [example(i) for i in range(5)]
-    source = open_it({"train": form(made), "classes": ["a", "b", "c"]})
+    records = [example(i) for i in range(5)]
+    source = open_it({"train": form(records), "classes": ["a", "b", "c"]})
     assert source.info.splits == {"train": 5}
     batch = batching.gather(source.columns("train"), ("seg", "depth"), [3, -1, 0])
     for row, i in ((0, 3), (2, 0)):
         np.testing.assert_allclose(
-            batch["image"][row], made[i]["image"] / 255, atol=1e-7
+            batch["image"][row], records[i]["image"] / 255, atol=1e-7
         )
-        targets = made[i]["targets"]
+        targets = records[i]["targets"]
         np.testing.assert_array_equal(batch["targets"]["seg"][row], targets["seg"])
         np.testing.assert_allclose(
             batch["targets"]["depth"][row, ..., 0], targets["depth"], rtol=1e-6
@@ -116,51 +116,51 @@ def test_all_forms_give_the_same_batches(open_it, form):
 
 
 def test_a_generator_may_fill_the_same_arrays_again(open_it):
-    """As `fit` takes it, which looks at each example before the next one."""
-    made = [example(i, inputs={"gain": np.float32([i])}) for i in range(3)]
-    for one in made:
-        one["targets"] |= {"autoencoder": one["image"]}
-        one["masks"] = {"depth": np.uint8(one["image"][..., 0] > 99)}
-    made = [tf.nest.map_structure(np.asarray, one) for one in made]
+    """As `fit` allows, which consumes each example before it asks for the next."""
+    records = [example(i, inputs={"gain": np.float32([i])}) for i in range(3)]
+    for record in records:
+        record["targets"] |= {"autoencoder": record["image"]}
+        record["masks"] = {"depth": np.uint8(record["image"][..., 0] > 99)}
+    records = [tf.nest.map_structure(np.asarray, record) for record in records]
 
-    def examples():
-        arrays = tf.nest.map_structure(np.empty_like, made[0])
-        for one in made:
-            tf.nest.map_structure(np.copyto, arrays, one)
+    def refill():
+        arrays = tf.nest.map_structure(np.empty_like, records[0])
+        for record in records:
+            tf.nest.map_structure(np.copyto, arrays, record)
             yield arrays
 
-    again = open_it({"train": examples()}).columns("train")
-    listed = open_it({"train": made}).columns("train")
-    for found, expected in (
-        (again.images, listed.images),
-        (again.targets, listed.targets),
-        (again.masks, listed.masks),
-        (again.inputs, listed.inputs),
+    generator_columns = open_it({"train": refill()}).columns("train")
+    list_columns = open_it({"train": records}).columns("train")
+    for value, expected in (
+        (generator_columns.images, list_columns.images),
+        (generator_columns.targets, list_columns.targets),
+        (generator_columns.masks, list_columns.masks),
+        (generator_columns.inputs, list_columns.inputs),
     ):
-        tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
+        tf.nest.map_structure(np.testing.assert_array_equal, value, expected)
 
 
 def test_pairs_as_for_fit(open_it):
-    made = example()
+    record = example()
     mask = np.zeros((8, 6), np.float32)
     mask[2:] = 1
     source = open_it(
         {
-            "train": [(made["image"] / 255, made["targets"])],
-            "test": [(made["image"], made["targets"], {"depth_zbuffer": mask})],
+            "train": [(record["image"] / 255, record["targets"])],
+            "test": [(record["image"], record["targets"], {"depth_zbuffer": mask})],
         }
     )
-    np.testing.assert_array_equal(source.columns("train").images[0], made["image"])
+    np.testing.assert_array_equal(source.columns("train").images[0], record["image"])
     test = source.columns("test")
     np.testing.assert_array_equal(test.masks["depth"][0], mask > 0)
     assert not test.targets["depth"][0, :2].any()
 
 
 def test_facts_are_found_out(open_it):
-    made = [example(i, name=f"n{i}") for i in range(37)]
-    source = open_it({"train": made, "validation": made[:1]})
+    records = [example(i, name=f"n{i}") for i in range(37)]
+    source = open_it({"train": records, "validation": records[:1]})
     info = source.info
-    images = np.stack([e["image"] for e in made]) / 255
+    images = np.stack([e["image"] for e in records]) / 255
     np.testing.assert_allclose(info.mean, images.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(info.std, images.std((0, 1, 2)), rtol=1e-6)
     assert info.name == "own_data:examples"
@@ -208,12 +208,15 @@ def test_facts_may_be_arrays(open_it):
     }
     info = open_it({"train": [example()], **facts}).info
     assert info.colors == info.tasks["seg"].colors == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
-    assert json.loads(json.dumps(info.ranges["depth"])) == [0, 9]  # As runs keep them.
+    assert json.loads(json.dumps(info.ranges["depth"])) == [
+        0,
+        9,
+    ]  # As in a run's files.
     assert json.loads(json.dumps(info.ranges["autoencoder"])) == [0, 1]
 
 
 def labelled(*labels, **changes):
-    """An 8 x 6 example whose labels are these, again and again."""
+    """An 8 x 6 example whose pixels repeat these labels."""
     seg = np.resize(labels, (8, 6))
     return example(targets={"seg": seg}) | changes
 
@@ -222,17 +225,17 @@ def labelled(*labels, **changes):
 @pytest.mark.parametrize("ignored", [255, -1, [255, -1], (254, np.uint8(255))])
 def test_labels_that_mean_none_are_masked(open_it, ignored, lazy):
     values = ignored if isinstance(ignored, list | tuple) else [ignored]
-    made = [labelled(0, 2, 1, *values) for _ in range(3)]
-    given = {"train": made, "ignore_label": ignored}
+    records = [labelled(0, 2, 1, *values) for _ in range(3)]
+    contents = {"train": records, "ignore_label": ignored}
     if lazy:
-        given |= {"train": LazyList(made), "classes": ["a", "b", "c"]}
-    source = open_it(given)
+        contents |= {"train": LazyList(records), "classes": ["a", "b", "c"]}
+    source = open_it(contents)
     assert source.info.num_classes == 3
     columns = source.columns("train")
     rows = np.arange(3)
-    known = ~np.isin([e["targets"]["seg"] for e in made], values)
-    np.testing.assert_array_equal(columns.masks["seg"][rows], known)
-    expected = np.where(known, [e["targets"]["seg"] for e in made], 0)
+    valid = ~np.isin([e["targets"]["seg"] for e in records], values)
+    np.testing.assert_array_equal(columns.masks["seg"][rows], valid)
+    expected = np.where(valid, [e["targets"]["seg"] for e in records], 0)
     np.testing.assert_array_equal(columns.targets["seg"][rows], expected)
 
 
@@ -243,75 +246,83 @@ class LazyList(collections.UserList):
 def test_tasks_know_the_classes_that_mean_none(open_it):
     names = ["void", "one", "two"]
     scene = tasks.Task("scene", kind="classes", classes=names)
-    made = labelled(0, 1, 2)
-    made["targets"]["scene"] = 1
-    given = {"train": [made], "classes": names, "tasks": [scene]}
-    found = open_it({**given, "ignore_label": [255, 2, 0, 0, -1]}).info.tasks
-    assert found["seg"].ignored == (0, 2)
-    assert found["scene"].ignored == ()  # Of one value per image there is no mean IoU.
-    assert open_it({**given, "ignore_label": 255}).info.tasks["seg"].ignored == ()
+    record = labelled(0, 1, 2)
+    record["targets"]["scene"] = 1
+    contents = {"train": [record], "classes": names, "tasks": [scene]}
+    source_tasks = open_it({**contents, "ignore_label": [255, 2, 0, 0, -1]}).info.tasks
+    assert source_tasks["seg"].ignored == (0, 2)
+    assert source_tasks["scene"].ignored == ()  # A task without mean IoU.
+    assert open_it({**contents, "ignore_label": 255}).info.tasks["seg"].ignored == ()
 
 
 def test_labels_that_int32_cannot_hold_may_mean_none(open_it):
-    none = np.uint32(2**32 - 1)
-    made = example(targets={"seg": np.resize(np.uint32([0, 1, none]), (8, 6))})
-    columns = open_it({"train": [made], "ignore_label": none}).columns("train")
-    np.testing.assert_array_equal(columns.masks["seg"][0], made["targets"]["seg"] < 2)
+    label = np.uint32(2**32 - 1)
+    record = example(targets={"seg": np.resize(np.uint32([0, 1, label]), (8, 6))})
+    columns = open_it({"train": [record], "ignore_label": label}).columns("train")
+    np.testing.assert_array_equal(columns.masks["seg"][0], record["targets"]["seg"] < 2)
     assert columns.targets["seg"].max() == 1
 
 
 def test_numbers_may_be_of_numpy_and_names_of_any_bytes(open_it):
-    named = example(name=b"caf\xe9")
-    source = open_it({"train": [named], "readers": np.int64(2)})
+    record = example(name=b"caf\xe9")
+    source = open_it({"train": [record], "readers": np.int64(2)})
     assert source.columns("train").names == ["caf\N{REPLACEMENT CHARACTER}"]
 
 
 def test_masks_may_be_none(open_it):
-    made = example()
-    given = [made | {"masks": None}, (made["image"], made["targets"], None)]
-    assert not open_it({"train": given}).columns("train").masks
+    record = example()
+    records = [record | {"masks": None}, (record["image"], record["targets"], None)]
+    assert not open_it({"train": records}).columns("train").masks
 
 
 def test_masked_labels_leave_no_gap(open_it):
-    made = labelled(1, 0, 255)
-    mask = made["targets"]["seg"] != 255
-    source = open_it({"train": [made | {"masks": {"seg": mask}}]})
+    record = labelled(1, 0, 255)
+    mask = record["targets"]["seg"] != 255
+    source = open_it({"train": [record | {"masks": {"seg": mask}}]})
     assert source.info.classes == ("class_0", "class_1")
     source = open_it({"train": [labelled(0)], "test": [labelled(1, 2)]})
     assert source.info.num_classes == 3  # Of all splits together.
     source = open_it({"train": [labelled(0, 3)], "classes": list("abcd")})
-    assert source.info.num_classes == 4  # Whoever names classes need not have all.
+    assert source.info.num_classes == 4  # Named classes may be absent.
 
 
 @pytest.mark.parametrize("form", [list, LazyList])
 def test_inputs_are_packed_in_one_order_in_all_splits(open_it, form):
-    made = example(inputs={"gain": [2.0], "camera": np.eye(3)})
-    other = example(inputs=dict(reversed(made["inputs"].items())))
-    given = {"train": form([made]), "test": form([other]), "classes": list("abc")}
-    source = open_it(given)
+    record = example(inputs={"gain": [2.0], "camera": np.eye(3)})
+    reverse_record = example(inputs=dict(reversed(record["inputs"].items())))
+    contents = {
+        "train": form([record]),
+        "test": form([reverse_record]),
+        "classes": list("abc"),
+    }
+    source = open_it(contents)
     train, test = source.columns("train"), source.columns("test")
     assert (
         train.layout.shapes
         == test.layout.shapes
         == (("gain", (1,)), ("camera", (3, 3)))
     )
-    one = np.arange(1)
+    rows = np.arange(1)
     np.testing.assert_array_equal(
-        batching.images_of(train, one), batching.images_of(test, one)
+        batching.images_of(train, rows), batching.images_of(test, rows)
     )
-    fewer = example(inputs={"gain": [2.0]})
+    partial_record = example(inputs={"gain": [2.0]})
     for splits in (
-        {"train": [made], "test": [fewer]},
-        {"train": [fewer], "test": [made]},
+        {"train": [record], "test": [partial_record]},
+        {"train": [partial_record], "test": [record]},
     ):
         with pytest.raises(InputError, match="must have the same inputs with the same"):
             open_it(splits)
 
 
 def test_groups_are_handed_on(open_it):
-    made = [example(i) for i in range(4)]
-    given = {"train": made, "test": made[:2], "groups": {"train": list("abba")}}
-    source = open_it(given)
+    records = [example(i) for i in range(4)]
+    contents = {
+        "train": records,
+        "test": records[:2],
+        "groups": {"train": list("abba")},
+    }
+    source = open_it(contents)
     assert source.columns("test").groups is None
     groups = source.columns("train").groups
     assert (list(groups.of), groups.name, groups.frames) == (
@@ -319,18 +330,22 @@ def test_groups_are_handed_on(open_it):
         "groups",
         False,
     )
-    assert open_it(given | {"frames": True}).columns("train").groups.frames
-    for of in (np.array(list("abba"), object), np.array([1, 2, 2, 1], object)):
-        given["groups"] = {"train": of}  # As pandas has them.
-        assert list(open_it(given).columns("train").groups.of) == list(of)
+    assert open_it(contents | {"frames": True}).columns("train").groups.frames
+    for values in (np.array(list("abba"), object), np.array([1, 2, 2, 1], object)):
+        contents["groups"] = {"train": values}  # As from pandas.
+        assert list(open_it(contents).columns("train").groups.of) == list(values)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_tasks_without_any_target_are_known_where_masks_are(open_it, lazy):
-    made = [example(i, masks={"depth": np.zeros((8, 6))}) for i in range(3)]
-    read = LazyList if lazy else list
-    given = {"train": read(made), "test": [*made, example()], "classes": list("abc")}
-    assert open_it(given).unknown == {"train": [] if lazy else ["depth"], "test": []}
+    records = [example(i, masks={"depth": np.zeros((8, 6))}) for i in range(3)]
+    form = LazyList if lazy else list
+    contents = {
+        "train": form(records),
+        "test": [*records, example()],
+        "classes": list("abc"),
+    }
+    assert open_it(contents).unknown == {"train": [] if lazy else ["depth"], "test": []}
 
 
 def test_only_the_asked_tasks_are_kept(open_it):
@@ -343,24 +358,24 @@ def test_only_the_asked_tasks_are_kept(open_it):
 def test_lazy_examples_are_asked_for_when_needed(open_it, monkeypatch):
     monkeypatch.setattr(facts, "_SAMPLE", 2)
     monkeypatch.setattr(facts, "_PAINTED", 2)
-    lazy = Lazy(100)
-    source = open_it({"train": lazy, "classes": ["a", "b", "c"]})
-    assert set(lazy.asked) <= {0, 50}
-    lazy.asked.clear()
+    sequence = Lazy(100)
+    source = open_it({"train": sequence, "classes": ["a", "b", "c"]})
+    assert set(sequence.asked) <= {0, 50}
+    sequence.asked.clear()
     columns = source.columns("train")
     assert len(columns) == 100
     batching.gather(columns, ("seg", "depth"), [7, 99, 7])
-    assert lazy.asked == [7, 99, 7]  # Once for all the columns.
+    assert sequence.asked == [7, 99, 7]  # Once for all columns.
     assert columns.targets["depth"][:2].shape == (2, 8, 6, 1)
 
 
 class Guarded(Lazy):
-    """A sequence that lets `together` threads in at once, when it is on guard."""
+    """A sequence that, while on guard, is read by `threads` threads at once."""
 
-    def __init__(self, n, together, number=0):
+    def __init__(self, n, threads, number=0):
         super().__init__(n)
         self.number, self.inside = number, []
-        self.barrier = threading.Barrier(together, timeout=60)
+        self.barrier = threading.Barrier(threads, timeout=60)
         self.on_guard, self.broken = False, ()
 
     def __getitem__(self, i):
@@ -369,75 +384,79 @@ class Guarded(Lazy):
         self.inside.append(i)
         if i in self.broken:
             raise OSError(f"no such file as {i}.png")
-        time.sleep(0.001 * (i % 3))  # They do not end in the order of their start.
-        alone = self.inside == [i]
+        time.sleep(0.001 * (i % 3))  # Reads end in another order than they start.
+        exclusive = self.inside == [i]
         self.inside.remove(i)
-        if self.barrier.parties == 1 and not alone:
+        if self.barrier.parties == 1 and not exclusive:
             raise OSError("somebody else is reading")
         return example(i + self.number)
 
 
 @pytest.mark.parametrize("readers", [1, 4])
 def test_readers_change_neither_order_nor_bits(open_it, readers):
-    """Four come in together, or one alone, whoever asks for whichever split."""
-    lazy = {s: Guarded(12, readers, n) for s, n in (("train", 0), ("test", 50))}
+    """Four threads read at once, or one alone, whoever reads which split."""
+    sequences = {s: Guarded(12, readers, n) for s, n in (("train", 0), ("test", 50))}
     if readers == 1:
-        lazy["test"].inside = lazy["train"].inside  # They share a file, perhaps.
-    source = open_it(lazy | {"classes": ["a", "b", "c"], "readers": readers})
-    asked = [4, 11, 3, 8, 0, 6, 2, 9]
-    for sequence in lazy.values():
+        # The splits may share a file.
+        sequences["test"].inside = sequences["train"].inside
+    source = open_it(sequences | {"classes": ["a", "b", "c"], "readers": readers})
+    rows = [4, 11, 3, 8, 0, 6, 2, 9]
+    for sequence in sequences.values():
         sequence.on_guard = True
     for split, number in (("train", 0), ("test", 50)):
         columns = source.columns(split)
-        found = batching.gather(columns, ("seg", "depth"), asked)
-        made = [example(i + number) for i in asked]
-        images = np.stack([e["image"] for e in made])
-        np.testing.assert_array_equal(found["image"], images.astype("f4") / 255)
-        depth = np.stack([e["targets"]["depth"] for e in made]).astype("f4")
-        np.testing.assert_array_equal(found["targets"]["depth"][..., 0], depth)
-    jobs = [source.columns(split) for split in lazy for _ in range(4)]
+        result = batching.gather(columns, ("seg", "depth"), rows)
+        records = [example(i + number) for i in rows]
+        images = np.stack([e["image"] for e in records])
+        np.testing.assert_array_equal(result["image"], images.astype("f4") / 255)
+        depth = np.stack([e["targets"]["depth"] for e in records]).astype("f4")
+        np.testing.assert_array_equal(result["targets"]["depth"][..., 0], depth)
+    jobs = [source.columns(split) for split in sequences for _ in range(4)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda c: c.images[np.array(asked)], jobs))
-    assert all((f == found[0]).all() for f in found[:4])
-    assert all((f == found[4]).all() for f in found[4:])
+        result = list(pool.map(lambda c: c.images[np.array(rows)], jobs))
+    assert all((f == result[0]).all() for f in result[:4])
+    assert all((f == result[4]).all() for f in result[4:])
 
 
 def test_what_a_reader_raises_names_the_first_example_that_was_asked_for(open_it):
-    lazy = Guarded(12, 2)
-    source = open_it({"train": lazy, "classes": ["a", "b", "c"], "readers": 2})
-    lazy.broken = (5, 7)
-    told = r"^Example 7 of train cannot be read: OSError: no such file as 7.png\.$"
-    with pytest.raises(InputError, match=told):
+    sequence = Guarded(12, 2)
+    source = open_it({"train": sequence, "classes": ["a", "b", "c"], "readers": 2})
+    sequence.broken = (5, 7)
+    message = r"^Example 7 of train cannot be read: OSError: no such file as 7.png\.$"
+    with pytest.raises(InputError, match=message):
         source.columns("train").images[np.array([1, 7, 2, 5, 11])]
-    lazy.broken = ()
+    sequence.broken = ()
     np.testing.assert_array_equal(
         source.columns("train").images[np.array([5])][0], example(5)["image"]
     )
 
 
 def test_slow_reading_by_one_is_told_once(monkeypatch):
-    told = []
-    monkeypatch.setattr(readers.logging, "info", lambda *words: told.append(words))
+    messages = []
+    monkeypatch.setattr(readers.logging, "info", lambda *words: messages.append(words))
     monkeypatch.setattr(readers, "_SLOW_SECONDS", -1.0)
     for count, expected in ((1, 1), (2, 0)):
-        told.clear()
-        one = readers.Readers(count)
+        messages.clear()
+        pool = readers.Readers(count)
         for _ in range(4):
-            assert one.read(lambda row: -row, range(32)) == [-row for row in range(32)]
-        assert len(told) == expected
+            assert pool.read(lambda row: -row, range(32)) == [-row for row in range(32)]
+        assert len(messages) == expected
     readers.Readers(1).read(abs, range(63))
-    assert not told
+    assert not messages
 
 
 def test_readers_end_with_the_data_set():
-    others = set(threading.enumerate())  # Those of earlier tests may end meanwhile.
-    one = readers.Readers(3)
-    own = [t for t in set(threading.enumerate()) - others if t.name == "reader"]
-    assert len(own) == 3
-    assert one.read(lambda row: row * row, [3, 1, 2]) == [9, 1, 4]
-    assert all(thread.is_alive() for thread in own)
-    del one
-    for thread in own:
+    # Threads of earlier tests may end meanwhile.
+    old_threads = set(threading.enumerate())
+    pool = readers.Readers(3)
+    threads = [
+        t for t in set(threading.enumerate()) - old_threads if t.name == "reader"
+    ]
+    assert len(threads) == 3
+    assert pool.read(lambda row: row * row, [3, 1, 2]) == [9, 1, 4]
+    assert all(thread.is_alive() for thread in threads)
+    del pool
+    for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
 
@@ -472,9 +491,9 @@ def test_a_run_has_a_plain_name():
 
 
 def changed(kind, task, value):
-    made = example()
-    made.setdefault(kind, {})[task] = value
-    return made
+    record = example()
+    record.setdefault(kind, {})[task] = value
+    return record
 
 
 def nan_at(i, j):
@@ -599,16 +618,16 @@ WRONG_EXAMPLES = {
 
 @pytest.mark.parametrize("mistake", WRONG_EXAMPLES)
 def test_wrong_examples(open_it, few, mistake):
-    wrong, message = WRONG_EXAMPLES[mistake]
+    value, message = WRONG_EXAMPLES[mistake]
     classes = ["a", "b", "c"]
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
-        open_it({"train": [example(), wrong], "classes": classes})
-    assert "example 1 of train" in str(raised.value)
-    assert "\n" not in str(raised.value)
-    if not isinstance(wrong, np.ndarray | int):
-        lazy = open_it({"train": Lazy(9, wrong), "classes": classes})
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        open_it({"train": [example(), value], "classes": classes})
+    assert "example 1 of train" in str(error.value)
+    assert "\n" not in str(error.value)
+    if not isinstance(value, np.ndarray | int):
+        source = open_it({"train": Lazy(9, value), "classes": classes})
         with pytest.raises(InputError, match="example 8 of train"):
-            lazy.columns("train").images[np.array([8])]
+            source.columns("train").images[np.array([8])]
 
 
 @pytest.mark.parametrize(
@@ -730,20 +749,22 @@ def test_wrong_examples(open_it, few, mistake):
     ],
 )
 def test_wrong_data_sets(open_it, given, message):
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         open_it(given)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it, few):
-    wrong = changed("targets", "seg", np.full((8, 6), 7))
-    source = open_it({"train": Lazy(9, wrong), "classes": ["a", "b", "c"]})
+    record = changed("targets", "seg", np.full((8, 6), 7))
+    source = open_it({"train": Lazy(9, record), "classes": ["a", "b", "c"]})
     batches = batching.eval_batches(source.columns("train"), ("seg",), batch_size=1)
-    with pytest.raises(tf.errors.OpError) as raised:
+    with pytest.raises(tf.errors.OpError) as error:
         list(batches.skip(8))
-    told = errors.input_error_within(raised.value)
-    assert told.startswith("The labels of seg must be below the number of classes, 3, ")
-    assert "example 8 of train has 7" in told
+    message = errors.input_error_within(error.value)
+    assert message.startswith(
+        "The labels of seg must be below the number of classes, 3, "
+    )
+    assert "example 8 of train has 7" in message
     assert errors.input_error_within(ValueError("another")) is None
 
 
@@ -752,24 +773,24 @@ def test_examples_that_fail(open_it):
         def __getitem__(self, i):
             raise OSError("no such file")
 
-    def broken():
+    def generator():
         yield example()
         raise KeyError("x")
 
     with pytest.raises(InputError, match="Example 0 of train cannot be read: OSErr"):
         open_it({"train": Broken()})
     with pytest.raises(InputError, match="Example 1 of test cannot be read: KeyErr"):
-        open_it({"test": broken()})
+        open_it({"test": generator()})
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory, whose modules are forgotten afterwards."""
+    """An empty current directory; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    modules = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules:
         del sys.modules[name]
 
 
@@ -809,9 +830,9 @@ def folder(tmp_path, monkeypatch):
 )
 def test_functions_that_cannot_be_called(folder, name, code, message):
     (folder / "mine.py").write_text(code)
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         data.open_source(name)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 def test_modules_of_the_current_directory_are_found(folder):
@@ -831,12 +852,12 @@ def test_the_page_names_all_keys_and_tasks():
     keys = set(re.findall(r'"(\w+)"', "".join(re.findall(r"^\| (.*?) \|", page, re.M))))
     assert keys == {"image", "targets", "masks", "name", "inputs", *reading.SPLITS,
                     *facts.KEYS}  # fmt: skip
-    listed = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
-    assert re.findall(r"`(\w+)`", listed) == list(tasks.TASKS)
+    task_list = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
+    assert re.findall(r"`(\w+)`", task_list) == list(tasks.TASKS)
 
 
 def _run(folder, *command):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
         capture_output=True,
@@ -844,8 +865,8 @@ def _run(folder, *command):
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done
+    assert process.returncode == 0, process.stderr
+    return process
 
 
 @pytest.mark.slow
@@ -860,9 +881,9 @@ def test_the_page_runs(tmp_path):
         next(line.split()[1:] for line in commands if f"mtr_tf.{name} " in line)
         for name in ("train", "attack")
     )
-    few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
+    options = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
            "--eval_examples=4", "--eval_eps=0", "--workdir=run")  # fmt: skip
-    _run(tmp_path, *train, *few)
+    _run(tmp_path, *train, *options)
     attack = [part for part in attack if not part.startswith("--ckpt=")]
     attack += [
         "--ckpt=run",
@@ -882,13 +903,13 @@ def test_the_page_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_pages_own_tasks_run(tmp_path):
-    """The second example, trained and attacked on one map and one value per image."""
+    """The page's second example, with a map and a single value per image."""
     page = PAGE.read_text()
     (code,) = re.findall(r"```python\n(# my_tasks.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "my_tasks.py").write_text(code)
     (train,) = re.findall(r"^    python (-m .*my_tasks:.*)$", page, re.MULTILINE)
-    few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
+    options = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
            "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
-    _run(tmp_path, *train.split(), *few)
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert [task["name"] for task in kept["tasks"]] == kept["train"]["tasks"]
+    _run(tmp_path, *train.split(), *options)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [task["name"] for task in config["tasks"]] == config["train"]["tasks"]

@@ -40,7 +40,7 @@ def columns(split: str, tasks: tuple[str, ...]) -> Columns:
 
 @pytest.fixture(autouse=True)
 def opened(monkeypatch) -> list[dict]:
-    """Adds a data set "fake"; gives the options that it was opened with."""
+    """Adds a data set "fake", and collects the options that it is opened with."""
     calls = []
 
     def open_source(**options):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and archives of others: one sentence for what is broken or too large."""
+"""Foreign pictures and archives: one sentence for a broken or too large file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_broken_pngs_are_one_sentence(content):
 
 
 def test_a_whole_png_is_read():
-    # Made by hand: two rows of one filter byte and two pixels.
+    # By hand: two rows, each of a filter byte and two pixels.
     rows = b"\0" + bytes(range(6)) + b"\0" + bytes(range(6, 12))
     content = START + head(2, 2) + chunk(b"IDAT", zlib.compress(rows)) + END
     expected = np.arange(12).reshape(2, 2, 3)
@@ -70,7 +70,7 @@ def test_a_whole_png_is_read():
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(tmp_path):
-    rows = zlib.compress(bytes(13001))  # The first of them: nobody looks.
+    rows = zlib.compress(bytes(13001))  # One row only, never read.
     content = START + head(13000, 13000, 8, 0) + chunk(b"IDAT", rows) + END
     (tmp_path / "a.png").write_bytes(content)
     tracemalloc.start()
@@ -109,20 +109,20 @@ def entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 
 def set_in_directory(path, offset: int, value: bytes):
-    """Changes bytes of a picture's entry in the zip's list of files, and its own."""
+    """Changes a picture's record in the zip's directory, and its local header."""
     with zipfile.ZipFile(path) as archive:
-        own, content = entry(archive).header_offset, bytearray(path.read_bytes())
+        header, content = entry(archive).header_offset, bytearray(path.read_bytes())
         name = entry(archive).filename.encode()
-    listed = content.rindex(name) - 46
-    content[listed + offset : listed + offset + len(value)] = value
-    if offset < 12:  # These stand in both heads, two bytes earlier in its own.
-        content[own + offset - 2 : own + offset - 2 + len(value)] = value
+    record = content.rindex(name) - 46
+    content[record + offset : record + offset + len(value)] = value
+    if offset < 12:  # The local header has these fields too, two bytes earlier.
+        content[header + offset - 2 : header + offset - 2 + len(value)] = value
     path.write_bytes(content)
 
 
 def read_all(root, kind=layout.DISPARITY):
-    found = cityscapes_files.find(root, kind)
-    for split in found.values():
+    splits = cityscapes_files.find(root, kind)
+    for split in splits.values():
         for file in split.values():
             png.decode(file.read(), str(file))
 
@@ -175,31 +175,31 @@ def test_damage_of_any_way_of_packing_is_one_sentence(root, method):
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-        first = entry(archive)
-    whole, found = path.read_bytes(), []
-    start = first.header_offset + 30 + len(first.filename)
-    for place in range(start, start + first.compress_size, 7):
-        content = bytearray(whole)
-        content[place] ^= 0x10
+        info = entry(archive)
+    original, messages = path.read_bytes(), []
+    start = info.header_offset + 30 + len(info.filename)
+    for offset in range(start, start + info.compress_size, 7):
+        content = bytearray(original)
+        content[offset] ^= 0x10
         path.write_bytes(content)
-        os.utime(path, ns=(place, place))  # It is another file.
-        file = cityscapes_files.File(str(path), first.filename, first.file_size)
-        try:  # Some bits mean nothing.
-            assert file.read() == parts[first.filename]
+        os.utime(path, ns=(offset, offset))  # A time stamp of its own: a new file.
+        file = cityscapes_files.File(str(path), info.filename, info.file_size)
+        try:  # Some bits do not matter.
+            assert file.read() == parts[info.filename]
         except InputError as error:
-            found.append(str(error))
-    assert len(found) > 100
-    assert all("extract it with another program" in words for words in found)
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert all("extract it with another program" in message for message in messages)
 
 
 def test_names_that_are_no_utf8_in_an_archive(root):
     cityscapes_fixture.zip_up(root)
     path = root / "disparity_trainvaltest.zip"
     patched(path, b"README", b"READM\xff")
-    read_all(root)  # A name of old times.
-    set_flag = path.read_bytes().rindex(b"READM\xff") - 46 + 8
+    read_all(root)  # Old archives have such names.
+    flag_offset = path.read_bytes().rindex(b"READM\xff") - 46 + 8
     content = bytearray(path.read_bytes())
-    content[set_flag : set_flag + 2] = b"\x00\x08"  # Says that it is UTF-8.
+    content[flag_offset : flag_offset + 2] = b"\x00\x08"  # The flag of UTF-8.
     path.write_bytes(content)
     with pytest.raises(InputError, match="one of Cityscapes' archives, but cannot be"):
         read_all(root)

@@ -33,9 +33,9 @@ MASK = np.ones((6, 40, 50), bool)
 
 
 def noisy(tasks, seed=0):
-    real = {"seg": np.zeros((6, 40, 50), np.uint8)}
+    targets = {"seg": np.zeros((6, 40, 50), np.uint8)}
     return noise_targets.replace(
-        Columns(IMAGES, real, {"seg": MASK}), tasks, INFO, seed
+        Columns(IMAGES, targets, {"seg": MASK}), tasks, INFO, seed
     )
 
 
@@ -52,7 +52,7 @@ def test_classes_and_values_are_uniform_over_what_the_data_set_has():
     assert (2 <= depth.min() < 2.01, 9.99 < depth.max() <= 10) == (True, True)
     assert depth.mean() == pytest.approx(6, abs=0.1)
     assert depth.var() == pytest.approx(8**2 / 12, rel=0.05)
-    picture = columns.targets["autoencoder"][rows]  # Not that of the picture.
+    picture = columns.targets["autoencoder"][rows]  # Noise, not the picture.
     assert picture.shape == (6, 40, 50, 3)
     assert picture.mean() == pytest.approx(0.5, abs=0.01)
 
@@ -65,21 +65,21 @@ def test_normals_are_unit_vectors_without_a_direction():
 
 def test_an_example_has_the_same_noise_wherever_it_comes():
     column = noisy(("depth",)).targets["depth"]
-    whole = column[np.arange(6)]
-    np.testing.assert_array_equal(column[np.array([4, 1])], whole[[4, 1]])
-    assert (whole[0] != whole[1]).any()
-    assert (noisy(("depth",), seed=1).targets["depth"][np.arange(6)] != whole).any()
-    assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != whole).any()
+    depth = column[np.arange(6)]
+    np.testing.assert_array_equal(column[np.array([4, 1])], depth[[4, 1]])
+    assert (depth[0] != depth[1]).any()
+    assert (noisy(("depth",), seed=1).targets["depth"][np.arange(6)] != depth).any()
+    assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != depth).any()
 
 
 def test_of_a_range_of_one_value_there_is_no_noise():
-    """As most values of a sparse map are 0; directions and classes have no range."""
-    flat = dict.fromkeys(("depth", "normal", "seg"), (0.0, 0.0))
-    info = dataclasses.replace(INFO, ranges=flat)
+    """A sparse map may have such a range; directions and classes need none."""
+    ranges = dict.fromkeys(("depth", "normal", "seg"), (0.0, 0.0))
+    info = dataclasses.replace(INFO, ranges=ranges)
     columns = Columns(IMAGES, {"seg": np.zeros((6, 40, 50), np.uint8)}, {})
-    found = noise_targets.replace(columns, ("seg", "normal"), info, 0)
-    assert np.ptp(found.targets["seg"][[0]]) == 3
-    assert np.ptp(found.targets["normal"][[0]]) > 1
+    noise = noise_targets.replace(columns, ("seg", "normal"), info, 0)
+    assert np.ptp(noise.targets["seg"][[0]]) == 3
+    assert np.ptp(noise.targets["normal"][[0]]) > 1
     with pytest.raises(InputError, match=r'are 0 and 0; give "ranges": .*"depth": \(l'):
         noise_targets.replace(columns, ("depth",), info, 0)
 
@@ -94,15 +94,15 @@ def trained(config, workdir):
 def test_with_weight_zero_noise_changes_nothing_of_the_main_task(
     noise_config, tmp_path
 ):
-    """The noise reaches the auxiliary loss alone, and no other random number."""
+    """Noise affects only the auxiliary loss, and changes no other random numbers."""
     config = dataclasses.replace(noise_config, aux_weight=0.0)
     control = trained(config, tmp_path / "0")
-    own = trained(dataclasses.replace(config, random_targets=()), tmp_path / "own")
-    for name, value in own.items():
+    expected = trained(dataclasses.replace(config, random_targets=()), tmp_path / "own")
+    for name, value in expected.items():
         np.testing.assert_array_equal(control[name], value, err_msg=name)
     tf.keras.backend.clear_session()
-    felt = trained(noise_config, tmp_path / "1")
-    assert any((felt[name] != value).any() for name, value in own.items())
+    noisy_weights = trained(noise_config, tmp_path / "1")
+    assert any((noisy_weights[name] != value).any() for name, value in expected.items())
 
 
 def test_a_task_that_is_not_trained_is_refused(camvid_dir, tmp_path):

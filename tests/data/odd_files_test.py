@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes, devices, folders and links where data sets have files: told, and no hang."""
+"""Pipes, devices, folders and links in place of files: an error, and no hang."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ALL = [as_pipe, as_device, as_terminal, as_folder, as_circle, as_broken_link]
 
 @pytest.fixture(autouse=True)
 def no_hang(tmp_path, monkeypatch):
-    """Whoever waits for a pipe is stopped."""
+    """Stops a test that waits for a pipe."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     signal.alarm(60)
     yield
@@ -54,14 +54,14 @@ def no_hang(tmp_path, monkeypatch):
 
 
 def told(call) -> str:
-    """What a command would say of what `call` raises, in one line."""
-    with pytest.raises((InputError, OSError)) as raised:
+    """The one line that a command prints for the error that `call` raises."""
+    with pytest.raises((InputError, OSError)) as excinfo:
         call()
-    error = raised.value
-    said = str(error) if isinstance(error, InputError) else files.what_failed(error)
-    assert said
-    assert "\n" not in said
-    return said
+    error = excinfo.value
+    message = str(error) if isinstance(error, InputError) else files.what_failed(error)
+    assert message
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("odd", ALL)
@@ -93,7 +93,7 @@ def test_in_cityscapes(tmp_path, odd, kind):
         source = data.open_source("cityscapes", **options)
     except (InputError, OSError):
         assert path.name in told(lambda: data.open_source("cityscapes", **options))
-    else:  # A folder of the name is no file of the data set.
+    else:  # A folder of that name is no file of the data set.
         assert odd is as_folder
         assert source.info.splits["train"] < len(cityscapes_fixture.TRAIN) + 1
 
@@ -116,8 +116,8 @@ def test_a_folder_that_holds_itself(tmp_path):
     root = tmp_path / "raw"
     taskonomy_fixture.write_building(root / "a", range(3))
     (root / "loop").symlink_to(root)
-    said = told(lambda: data.open_source("taskonomy", data_dir=str(root)))
-    assert str(root / "loop") in said
+    message = told(lambda: data.open_source("taskonomy", data_dir=str(root)))
+    assert str(root / "loop") in message
 
 
 @pytest.mark.parametrize("odd", ALL)
@@ -143,12 +143,12 @@ def test_the_systems_word_ends_a_command(monkeypatch, capsys, error, said):
     def main():
         raise error
 
-    monkeypatch.setattr(cli_flags.app, "run", lambda guarded, **_: guarded(["name"]))
+    monkeypatch.setattr(cli_flags.app, "run", lambda function, **_: function(["name"]))
     monkeypatch.setattr(cli_flags.sys, "argv", ["name"])
     monkeypatch.setattr(cli_flags, "_set_up_logging", lambda: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         cli_flags.run("name", "doc", (), main, "")
-    assert ended.value.code == 1
+    assert system_exit.value.code == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert said in err

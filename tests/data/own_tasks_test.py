@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of a user's own in a data function: values by hand, and what is refused."""
+"""A user's own tasks in a data function: values by hand, and refused input."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ TASKS = [
 
 
 def example(i=0, targets=None, **changes):
-    """Targets of all shapes; those of other numbers are others."""
+    """An example with targets of all shapes, another one for each `i`."""
     rng = np.random.default_rng(i)
-    made = {
+    record = {
         "image": rng.integers(0, 256, (*SIZE, 3), np.uint8),
         "targets": {
             "seg": rng.integers(0, 3, SIZE),
@@ -50,11 +50,11 @@ def example(i=0, targets=None, **changes):
         }
         | (targets or {}),
     }
-    return made | changes
+    return record | changes
 
 
 class Sequence:
-    """A sequence that is read when it is needed."""
+    """A sequence, which is read only when needed."""
 
     def __init__(self, made):
         self.made = made
@@ -68,11 +68,11 @@ class Sequence:
 
 @pytest.fixture
 def open_it(monkeypatch):
-    """Opens what a function of the module own_tasks gives."""
+    """Opens a data set that the function own_tasks:examples returns."""
 
-    def open_it(**given):
+    def open_it(**contents):
         module = types.ModuleType("own_tasks")
-        module.examples = lambda: given
+        module.examples = lambda: contents
         monkeypatch.setitem(sys.modules, "own_tasks", module)
         return data.open_source("own_tasks:examples")
 
@@ -80,49 +80,49 @@ def open_it(monkeypatch):
 
 
 def opened(open_it, count=4, **facts):
-    made = [example(i) for i in range(count)]
-    return open_it(train=made, **{"tasks": TASKS, **facts}), made
+    records = [example(i) for i in range(count)]
+    return open_it(train=records, **{"tasks": TASKS, **facts}), records
 
 
 def test_tasks_get_what_the_data_have(open_it):
     source, _ = opened(open_it)
-    known = source.info.tasks
-    assert tuple(known) == (
+    tasks = source.info.tasks
+    assert tuple(tasks) == (
         "seg",
         "edge_texture",
         "keypoints2d",
         "autoencoder",
         *(task.name for task in TASKS),
     )
-    places = {name: known[name].places for name in ("seg", "parts", "ground", "flow")}
+    places = {name: tasks[name].places for name in ("seg", "parts", "ground", "flow")}
     assert set(places.values()) == {2}
-    assert [known[n].places for n in ("scene", "seen", "angle", "joints")] == [
+    assert [tasks[n].places for n in ("scene", "seen", "angle", "joints")] == [
         0
     ] * 3 + [1]
-    channels = {name: task.channels for name, task in known.items()}
+    channels = {name: task.channels for name, task in tasks.items()}
     assert (channels["seg"], channels["parts"], channels["ground"]) == (3, 5, 2)
-    assert known["parts"].classes[4] == "class_4"
-    assert len(set(known["parts"].colors)) == 5
-    assert [m.name for m in known["scene"].metrics] == ["accuracy", "loss"]
-    assert [m.name for m in known["parts"].metrics][0] == "miou"
+    assert tasks["parts"].classes[4] == "class_4"
+    assert len(set(tasks["parts"].colors)) == 5
+    assert [m.name for m in tasks["scene"].metrics] == ["accuracy", "loss"]
+    assert [m.name for m in tasks["parts"].metrics][0] == "miou"
     assert source.info.num_classes == 3  # Of seg.
 
 
 @pytest.mark.parametrize("form", [list, Sequence])
 def test_batches_have_them_by_hand(open_it, form):
-    made = [example(i) for i in range(4)]
+    records = [example(i) for i in range(4)]
     source = open_it(
-        train=form(made),
+        train=form(records),
         classes=["a", "b", "c"],
         tasks=[Task("parts", kind="classes", channels=5), *TASKS[1:]],
     )
     batch = batching.gather(source.columns("train"), source.info.tasks, [3, -1, 2])
     targets, masks = batch["targets"], batch["masks"]
     for row, i in ((0, 3), (2, 2)):
-        for name, target in made[i]["targets"].items():
+        for name, target in records[i]["targets"].items():
             got = targets[name][row]
-            wanted = np.asarray(target).reshape(got.shape)
-            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+            expected = np.asarray(target).reshape(got.shape)
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
     for name, task in source.info.tasks.items():
         shape = targets[name].shape if task.discrete else targets[name].shape[:-1]
         assert masks[name].shape == shape
@@ -136,12 +136,12 @@ def test_batches_have_them_by_hand(open_it, form):
 
 
 def test_masks_and_ignored_labels_are_of_each_task(open_it):
-    made = example(
+    record = example(
         targets={"scene": 9, "parts": np.full(SIZE, 1), "ground": np.full(SIZE, 7)},
         masks={"angle": 0, "joints": np.arange(17) % 2},
     )
     source = open_it(
-        train=[made, example(1, {"parts": np.full(SIZE, 0)})],
+        train=[record, example(1, {"parts": np.full(SIZE, 0)})],
         tasks=TASKS,
         ignore_label={"scene": 9, "ground": [7, 8]},
     )
@@ -151,9 +151,9 @@ def test_masks_and_ignored_labels_are_of_each_task(open_it):
     assert masks["angle"].tolist() == [0, 1]
     assert masks["ground"].mean(axis=(1, 2)).tolist() == [0, 1]
     assert masks["joints"].sum(axis=1).tolist() == [8, 17]
-    assert source.info.tasks["parts"].channels == 2  # 0 and 1, counted by themselves.
+    assert source.info.tasks["parts"].channels == 2  # 0 and 1, as counted.
     with pytest.raises(InputError, match="scene must be below the number of classes"):
-        open_it(train=[made], tasks=TASKS, ignore_label={"ground": 7})
+        open_it(train=[record], tasks=TASKS, ignore_label={"ground": 7})
 
 
 def test_facts_are_by_task(open_it):
@@ -174,36 +174,36 @@ def test_facts_are_by_task(open_it):
 def test_a_unit_may_be_among_the_facts_alone(open_it):
     tasks = [Task("way"), Task("far", unit="m"), Task("not_there")]
     target = {"way": np.zeros(SIZE), "far": np.zeros(SIZE)}
-    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": target}
+    record = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": target}
     units = {"way": "px", "far": "km", "not_there": "s"}
-    source = open_it(train=[made], tasks=tasks, units=units)
-    found = {
+    source = open_it(train=[record], tasks=tasks, units=units)
+    task_units = {
         (task.name, metric.name): task.unit_of(metric, source.info.units)
         for task in source.known.values()
         for metric in (*task.metrics[:2], metrics.rel())
     }
     for name, unit in units.items():
-        assert (found[name, "mae"], found[name, "rmse"]) == (unit, unit)
-    assert found["way", "rel"] == ""
+        assert (task_units[name, "mae"], task_units[name, "rmse"]) == (unit, unit)
+    assert task_units["way", "rel"] == ""
 
 
 def test_one_of_the_eleven_may_be_replaced(open_it):
-    own = Task("seg", classes=("a", "b", "c", "d"))
-    source, _ = opened(open_it, tasks=[*TASKS, own])
+    seg = Task("seg", classes=("a", "b", "c", "d"))
+    source, _ = opened(open_it, tasks=[*TASKS, seg])
     assert source.info.tasks["seg"].classes == ("a", "b", "c", "d")
     assert source.info.classes == ("a", "b", "c", "d")
 
 
 def test_a_copy_of_one_of_the_eleven_may_have_another_name(open_it):
     copy = dataclasses.replace(tasks_lib.TASKS["depth"], name="distance")
-    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {}}
-    made["targets"]["distance"] = np.ones((*SIZE, 1), np.float32)
-    assert "distance" in open_it(train=[made], tasks=[copy]).info.tasks
+    record = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {}}
+    record["targets"]["distance"] = np.ones((*SIZE, 1), np.float32)
+    assert "distance" in open_it(train=[record], tasks=[copy]).info.tasks
 
 
 def test_a_dict_of_kinds_declares_too(open_it):
-    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {"age": 3.5}}
-    info = open_it(train=[made], tasks={"age": "numbers"}).info
+    record = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {"age": 3.5}}
+    info = open_it(train=[record], tasks={"age": "numbers"}).info
     assert info.tasks["age"].places == 0
     assert info.tasks["age"].kind == "numbers"
 
@@ -229,9 +229,9 @@ def test_a_dict_of_kinds_declares_too(open_it):
     ],
 )
 def test_wrong_facts(open_it, given, message):
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         opened(open_it, **given)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -252,26 +252,26 @@ def test_wrong_facts(open_it, given, message):
     ],
 )
 def test_wrong_targets(open_it, targets, message):
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         open_it(train=[example(targets=targets)], tasks=TASKS)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 def test_many_channels_are_told_on_one_line(open_it):
     image, target = np.zeros((*SIZE, 3), np.uint8), np.full((*SIZE, 40), np.nan)
-    told = r"example 0 of train has \[nan( nan){39}\] at row 0, column 0; put zeros"
-    with pytest.raises(InputError, match=told):
+    message = r"example 0 of train has \[nan( nan){39}\] at row 0, column 0; put zeros"
+    with pytest.raises(InputError, match=message):
         open_it(train=[(image, {"many": target})], tasks=[Task("many", channels=40)])
 
 
 def test_all_targets_of_a_task_have_one_shape(open_it):
-    other = example(1, {"joints": np.zeros((16, 2))})
+    record = example(1, {"joints": np.zeros((16, 2))})
     with pytest.raises(InputError, match=r"shape \[17, 2\], but that of example 1"):
-        open_it(train=[example(), other], tasks=TASKS)
+        open_it(train=[example(), record], tasks=TASKS)
     with pytest.raises(
         InputError, match="joints must have the same shape, but those of val"
     ):
-        open_it(train=[example()], validation=[other], tasks=TASKS)
+        open_it(train=[example()], validation=[record], tasks=TASKS)
 
 
 @pytest.mark.parametrize("shape", [(4,), (*SIZE, 4)])
@@ -279,18 +279,18 @@ def test_classes_that_nobody_has_counted_are_no_one_hot_vectors(open_it, shape):
     rows = np.eye(4, dtype=int)
     targets = [np.broadcast_to(rows[i], shape) for i in range(4)]
 
-    def of(given, **settings):
-        train = [{"image": example()["image"], "targets": {"what": t}} for t in given]
+    def open_targets(values, **settings):
+        train = [{"image": example()["image"], "targets": {"what": t}} for t in values]
         return open_it(train=train, tasks=[Task("what", kind="classes", **settings)])
 
-    told = f"shape {list(shape)} with a one for each class; give its argmax (or, if "
-    told += f"these are 4 places, say places={len(shape)} of the task)."
-    with pytest.raises(InputError, match=re.escape(told)):
-        of(targets)
+    message = f"shape {list(shape)} with a one for each class; give its argmax (or, if "
+    message += f"these are 4 places, say places={len(shape)} of the task)."
+    with pytest.raises(InputError, match=re.escape(message)):
+        open_targets(targets)
     places = len(shape)
-    assert of(targets, places=places).info.tasks["what"].channels == 2
-    others = [*targets, np.ones(shape, int)]  # These cannot be one-hot.
-    assert of(others).info.tasks["what"].places == places
+    assert open_targets(targets, places=places).info.tasks["what"].channels == 2
+    more_targets = [*targets, np.ones(shape, int)]  # These cannot be one-hot.
+    assert open_targets(more_targets).info.tasks["what"].places == places
 
 
 @pytest.mark.parametrize("shape", [(4,), (*SIZE, 4)])
@@ -300,29 +300,29 @@ def test_masked_vectors_are_passed_over_in_the_search_for_one_hot_ones(
 ):
     rows = np.eye(4, dtype=int)
 
-    def of(given):
+    def open_pairs(pairs):
         train = [
             {
                 "image": example()["image"],
                 "targets": {"what": target},
-                "masks": {"what": np.broadcast_to(known, shape)},
+                "masks": {"what": np.broadcast_to(mask, shape)},
             }
-            for target, known in given
+            for target, mask in pairs
         ]
         train = train if first else train[::-1]
         return open_it(train=train, tasks=[Task("what", kind="classes", channels=None)])
 
-    nothing = np.zeros(shape, int)
+    zeros = np.zeros(shape, int)
     vectors = [np.broadcast_to(row, shape) for row in rows]
     with pytest.raises(InputError, match="with a one for each class; give its argmax"):
-        of([(nothing, 0), *[(vector, 1) for vector in vectors]])
-    assert of([(nothing, 1), *[(vector, 1) for vector in vectors]])
-    partly = vectors[1].copy()
-    known = np.ones(shape, int)
+        open_pairs([(zeros, 0), *[(vector, 1) for vector in vectors]])
+    assert open_pairs([(zeros, 1), *[(vector, 1) for vector in vectors]])
+    partial_vector = vectors[1].copy()
+    mask = np.ones(shape, int)
     if len(shape) > 1:  # One pixel of a map is not labelled.
-        partly[0, 0], known[0, 0] = 0, 0
+        partial_vector[0, 0], mask[0, 0] = 0, 0
     with pytest.raises(InputError, match="with a one for each class; give its argmax"):
-        of([(partly, known), *[(vector, 1) for vector in vectors]])
+        open_pairs([(partial_vector, mask), *[(vector, 1) for vector in vectors]])
 
 
 def test_lazy_classes_must_be_named(open_it):
@@ -333,29 +333,29 @@ def test_lazy_classes_must_be_named(open_it):
     assert source.info.tasks["parts"].classes == ("a", "b", "c", "d", "e")
 
 
-# Values that are the same for all that mean the same.
+# Equal values for equal meanings.
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "clean"])
 def test_pictures_as_bytes_are_those_as_floats(open_it, name):
     levels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-    made = [
+    records = [
         {"image": levels, "targets": {name: target}}
         for target in (levels, levels / 255)
     ]
-    source = open_it(train=made, tasks=[Task("clean", kind="image")])
+    source = open_it(train=records, tasks=[Task("clean", kind="image")])
     target = source.columns("train").targets[name]
     np.testing.assert_array_equal(target[0], np.float32(levels) / np.float32(255))
     np.testing.assert_allclose(target[0], target[1], rtol=1e-6)
-    made[0]["targets"] = {name: levels.astype(int)}
+    records[0]["targets"] = {name: levels.astype(int)}
     with pytest.raises(InputError, match=f"{name} must be uint8 or floats of shape"):
-        open_it(train=made[:1], tasks=[Task("clean", kind="image")])
+        open_it(train=records[:1], tasks=[Task("clean", kind="image")])
 
 
 def test_bytes_of_other_kinds_are_numbers(open_it):
-    made = {"image": np.zeros((*SIZE, 3), np.uint8)}
-    made["targets"] = {"depth": np.full(SIZE, 200, np.uint8)}
-    assert (open_it(train=[made]).columns("train").targets["depth"] == 200).all()
+    record = {"image": np.zeros((*SIZE, 3), np.uint8)}
+    record["targets"] = {"depth": np.full(SIZE, 200, np.uint8)}
+    assert (open_it(train=[record]).columns("train").targets["depth"] == 200).all()
 
 
 def test_directions_have_length_one(open_it):
@@ -366,19 +366,20 @@ def test_directions_have_length_one(open_it):
     mask[0, 1] = 0
     unit = np.zeros((*SIZE, 2), np.float32)
     unit[..., 1] = np.float32(1 - 1e-6)
-    made = {
+    record = {
         "image": np.zeros((*SIZE, 3), np.uint8),
         "targets": {"normal": vectors, "way": unit, "heading": [3.0, -4.0]},
         "masks": {"normal": mask},
     }
     tasks = [Task(n, kind="directions", channels=2) for n in ("way", "heading")]
-    found = open_it(train=[made], tasks=tasks).columns("train").targets
+    targets = open_it(train=[record], tasks=tasks).columns("train").targets
     lengths = np.sqrt((vectors**2).sum(-1, keepdims=True))
     with np.errstate(invalid="ignore"):
         expected = np.nan_to_num(vectors / lengths)
-    np.testing.assert_allclose(found["normal"][0], expected, atol=1e-6)
-    np.testing.assert_allclose(found["heading"][0], [0.6, -0.8], rtol=1e-6)
-    np.testing.assert_array_equal(found["way"][0], unit)  # To the bit: it is rounding.
+    np.testing.assert_allclose(targets["normal"][0], expected, atol=1e-6)
+    np.testing.assert_allclose(targets["heading"][0], [0.6, -0.8], rtol=1e-6)
+    # Lengths that differ from 1 by rounding stay to the bit.
+    np.testing.assert_array_equal(targets["way"][0], unit)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -389,8 +390,8 @@ def test_pictures_of_directions_are_no_vectors(open_it, kind):
         InputError, match=r"normal must be vectors.*as 2 \* v / 255 - 1"
     ):
         open_it(train=[(image, targets)])
-    unknown = {"normal": np.zeros(SIZE)}
-    source = open_it(train=[(image, targets, unknown)])
+    masks = {"normal": np.zeros(SIZE)}
+    source = open_it(train=[(image, targets, masks)])
     assert (source.columns("train").targets["normal"] == 0).all()
 
 
@@ -404,7 +405,7 @@ def test_autoencoder_targets_have_the_channels_of_the_image(open_it, channels):
     assert source.info.tasks["autoencoder"].channels == channels
     batch = batching.gather(source.columns("train"), source.info.tasks, [0])
     np.testing.assert_array_equal(batch["targets"]["autoencoder"][0], 1 - image)
-    grey = [Task("autoencoder", kind="image", channels=2)]  # As it is declared.
+    grey = [Task("autoencoder", kind="image", channels=2)]  # Declared channels count.
     with pytest.raises(InputError, match=r"of shape \[4, 6, 2\], but"):
         open_it(train=[(image, {"autoencoder": image})], tasks=grey)
 
@@ -450,35 +451,37 @@ def test_colour_with_depth_stays_floats(open_it):
 
 
 def test_maps_are_mirrored_and_cropped_and_all_else_as_the_task_says(open_it):
-    source, made = opened(open_it)
-    known = source.info.tasks.select(
+    source, records = opened(open_it)
+    tasks = source.info.tasks.select(
         ("seg", "scene", "seen", "flow", "angle", "joints")
     )
     (batch,) = batching.train_batches(
         source.columns("train"),
-        known,
+        tasks,
         batch_size=4,
         seed=2,
         first_step=0,
         last_step=1,
         augment=Augment(flip=True, crop=(3, 6)),
     )
-    flipped = 0
+    flips = 0
     for row, i in enumerate(batch["index"].numpy()):
-        wanted = made[i]["targets"]
-        got = {name: batch["targets"][name][row].numpy() for name in known}
-        assert got["scene"] == wanted["scene"]
-        np.testing.assert_array_equal(got["seen"], wanted["seen"])
-        turned = got["joints"][0, 0] != np.float32(wanted["joints"][0, 0])
-        flipped += turned
-        sign = np.array([-1 if turned else 1, 1], np.float32)
-        np.testing.assert_allclose(got["joints"], wanted["joints"] * sign, rtol=1e-6)
-        np.testing.assert_allclose(got["angle"], [wanted["angle"] * sign[0]], rtol=1e-6)
+        expected = records[i]["targets"]
+        got = {name: batch["targets"][name][row].numpy() for name in tasks}
+        assert got["scene"] == expected["scene"]
+        np.testing.assert_array_equal(got["seen"], expected["seen"])
+        flip = got["joints"][0, 0] != np.float32(expected["joints"][0, 0])
+        flips += flip
+        sign = np.array([-1 if flip else 1, 1], np.float32)
+        np.testing.assert_allclose(got["joints"], expected["joints"] * sign, rtol=1e-6)
+        np.testing.assert_allclose(
+            got["angle"], [expected["angle"] * sign[0]], rtol=1e-6
+        )
         assert got["flow"].shape == (3, 6, 2)
-        flow = wanted["flow"][:, :: int(sign[0])] * sign
+        flow = expected["flow"][:, :: int(sign[0])] * sign
         rows = [flow[top : top + 3] for top in (0, 1)]
         assert any(np.allclose(got["flow"], window, rtol=1e-6) for window in rows)
-    assert 0 < flipped < 4
+    assert 0 < flips < 4
 
 
 def test_a_mirror_must_be_known():
@@ -501,8 +504,8 @@ def test_noise_has_the_shape_of_the_targets(open_it):
     columns = noise_targets.replace(source.columns("train"), names, source.info, 0)
     rows = np.arange(200)
     for name in names:
-        real = source.columns("train").targets[name]
-        assert columns.targets[name][rows].shape == real.shape
+        target = source.columns("train").targets[name]
+        assert columns.targets[name][rows].shape == target.shape
     scene = columns.targets["scene"][rows]
     assert set(scene) == {0, 1, 2}
     assert abs((scene == 0).mean() - 1 / 3) < 0.15
@@ -532,6 +535,6 @@ def test_an_unknown_name_is_said_with_those_that_there_are(open_it):
     with pytest.raises(InputError, match=r"no task 'flwo'; it has seg.*flow"):
         data.open_source("own_tasks:examples", tasks=("flwo",))
     examples = data.load("own_tasks:examples", "train", tasks=("scene", "s"))
-    first = next(iter(examples))
-    assert tasks_lib.TASKS["seg"].name in first["targets"]
-    assert first["targets"]["scene"].shape == ()
+    first_example = next(iter(examples))
+    assert tasks_lib.TASKS["seg"].name in first_example["targets"]
+    assert first_example["targets"]["scene"].shape == ()

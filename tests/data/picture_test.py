@@ -19,18 +19,18 @@ def oracle(image):
     """The documented formulas for one float64 image, by scipy: (edges, keypoints)."""
     ndimage = pytest.importorskip("scipy.ndimage")
     luminance = image @ np.array([0.299, 0.587, 0.114])
-    across = ndimage.sobel(luminance, axis=1, mode="reflect") / 4
-    down = ndimage.sobel(luminance, axis=0, mode="reflect") / 4
+    gradient_x = ndimage.sobel(luminance, axis=1, mode="reflect") / 4
+    gradient_y = ndimage.sobel(luminance, axis=0, mode="reflect") / 4
 
     def window(values):
         return ndimage.gaussian_filter(values, 1.0, mode="reflect", radius=3)
 
     tensor = np.empty((*luminance.shape, 2, 2))
-    tensor[..., 0, 0] = window(across * across)
-    tensor[..., 1, 1] = window(down * down)
-    tensor[..., 0, 1] = tensor[..., 1, 0] = window(across * down)
-    smaller = np.linalg.eigvalsh(tensor)[..., 0]
-    return np.sqrt(across**2 + down**2), smaller / (smaller + 0.05**2)
+    tensor[..., 0, 0] = window(gradient_x * gradient_x)
+    tensor[..., 1, 1] = window(gradient_y * gradient_y)
+    tensor[..., 0, 1] = tensor[..., 1, 0] = window(gradient_x * gradient_y)
+    eigenvalue = np.linalg.eigvalsh(tensor)[..., 0]
+    return np.sqrt(gradient_x**2 + gradient_y**2), eigenvalue / (eigenvalue + 0.05**2)
 
 
 @pytest.mark.parametrize("shape", [(9, 13), (32, 32), (2, 3)])
@@ -51,8 +51,8 @@ def test_edge_of_a_step_is_its_height_on_either_side():
     edges = picture.compute("edge_texture", image)[0, ..., 0]
     expected = np.tile(np.array([0, 0, 0, 0.5, 0.5, 0, 0, 0]), (6, 1))
     np.testing.assert_allclose(edges, expected, atol=1e-6)
-    upright = picture.compute("edge_texture", image.transpose(0, 2, 1, 3))[0, ..., 0]
-    np.testing.assert_allclose(upright, expected.T, atol=1e-6)
+    edges_t = picture.compute("edge_texture", image.transpose(0, 2, 1, 3))[0, ..., 0]
+    np.testing.assert_allclose(edges_t, expected.T, atol=1e-6)
 
 
 def test_keypoints_answer_to_corners_not_to_edges_or_planes():
@@ -66,14 +66,14 @@ def test_keypoints_answer_to_corners_not_to_edges_or_planes():
 
 
 def test_ranges():
-    # |g| is convex in the pixels, so that it is largest for pixels of 0 and 1: try all.
+    # |g| is convex in the pixels, so it is largest for pixels of 0 and 1: try all.
     patterns = np.array(list(itertools.product((0, 1), repeat=9)), np.uint8)
     images = np.repeat(patterns.reshape(-1, 3, 3, 1) * np.uint8(255), 3, axis=-1)
     edges = picture.compute("edge_texture", images)
     assert edges.min() == 0
     assert edges[:, 1, 1].max() == pytest.approx(5**0.5 / 2, rel=1e-6)
-    for some in (images, random_images(4, 16, 16)):
-        keypoints = picture.compute("keypoints2d", some)
+    for batch in (images, random_images(4, 16, 16)):
+        keypoints = picture.compute("keypoints2d", batch)
         assert keypoints.min() >= 0
         assert keypoints.max() < 1
 
@@ -107,16 +107,17 @@ def test_autoencoder_is_the_picture():
 def test_flips_commute_to_the_last_bit(task, flip):
     images = random_images(3, 11, 14)
 
-    def flipped(batch):
+    def flip_batch(batch):
         return np.stack([flip(image) for image in batch])
 
     np.testing.assert_array_equal(
-        picture.compute(task, flipped(images)), flipped(picture.compute(task, images))
+        picture.compute(task, flip_batch(images)),
+        flip_batch(picture.compute(task, images)),
     )
 
 
 @EACH
 def test_an_image_does_not_depend_on_its_batch(task):
     images = random_images(4, 9, 9)
-    together = picture.compute(task, images)
-    np.testing.assert_array_equal(picture.compute(task, images[2:3]), together[2:3])
+    targets = picture.compute(task, images)
+    np.testing.assert_array_equal(picture.compute(task, images[2:3]), targets[2:3])

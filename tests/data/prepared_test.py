@@ -46,19 +46,19 @@ def builder_in(folder: pathlib.Path) -> rooms.Rooms:
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory) -> rooms.Rooms:
-    """Three shards: what is read must be in order across files."""
-    made = builder_in(tmp_path_factory.mktemp("data"))
-    made.download_and_prepare(
+    """Prepared data in three shards, to check the order across files."""
+    builder = builder_in(tmp_path_factory.mktemp("data"))
+    builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=3)
     )
-    assert len(list(pathlib.Path(made.data_dir).glob("*train*"))) == 3
-    return made
+    assert len(list(pathlib.Path(builder.data_dir).glob("*train*"))) == 3
+    return builder
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
-    made = [workers.example(0, 0, index, 32) for index in range(COUNT)]
-    return {name: np.stack([e[name] for e in made]) for name in made[0]}
+    examples = [workers.example(0, 0, index, 32) for index in range(COUNT)]
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
 @pytest.mark.parametrize("name", ["image", "seg", "depth", "normal"])
@@ -75,10 +75,10 @@ def test_a_column_is_the_array(builder, expected, name):
         array.mean(tuple(range(1, array.ndim))) > array.mean(),
         np.array([-1]),
     ):
-        found = column[rows]
-        np.testing.assert_array_equal(found, array[rows])
-        assert found.dtype == array.dtype
-        assert found.shape == array[rows].shape
+        values = column[rows]
+        np.testing.assert_array_equal(values, array[rows])
+        assert values.dtype == array.dtype
+        assert values.shape == array[rows].shape
     with pytest.raises(IndexError):
         column[np.array([COUNT])]
 
@@ -86,14 +86,16 @@ def test_a_column_is_the_array(builder, expected, name):
 def test_threads_may_read_one_column(builder, expected):
     column = prepared.Column(builder, "train", "depth")
     rng = np.random.default_rng(0)
-    asked = [rng.integers(0, COUNT, 5) for _ in range(40)]
+    requests = [rng.integers(0, COUNT, 5) for _ in range(40)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for rows, found in zip(asked, pool.map(column.__getitem__, asked), strict=True):
-            np.testing.assert_array_equal(found, expected["depth"][rows])
+        for rows, values in zip(
+            requests, pool.map(column.__getitem__, requests), strict=True
+        ):
+            np.testing.assert_array_equal(values, expected["depth"][rows])
 
 
 class Noting:
-    """A data source that notes what is read."""
+    """A data source that records the rows that are read."""
 
     def __init__(self, source, read):
         self.source, self.read = source, read
@@ -108,20 +110,20 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
     column[np.array([0])][:] = 0
     np.testing.assert_array_equal(column[np.array([0])], expected["image"][:1])
 
-    read = []
+    reads = []
     records = prepared._Records(builder, "train")
-    real = records._source
-    monkeypatch.setattr(records, "_source", Noting(real, read))
+    source = records._source
+    monkeypatch.setattr(records, "_source", Noting(source, reads))
     for rows in ([3, 3], [1, 3], [3, 1], [1, 2], [1], [2]):
-        assert list(records.read(rows)) == [real[row] for row in rows]
-    assert read == [3, 1, 2, 2]  # What is in the last batch is not read again.
+        assert list(records.read(rows)) == [source[row] for row in rows]
+    assert reads == [3, 1, 2, 2]  # Rows of the last batch are not read again.
     monkeypatch.setattr(prepared, "_LARGEST_BATCH", 2)
-    read.clear()
-    found = records.read([2, 4, 5])
-    assert read == []  # One after the other, and none is kept.
-    assert list(found) == [real[2], real[4], real[5]]
+    reads.clear()
+    result = records.read([2, 4, 5])
+    assert reads == []  # Read one by one when needed, and not kept.
+    assert list(result) == [source[2], source[4], source[5]]
     list(records.read([4]))
-    assert read == [2, 4, 5, 4]
+    assert reads == [2, 4, 5, 4]
 
 
 @pytest.mark.parametrize(
@@ -135,16 +137,16 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
     ],
 )
 def test_shards_may_all_be_open(builder, monkeypatch, before, after):
-    """Three files more than before, where the system allows that many."""
-    told = []
+    """The limit rises by three files, where the system allows that many."""
+    calls = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: before)
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: told.append(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: calls.append(limits))
     if isinstance(after, str):
         with pytest.raises(InputError, match=after):
             prepared._Records(builder, "train")
     else:
         assert len(prepared._Records(builder, "train")) == COUNT
-        assert told == ([after] if after else [])
+        assert calls == ([after] if after else [])
 
 
 # Preparing.
@@ -173,14 +175,14 @@ def test_errors_say_what_to_do(tmp_path):
             "Things",
         )
     with pytest.raises(InputError, match="^it could not be prepared: killed. The same"):
-        prepared.prepare(  # No lack of room.
+        prepared.prepare(  # Not a full disk.
             lambda folder: Failing(folder, parts.WorkerError("killed")), tmp_path, "it"
         )
-    full = OSError(28, "No space left on device")
+    error = OSError(28, "No space left on device")
     with pytest.raises(
         InputError, match=r"Things could not be written .* No space .* VAR"
     ):
-        prepared.prepare(lambda f: Failing(f, full), tmp_path, "Things", "VAR")
+        prepared.prepare(lambda f: Failing(f, error), tmp_path, "Things", "VAR")
 
 
 def cut(path):
@@ -188,7 +190,7 @@ def cut(path):
 
 
 def flip(path):
-    """One bit, in the middle."""
+    """Flips one bit in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 8
     path.write_bytes(content)
@@ -226,14 +228,14 @@ def as_circle(path):
 
 
 def one_digit(path):
-    """One example less, which would go unnoticed."""
+    """Lowers the number of examples by one, which would go unnoticed."""
     text = path.read_text()
     assert f'"{COUNT}"' in text
     path.write_text(text.replace(f'"{COUNT}"', f'"{COUNT - 1}"'))
 
 
 def of_format(kind):
-    """Makes the builder in a folder: as rooms are stored, and as the others."""
+    """A function that makes the builder; `kind` None is the format of rooms."""
 
     options = {"file_format": kind} if kind else {}
 
@@ -245,7 +247,7 @@ def of_format(kind):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory, expected):
-    """Prepared data sets in both formats, which are whole."""
+    """Folders of undamaged prepared data, by format."""
     folders = {}
     for kind in (None, prepared.FILE_FORMAT):
         folders[kind] = tmp_path_factory.mktemp("sound")
@@ -278,7 +280,7 @@ INFO, SHARD = "dataset_info.json", "*-train.*"
 def test_damage_to_prepared_data_is_one_sentence(
     sound, expected, tmp_path, kind, known, what, damage
 ):
-    """`old`: before 0.3 it was not written down what must be there."""
+    """`old`: data prepared before 0.3, without a list of their contents."""
     root = shutil.copytree(sound[kind], tmp_path / "root")
     folder = root / "rooms" / small_config().name / "1.0.0"
     if not known:
@@ -286,15 +288,15 @@ def test_damage_to_prepared_data_is_one_sentence(
         if damage is one_digit or (kind, what, damage) == (None, INFO, flip):
             pytest.skip("it may go unnoticed there")
     damage(next(folder.glob(what)))
-    for _ in range(2):  # It is no other one the second time.
-        with pytest.raises(InputError) as raised:
+    for _ in range(2):  # The second error is the same.
+        with pytest.raises(InputError) as error:
             read_all(kind, root)
-        told = str(raised.value)
-        assert told.startswith(f"the prepared data in {folder} are damaged (")
-        assert told.endswith(
+        message = str(error.value)
+        assert message.startswith(f"the prepared data in {folder} are damaged (")
+        assert message.endswith(
             "delete that folder, then repeat the command to make them again."
         )
-        assert "\n" not in told
+        assert "\n" not in message
         prepared._records.cache_clear()
     if known and damage is flip:
         shutil.rmtree(folder)
@@ -319,7 +321,7 @@ def test_what_systems_put_into_prepared_data_is_no_damage(
             (place / name).write_bytes(b"theirs")
     images = read_all(kind, root)
     np.testing.assert_array_equal(images, expected["image"])
-    assert prepared._contents(folder) == contents  # They may grow, and go.
+    assert prepared._contents(folder) == contents  # Such files may grow and vanish.
     prepared._records.cache_clear()
     (folder / "mine").mkdir()
     with pytest.raises(InputError, match=r"are damaged \(mine is not a file\)"):
@@ -328,7 +330,7 @@ def test_what_systems_put_into_prepared_data_is_no_damage(
 
 @pytest.mark.fuzz
 def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
-    """Whoever comes next makes them again, or reads what is whole."""
+    """The next process makes the data again, or reads whole data."""
     code = (
         "import sys, pathlib; sys.path[:0] = sys.argv[2:]\n"
         "import prepared_test as t\n"
@@ -355,21 +357,21 @@ def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 500, 20_000])
 def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
-    """Files of at most so many bytes; the same command makes the data later."""
+    """Files have at most `room` bytes; later the same command makes the data."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(InputError) as raised:
+        with pytest.raises(InputError) as error:
             read_all(None, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    told = str(raised.value)
-    assert told.endswith(
+    message = str(error.value)
+    assert message.endswith(
         "Choose another folder with --data_dir, or free some space there."
     )
-    assert "\n" not in told
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {
+    assert "\n" not in message
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names <= {
         f".rooms-{small_config().name}.lock",
         "metadata.json",
     }  # No example.
@@ -378,7 +380,7 @@ def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
 
 
 class WithParts(rooms.Rooms):
-    """Rooms that says that it keeps parts."""
+    """A builder of rooms that has a folder of parts."""
 
     work = {}
 
@@ -388,13 +390,13 @@ class WithParts(rooms.Rooms):
 
 
 def test_parts_go_when_the_data_set_is_whole(tmp_path):
-    plain = builder_in(tmp_path)
+    builder = builder_in(tmp_path)
 
     def make(folder):
-        return WithParts(data_dir=folder, config=plain.builder_config)
+        return WithParts(data_dir=folder, config=builder.builder_config)
 
     folder = make(tmp_path).parts
-    assert folder != prepared.parts_folder(plain, ("other facts",))
+    assert folder != prepared.parts_folder(builder, ("other facts",))
     folder.mkdir(parents=True)
     (folder / "0.npz").write_bytes(b"left")
     assert prepared.prepare(make, tmp_path, "rooms").is_prepared()
@@ -421,11 +423,11 @@ def test_where_data_go(monkeypatch, tmp_path):
 
 
 def test_a_fingerprint_is_of_all_and_of_their_order():
-    one = prepared.fingerprint(["a", ("b", 1)])
-    assert one == prepared.fingerprint(["a", ("b", 1)])
-    others = [["a", ("b", 2)], [("b", 1), "a"], ["a"], []]
-    assert len({one, *map(prepared.fingerprint, others)}) == 5
-    assert len(one) == 8
+    fingerprint = prepared.fingerprint(["a", ("b", 1)])
+    assert fingerprint == prepared.fingerprint(["a", ("b", 1)])
+    variants = [["a", ("b", 2)], [("b", 1), "a"], ["a"], []]
+    assert len({fingerprint, *map(prepared.fingerprint, variants)}) == 5
+    assert len(fingerprint) == 8
 
 
 # Parts.
@@ -433,10 +435,10 @@ def test_a_fingerprint_is_of_all_and_of_their_order():
 WORK = "prepared_fixture:square"
 
 
-def jobs(tmp_path, count, **more):
+def jobs(tmp_path, count, **changes):
     log = str(tmp_path / "log")
     return {
-        f"no{i}": {"value": i, "log": log, **more.get(f"no{i}", {})}
+        f"no{i}": {"value": i, "log": log, **changes.get(f"no{i}", {})}
         for i in range(count)
     }
 
@@ -445,20 +447,24 @@ def called(tmp_path):
     return sorted(int(line) for line in (tmp_path / "log").read_text().split())
 
 
-def run(tmp_path, wanted, processes):
-    found = parts.examples(
-        tmp_path / "parts", list(wanted.items()), WORK, "testing", processes=processes
+def run(tmp_path, named_jobs, processes):
+    examples = parts.examples(
+        tmp_path / "parts",
+        list(named_jobs.items()),
+        WORK,
+        "testing",
+        processes=processes,
     )
-    return [int(arrays["squared"][0]) for arrays in found]
+    return [int(arrays["squared"][0]) for arrays in examples]
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
-    wanted = jobs(tmp_path, 10)
-    assert run(tmp_path, dict(list(wanted.items())[3:5]), 1) == [9, 16]
-    assert run(tmp_path, wanted, processes) == [i * i for i in range(10)]
+    named_jobs = jobs(tmp_path, 10)
+    assert run(tmp_path, dict(list(named_jobs.items())[3:5]), 1) == [9, 16]
+    assert run(tmp_path, named_jobs, processes) == [i * i for i in range(10)]
     assert called(tmp_path) == list(range(10))
-    assert run(tmp_path, wanted, processes) == [i * i for i in range(10)]
+    assert run(tmp_path, named_jobs, processes) == [i * i for i in range(10)]
     assert called(tmp_path) == list(range(10))
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
         f"no{i}.npz" for i in range(10)
@@ -467,63 +473,63 @@ def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
 
 def test_parts_that_are_there_are_not_told_of_one_by_one(tmp_path, caplog):
     caplog.set_level("INFO", "absl")
-    wanted = jobs(tmp_path, 10)
-    run(tmp_path, wanted, 1)
+    named_jobs = jobs(tmp_path, 10)
+    run(tmp_path, named_jobs, 1)
     assert caplog.messages.count("testing: 10 of 10 images, 00:00 left") == 1
     (tmp_path / "parts" / "no3.npz").unlink()
     caplog.clear()
-    for _ in range(2):  # One is missing, and then none.
-        run(tmp_path, wanted, 1)
+    for _ in range(2):  # First one part is missing, then none.
+        run(tmp_path, named_jobs, 1)
     assert caplog.messages == ["testing: 10 of 10 images, 00:00 left"]
 
 
 @pytest.mark.parametrize("at", [0, 40, 90, -60])
 def test_a_damaged_part_is_made_again(tmp_path, at, caplog):
-    wanted = jobs(tmp_path, 3)
-    run(tmp_path, wanted, 1)
+    named_jobs = jobs(tmp_path, 3)
+    run(tmp_path, named_jobs, 1)
     part = tmp_path / "parts" / "no1.npz"
     content = bytearray(part.read_bytes())
     content[at] ^= 255
     part.write_bytes(content)
-    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    assert run(tmp_path, named_jobs, 1) == [0, 1, 4]
     part.write_bytes(part.read_bytes()[:50])
-    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    assert run(tmp_path, named_jobs, 1) == [0, 1, 4]
     assert caplog.text.count("no1.npz is damaged") in (1, 2)  # Not all bits matter.
-    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    assert run(tmp_path, named_jobs, 1) == [0, 1, 4]
     assert len(called(tmp_path)) == 3 + caplog.text.count("is damaged")
 
 
 def test_a_part_that_is_removed_meanwhile_is_made_again(tmp_path, caplog):
-    wanted, folder = list(jobs(tmp_path, 3).items()), tmp_path / "parts"
-    list(parts.examples(folder, wanted, WORK, "testing", processes=1))
-    found = parts.examples(folder, wanted, WORK, "testing", processes=1)
-    next(found)
+    job_items, folder = list(jobs(tmp_path, 3).items()), tmp_path / "parts"
+    list(parts.examples(folder, job_items, WORK, "testing", processes=1))
+    examples = parts.examples(folder, job_items, WORK, "testing", processes=1)
+    next(examples)
     (folder / "no2.npz").unlink()
-    assert [int(arrays["squared"][0]) for arrays in found] == [1, 4]
+    assert [int(arrays["squared"][0]) for arrays in examples] == [1, 4]
     assert called(tmp_path) == [0, 1, 2, 2]
     assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
-    wanted = jobs(tmp_path, 6, no3={"fail": "input"})
+    named_jobs = jobs(tmp_path, 6, no3={"fail": "input"})
     with pytest.raises(InputError, match=r"^'3.png' is broken$"):
-        run(tmp_path, wanted, processes)
-    kept = {p.stem for p in (tmp_path / "parts").glob("*.npz")}
-    assert kept >= {"no0", "no1", "no2"}  # Needed no more work than this.
-    assert "no3" not in kept
+        run(tmp_path, named_jobs, processes)
+    names = {p.stem for p in (tmp_path / "parts").glob("*.npz")}
+    assert names >= {"no0", "no1", "no2"}  # All before the broken one.
+    assert "no3" not in names
 
 
 def test_a_mistake_is_told_where_its_worker_was_given_more_to_do(tmp_path):
-    wanted = jobs(tmp_path, 50, no0={"sleep": 0.5}, no1={"fail": "input"})
+    named_jobs = jobs(tmp_path, 50, no0={"sleep": 0.5}, no1={"fail": "input"})
     with pytest.raises(InputError, match=r"^'1.png' is broken$"):
-        run(tmp_path, wanted, 2)
+        run(tmp_path, named_jobs, 2)
 
 
 def test_a_worker_that_dies_is_no_silent_end(tmp_path, capfd):
-    wanted = jobs(tmp_path, 4, no1={"fail": "bug"})
+    named_jobs = jobs(tmp_path, 4, no1={"fail": "bug"})
     with pytest.raises(parts.WorkerError, match="ended early"):
-        run(tmp_path, wanted, 2)
+        run(tmp_path, named_jobs, 2)
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -546,65 +552,65 @@ def start(script, *arguments):
 
 
 def test_helpers_share_the_parts_and_those_of_a_killed_one_are_made(tmp_path):
-    wanted = jobs(tmp_path, 31)
-    slow = {key: {**job, "sleep": 0.02} for key, job in wanted.items()}
+    named_jobs = jobs(tmp_path, 31)
+    slow_jobs = {key: {**job, "sleep": 0.02} for key, job in named_jobs.items()}
     folder = tmp_path / "parts"
-    helpers = [start(HELPER, folder, json.dumps(slow)) for _ in range(3)]
+    helpers = [start(HELPER, folder, json.dumps(slow_jobs)) for _ in range(3)]
     deadline = time.monotonic() + 60
     while not list(folder.glob("no*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
     helpers[0].kill()
     assert [helper.wait(timeout=60) for helper in helpers[1:]] == [0, 0]
-    made = called(tmp_path)
-    assert set(made) == set(range(31))
-    assert len(made) < 62  # One of them alone calls 31 times.
-    assert run(tmp_path, wanted, 1) == [i * i for i in range(31)]
-    assert called(tmp_path) == made
+    calls = called(tmp_path)
+    assert set(calls) == set(range(31))
+    assert len(calls) < 62  # One process alone makes 31 calls.
+    assert run(tmp_path, named_jobs, 1) == [i * i for i in range(31)]
+    assert called(tmp_path) == calls
     helpers[0].wait(timeout=60)
 
 
 def test_helping_ends_when_nobody_wants_parts(tmp_path):
-    wanted, over = list(jobs(tmp_path, 9).items()), iter([False, False, True])
-    parts.help_with(tmp_path / "parts", wanted, WORK, lambda: next(over))
+    job_items, stops = list(jobs(tmp_path, 9).items()), iter([False, False, True])
+    parts.help_with(tmp_path / "parts", job_items, WORK, lambda: next(stops))
     assert len(called(tmp_path)) == 3
 
 
 class Shared(Failing):
-    """A builder whose data set another process finishes while we help."""
+    """A builder whose data set another process finishes while this one helps."""
 
-    def __init__(self, folder, wanted):
+    def __init__(self, folder, job_items):
         super().__init__(folder, None)
         self.parts = folder / "parts"
-        self.work = {"train": prepared.Work(self.parts, wanted, WORK)}
+        self.work = {"train": prepared.Work(self.parts, job_items, WORK)}
 
     def is_prepared(self):
         return os.path.exists(self.data_dir)
 
 
 def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
-    wanted, found = list(jobs(tmp_path, 5).items()), []
-    builder = Shared(tmp_path, wanted)
-    real = parts.help_with
+    job_items, names = list(jobs(tmp_path, 5).items()), []
+    builder = Shared(tmp_path, job_items)
+    original = parts.help_with
 
     def help_with(*work):
-        real(*work)
-        found.extend(sorted(path.name for path in builder.parts.iterdir()))
+        original(*work)
+        names.extend(sorted(path.name for path in builder.parts.iterdir()))
         builder.data_dir.mkdir(parents=True)
         (builder.data_dir / INFO).write_text("{}")
-        another.close()
+        lock.close()
         raise InputError("the folder of parts went while one was written")
 
     monkeypatch.setattr(parts, "help_with", help_with)
-    another = open(tmp_path / ".failing-tiny.lock", "w")  # noqa: SIM115
-    fcntl.flock(another, fcntl.LOCK_EX)
-    made = prepared.prepare(lambda folder: Shared(folder, wanted), tmp_path, "it")
-    assert made.is_prepared()
-    assert found == [f"no{i}.npz" for i in range(5)]
+    lock = open(tmp_path / ".failing-tiny.lock", "w")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    result = prepared.prepare(lambda folder: Shared(folder, job_items), tmp_path, "it")
+    assert result.is_prepared()
+    assert names == [f"no{i}.npz" for i in range(5)]
     assert not builder.parts.exists()
 
 
 class Sharing(Shared):
-    """One of several configs of the same parts; `meanwhile` runs while it prepares."""
+    """A config that shares its parts; it calls `meanwhile` while it prepares."""
 
     def __init__(self, folder, config, meanwhile):
         super().__init__(folder, [])
@@ -621,22 +627,22 @@ class Sharing(Shared):
 
 
 def test_who_finishes_last_removes_the_parts_that_configs_share(tmp_path):
-    there = []
+    presence = []
 
     def prepare(config, meanwhile):
         def make(folder):
             return Sharing(folder, config, meanwhile)
 
         assert prepared.prepare(make, tmp_path, "it").is_prepared()
-        there.append((tmp_path / "parts" / "0.npz").exists())
+        presence.append((tmp_path / "parts" / "0.npz").exists())
 
     prepare("first", lambda: prepare("second", lambda: None))
-    assert there == [True, False]
+    assert presence == [True, False]
 
 
 def test_a_data_set_without_parts_is_only_waited_for(tmp_path):
     builder = Failing(tmp_path, None)
-    for _ in range(2):  # Not finished yet, and finished meanwhile.
+    for _ in range(2):  # First unfinished, then finished.
         prepared._help(builder)
         builder.data_dir.mkdir(parents=True, exist_ok=True)
 

@@ -68,17 +68,23 @@ def test_read_back_equals_rendered_in_order(data_dir):
 
 def test_more_scenes_begin_with_the_same_and_are_validated_on_the_same(tmp_path):
     splits = {"train": 2, "validation": 2, "test": 1}
-    given = {"config": tiny(splits=splits), "data_dir": str(tmp_path), "tasks": ["seg"]}
-    few = rooms.open_source(**given)
-    more = rooms.open_source(**given, rooms_scenes=5)
-    assert dict(more.info.splits) == {**splits, "train": 5}
+    options = {
+        "config": tiny(splits=splits),
+        "data_dir": str(tmp_path),
+        "tasks": ["seg"],
+    }
+    small_source = rooms.open_source(**options)
+    large_source = rooms.open_source(**options, rooms_scenes=5)
+    assert dict(large_source.info.splits) == {**splits, "train": 5}
     for split, count in splits.items():
-        ours, theirs = more.columns(split), few.columns(split)
-        np.testing.assert_array_equal(ours.images[:count], theirs.images)
-    last = workers.example(0, 0, 4, 32)
-    np.testing.assert_array_equal(more.columns("train").images[4], last["image"])
-    again = tiny(splits=splits).with_scenes(2)
-    assert again == tiny(splits=splits)
+        large, small = large_source.columns(split), small_source.columns(split)
+        np.testing.assert_array_equal(large.images[:count], small.images)
+    expected = workers.example(0, 0, 4, 32)
+    np.testing.assert_array_equal(
+        large_source.columns("train").images[4], expected["image"]
+    )
+    config = tiny(splits=splits).with_scenes(2)
+    assert config == tiny(splits=splits)
 
 
 def test_plain_tfds_reads_it_too(data_dir):
@@ -102,22 +108,22 @@ def test_tfds_load_takes_it(data_dir):
 def test_configs_of_one_name_and_other_scenes_have_other_folders(tmp_path):
     splits = {"train": 1, "validation": 1, "test": 1}
 
-    def first(**changes):
+    def first_image(**changes):
         config = tiny(**{"splits": splits, **changes})
         source = rooms.open_source(config=config, data_dir=str(tmp_path), tasks=["seg"])
         return source.columns("train").images[0]
 
-    usual, other = first(), first(seed=1)
-    np.testing.assert_array_equal(usual, workers.example(0, 0, 0, 32)["image"])
-    np.testing.assert_array_equal(other, workers.example(1, 0, 0, 32)["image"])
-    np.testing.assert_array_equal(first(), usual)
+    image, other_image = first_image(), first_image(seed=1)
+    np.testing.assert_array_equal(image, workers.example(0, 0, 0, 32)["image"])
+    np.testing.assert_array_equal(other_image, workers.example(1, 0, 0, 32)["image"])
+    np.testing.assert_array_equal(first_image(), image)
     changes = [{}, {"seed": 1}, {"size": 64}, {"splits": SPLITS}]
     folders = {
         rooms.Rooms(
-            config=rooms.RoomsConfig(**{**ours, **each}), data_dir=tmp_path
+            config=rooms.RoomsConfig(**{**base, **change}), data_dir=tmp_path
         ).data_dir
-        for each in changes
-        for ours in [{"name": "32", "size": 32}, {"name": "32-5", "size": 32}]
+        for change in changes
+        for base in [{"name": "32", "size": 32}, {"name": "32-5", "size": 32}]
     }
     assert len(folders) == 8
 
@@ -127,12 +133,12 @@ def test_known_configs_keep_their_folders(tmp_path):
         builder = rooms.Rooms(config=name, data_dir=tmp_path)
         assert builder.info.full_name == f"rooms/{name}/1.0.0"
         config = builder.builder_config.with_scenes(24000)
-        more = rooms.Rooms(config=config, data_dir=tmp_path)
-        assert more.info.full_name == f"rooms/{name}-24000/1.0.0"
-    mine = rooms.Rooms(config=tiny(), data_dir=tmp_path)
-    assert mine.info.full_name.startswith("rooms/tiny-")
-    again = rooms.Rooms(config=mine.builder_config, data_dir=tmp_path)
-    assert again.info.full_name == mine.info.full_name
+        large_builder = rooms.Rooms(config=config, data_dir=tmp_path)
+        assert large_builder.info.full_name == f"rooms/{name}-24000/1.0.0"
+    tiny_builder = rooms.Rooms(config=tiny(), data_dir=tmp_path)
+    assert tiny_builder.info.full_name.startswith("rooms/tiny-")
+    copy = rooms.Rooms(config=tiny_builder.builder_config, data_dir=tmp_path)
+    assert copy.info.full_name == tiny_builder.info.full_name
 
 
 def test_only_the_asked_tasks_are_read(data_dir):
@@ -206,22 +212,22 @@ def start(folder: pathlib.Path, count: int) -> subprocess.Popen:
 def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
     splits = {"train": 1500, "validation": 1, "test": 1}
     config = rooms.RoomsConfig(name="race", size=32, splits=splits)
-    killed = start(tmp_path, 1500)
+    process = start(tmp_path, 1500)
     folder = tmp_path / "rooms" / config.with_own_folder().name
     deadline = time.monotonic() + 60
     while not list(folder.glob("*incomplete*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    killed.stdout.close()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
     assert [path.name[:10] for path in folder.iterdir()] == ["incomplete"]
 
-    both = [start(tmp_path, 1500), start(tmp_path, 1500)]
-    made = [int(process.communicate(timeout=120)[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(made) == [0, 1]
+    processes = [start(tmp_path, 1500), start(tmp_path, 1500)]
+    counts = [int(process.communicate(timeout=120)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(counts) == [0, 1]
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
     columns = rooms.open_source(config=config, data_dir=str(tmp_path)).columns("train")
-    last = workers.example(0, 0, 1499, 32)
-    np.testing.assert_array_equal(columns.images[1499], last["image"])
+    expected = workers.example(0, 0, 1499, 32)
+    np.testing.assert_array_equal(columns.images[1499], expected["image"])

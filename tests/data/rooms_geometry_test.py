@@ -18,7 +18,7 @@ SHAPES = {
 
 
 def inside(name: str, p: np.ndarray) -> np.ndarray:
-    """Whether points [..., 3] are in the solid, each by its school-book definition."""
+    """Whether points [..., 3] are in the solid, by its textbook definition."""
     x, y, z = np.moveaxis(p, -1, 0)
     rho = np.hypot(x, y)
     return {
@@ -50,28 +50,28 @@ def test_first_entry_agrees_with_marching(name):
     t, _ = cast(name, origin, direction)
     steps = np.linspace(0, 2, 4001)
     path = origin[:, None] + steps[:, None] * direction[:, None]
-    within = inside(name, path)
-    marched = np.where(within.any(1), steps[within.argmax(1)], np.inf)
-    assert 100 < np.isfinite(marched).sum() < 400
-    # A ray that only grazes may slip between two steps, never the other way round.
-    hit = np.isfinite(marched)
-    assert (t[hit] <= marched[hit] + 1e-9).all()
-    assert (marched[hit] - t[hit] <= 6e-4).all()
-    grazed = np.isfinite(t) & ~hit
-    assert grazed.sum() <= 4
-    assert np.isfinite(t).sum() - hit.sum() == grazed.sum()
+    is_inside = inside(name, path)
+    expected = np.where(is_inside.any(1), steps[is_inside.argmax(1)], np.inf)
+    assert 100 < np.isfinite(expected).sum() < 400
+    # Marching may miss a solid that a ray grazes, never the other way round.
+    hit = np.isfinite(expected)
+    assert (t[hit] <= expected[hit] + 1e-9).all()
+    assert (expected[hit] - t[hit] <= 6e-4).all()
+    grazes = np.isfinite(t) & ~hit
+    assert grazes.sum() <= 4
+    assert np.isfinite(t).sum() - hit.sum() == grazes.sum()
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_rays_along_the_axes(name):
-    """Exact zeros in the direction, as an upright camera has them."""
+    """Directions with exact zeros, as of an upright camera."""
     origin = np.array([[3.0, 0.01, 0.02], [0.01, -3.0, 0.02], [0.01, 0.02, 3.0]])
     direction = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
     t, _ = cast(name, origin, direction)
-    before = origin + (t - 1e-6)[:, None] * direction
-    after = origin + (t + 1e-6)[:, None] * direction
-    assert not inside(name, before).any()
-    assert inside(name, after).all()
+    outer_points = origin + (t - 1e-6)[:, None] * direction
+    inner_points = origin + (t + 1e-6)[:, None] * direction
+    assert not inside(name, outer_points).any()
+    assert inside(name, inner_points).all()
 
 
 def surface_points(name: str, count: int = 3000):
@@ -86,14 +86,14 @@ def test_points_are_on_the_surface_and_normals_point_out(name):
     p, part = surface_points(name)
     normal = np.stack(SHAPES[name].normal(tuple(p.T), part), axis=-1)
     np.testing.assert_allclose(np.linalg.norm(normal, axis=1), 1, rtol=1e-12)
-    away = 1e-7
-    sharp = inside(name, p - away * normal) & ~inside(name, p + away * normal)
-    assert sharp.mean() > 0.999  # The rest is within 1e-7 of an edge.
+    step = 1e-7
+    outward = inside(name, p - step * normal) & ~inside(name, p + step * normal)
+    assert outward.mean() > 0.999  # The rest is within 1e-7 of an edge.
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_normals_are_orthogonal_to_the_surface(name):
-    """Neighbouring rays' hits differ by tangents, but for second order."""
+    """Hits of neighbouring rays differ by a tangent, up to second order."""
     origin, direction = random_rays(2000)
     t, part = cast(name, origin, direction)
     hit = np.isfinite(t)
@@ -104,17 +104,17 @@ def test_normals_are_orthogonal_to_the_surface(name):
     for axis in np.eye(3):
         moved_direction = direction + step * axis
         moved_t, moved_part = cast(name, origin, moved_direction)
-        both = np.isfinite(moved_t) & (part == moved_part)
-        moved_t[~both] = 0
+        valid = np.isfinite(moved_t) & (part == moved_part)
+        moved_t[~valid] = 0
         q = origin + moved_t[:, None] * moved_direction
-        both &= np.abs((normal * direction).sum(1)) > 0.2  # Not at the rim.
-        both &= (p[:, 2] < 0.8) | (name != "cone")  # Not at the apex.
+        valid &= np.abs((normal * direction).sum(1)) > 0.2  # Not at the rim.
+        valid &= (p[:, 2] < 0.8) | (name != "cone")  # Not at the apex.
         if name == "box":  # The same face, not its neighbour across an edge.
             q_normal = np.stack(SHAPES[name].normal(tuple(q.T), moved_part), axis=-1)
-            both &= (normal * q_normal).sum(1) > 0.9
-        off_plane = np.abs(((q - p) * normal).sum(1))[both]
-        assert both.sum() > 200
-        assert off_plane.max() < 1e-9
+            valid &= (normal * q_normal).sum(1) > 0.9
+        distance = np.abs(((q - p) * normal).sum(1))[valid]
+        assert valid.sum() > 200
+        assert distance.max() < 1e-9
 
 
 def numeric_curvatures(name: str, p: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -143,12 +143,12 @@ def numeric_curvatures(name: str, p: np.ndarray, part: np.ndarray) -> np.ndarray
 @pytest.mark.parametrize("name", SHAPES)
 def test_curvature_is_the_derivative_of_the_normal(name):
     p, part = surface_points(name)
-    keep = np.ones(len(p), bool)
+    selection = np.ones(len(p), bool)
     if name == "cone":
-        keep = p[:, 2] < 0.7
-    p, part = p[keep], part[keep]
-    found = np.sort(np.stack(SHAPES[name].curvature(tuple(p.T), part), -1), axis=1)
-    np.testing.assert_allclose(found, numeric_curvatures(name, p, part), atol=2e-4)
+        selection = p[:, 2] < 0.7
+    p, part = p[selection], part[selection]
+    curvature = np.sort(np.stack(SHAPES[name].curvature(tuple(p.T), part), -1), axis=1)
+    np.testing.assert_allclose(curvature, numeric_curvatures(name, p, part), atol=2e-4)
 
 
 def test_curvatures_in_closed_form():
@@ -156,24 +156,24 @@ def test_curvatures_in_closed_form():
     np.testing.assert_allclose(SHAPES["sphere"].curvature(tuple(p.T), part), 1 / 0.7)
 
     p, part = surface_points("cylinder")
-    around, along = SHAPES["cylinder"].curvature(tuple(p.T), part)
-    np.testing.assert_allclose(around, np.where(part == 0, 1 / 0.5, 0))
-    assert not along.any()
+    k_around, k_along = SHAPES["cylinder"].curvature(tuple(p.T), part)
+    np.testing.assert_allclose(k_around, np.where(part == 0, 1 / 0.5, 0))
+    assert not k_along.any()
 
     # A cone of half angle a: cos(a) / radius around, 0 along the line to the apex.
     p, part = surface_points("cone")
-    around, along = SHAPES["cone"].curvature(tuple(p.T), part)
+    k_around, k_along = SHAPES["cone"].curvature(tuple(p.T), part)
     radius = np.hypot(p[:, 0], p[:, 1])
     cosine = 1.8 / np.hypot(1.8, 0.6)
     expected = np.where(part == 0, cosine / radius, 0)
-    np.testing.assert_allclose(around, expected, rtol=1e-6)
-    np.testing.assert_allclose(along, 0, atol=1e-6)
+    np.testing.assert_allclose(k_around, expected, rtol=1e-6)
+    np.testing.assert_allclose(k_along, 0, atol=1e-6)
 
     # A hyperboloid's waist: 1 / waist around, -waist / c^2 along, z^2 / c^2 = 1 at c.
     point, side = (np.array([0.3]), np.zeros(1), np.zeros(1)), np.zeros(1, np.uint8)
-    around, along = SHAPES["spool"].curvature(point, side)
+    k_around, k_along = SHAPES["spool"].curvature(point, side)
     square = 0.7**2 / ((0.65 / 0.3) ** 2 - 1)
-    np.testing.assert_allclose([around[0], along[0]], [1 / 0.3, -0.3 / square])
+    np.testing.assert_allclose([k_around[0], k_along[0]], [1 / 0.3, -0.3 / square])
 
     p, part = surface_points("box")
     assert not np.any(SHAPES["box"].curvature(tuple(p.T), part))

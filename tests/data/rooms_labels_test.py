@@ -11,10 +11,10 @@ from mtr_tf.data.rooms import labels
 def test_edges_in_closed_form():
     """A step of 0.15 m between parallel planes, and a right angle."""
     surface = np.array([[0, 0, 1, 1]])
-    zero, one_ = np.zeros((1, 4)), np.ones((1, 4))
+    zero, ones = np.zeros((1, 4)), np.ones((1, 4))
     depth = np.array([[2, 2, 2.15, 2.15]])
     x = np.array([[0.0, 0.1, 0.2, 0.3]])
-    edges = labels.edge_occlusion(surface, (x, zero, depth), (zero, zero, -one_))
+    edges = labels.edge_occlusion(surface, (x, zero, depth), (zero, zero, -ones))
     np.testing.assert_allclose(edges, [[0, 0.5, 0.5, 0]])
 
     x = np.array([[-0.1, 0.0, 0.0, 0.0]])
@@ -30,21 +30,21 @@ def test_keypoints_are_corners():
     size = 33
     row, column = np.mgrid[:size, :size]
     zero = np.zeros((size, size))
-    flat = labels.keypoints3d((zero, zero, zero + 2), (zero, zero, zero - 1))
-    assert flat.max() == 0
+    flat_response = labels.keypoints3d((zero, zero, zero + 2), (zero, zero, zero - 1))
+    assert flat_response.max() == 0
 
-    right = column >= size // 2
-    normal = (np.where(right, 1.0, 0.0), zero, np.where(right, 0.0, -1.0))
+    right_half = column >= size // 2
+    normal = (np.where(right_half, 1.0, 0.0), zero, np.where(right_half, 0.0, -1.0))
     assert labels.keypoints3d((zero, zero, zero), normal).max() < 1e-9
 
-    below = row >= size // 2
+    lower_half = row >= size // 2
     normal = (
-        np.where(right & ~below, 1.0, 0.0),
-        np.where(below, 1.0, 0.0),
-        np.where(right | below, 0.0, -1.0),
+        np.where(right_half & ~lower_half, 1.0, 0.0),
+        np.where(lower_half, 1.0, 0.0),
+        np.where(right_half | lower_half, 0.0, -1.0),
     )
-    found = labels.keypoints3d((zero, zero, zero), normal)
-    peak = np.unravel_index(found.argmax(), found.shape)
+    response = labels.keypoints3d((zero, zero, zero), normal)
+    peak = np.unravel_index(response.argmax(), response.shape)
     assert np.abs(np.array(peak) - size // 2).max() <= 2
-    assert found.max() > 0.5
-    assert found[:8].max() < 1e-9
+    assert response.max() > 0.5
+    assert response[:8].max() < 1e-9

@@ -18,7 +18,7 @@ MANY = 200
 
 @pytest.fixture(scope="module")
 def many() -> list[dict[str, np.ndarray]]:
-    """The first examples of the training split, small."""
+    """The first examples of the training split, 32 x 32."""
     return [workers.example(0, 0, index, 32) for index in range(MANY)]
 
 
@@ -50,25 +50,26 @@ def test_no_class_is_rare(many):
 
 
 def test_colours_and_textures_say_nothing_about_the_class():
-    by_class: dict[str, list[scene.Material]] = {name: [] for name in scene.CLASSES}
+    class_materials: dict[str, list[scene.Material]] = {
+        name: [] for name in scene.CLASSES
+    }
     for index in range(400):
-        drawn = sampling.sample(0, 0, index)
+        room = sampling.sample(0, 0, index)
         kinds = ("wall", None, None, None, "floor", "ceiling")
-        for kind, material in zip(kinds, drawn.faces, strict=True):
+        for kind, material in zip(kinds, room.faces, strict=True):
             if kind:
-                by_class[kind].append(material)
-        for thing in drawn.things:
-            by_class[thing.kind].append(thing.material)
-    everything = [m for materials in by_class.values() for m in materials]
-    assert {m.texture for m in everything} == set(textures.TEXTURES)
-    for name, materials in by_class.items():
+                class_materials[kind].append(material)
+        for thing in room.things:
+            class_materials[thing.kind].append(thing.material)
+    all_materials = [m for materials in class_materials.values() for m in materials]
+    assert {m.texture for m in all_materials} == set(textures.TEXTURES)
+    for name, materials in class_materials.items():
         count = len(materials)
         assert count >= 400, name
         for part in (0, 1):
             color = np.array([m.colors[part] for m in materials])
-            error = 4.5 * np.sqrt(
-                0.06 / count
-            )  # The variance of a colour is below .06.
+            # The variance of a colour is below 0.06.
+            error = 4.5 * np.sqrt(0.06 / count)
             np.testing.assert_allclose(color.mean(0), 0.5, atol=error, err_msg=name)
         for texture in textures.TEXTURES:
             share = np.mean([m.texture == texture for m in materials])
@@ -80,9 +81,9 @@ def test_pictures_hue_says_nothing_about_the_class(many):
     for number, name in enumerate(scene.CLASSES):
         shares = []
         for arrays in many:
-            seen = arrays["image"][arrays["seg"] == number].astype(float) ** 2
-            if len(seen) >= 10:
-                shares.append(seen.sum(0) / max(seen.sum(), 1))
+            pixels = arrays["image"][arrays["seg"] == number].astype(float) ** 2
+            if len(pixels) >= 10:
+                shares.append(pixels.sum(0) / max(pixels.sum(), 1))
         assert len(shares) > 50
         np.testing.assert_allclose(np.mean(shares, 0), 1 / 3, atol=0.05, err_msg=name)
 
@@ -91,28 +92,28 @@ def test_textures_differ_and_stay_in_range():
     rng = np.random.default_rng(0)
     x, y, z = rng.uniform(-20, 20, (3, 4000))
     table = rng.integers(0, 256, textures.NOISE_CELLS**3) / 255
-    found = {name: f(x, y, z, table) for name, f in textures.TEXTURES.items()}
-    for name, weight in found.items():
+    weights = {name: f(x, y, z, table) for name, f in textures.TEXTURES.items()}
+    for name, weight in weights.items():
         assert weight.min() >= 0, name
         assert weight.max() <= 1, name
         assert (weight.std() > 0.2) == (name != "plain"), name
-    stacked = np.corrcoef([w for name, w in found.items() if name != "plain"])
-    np.fill_diagonal(stacked, 0)
-    assert np.abs(stacked).max() < 0.4
+    correlation = np.corrcoef([w for name, w in weights.items() if name != "plain"])
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 0.4
     # Checker by its definition, noise by its table at whole numbers.
-    odd = (np.floor(x) + np.floor(y) + np.floor(z)) % 2
-    np.testing.assert_array_equal(found["checker"], odd)
+    parity = (np.floor(x) + np.floor(y) + np.floor(z)) % 2
+    np.testing.assert_array_equal(weights["checker"], parity)
     i, j, k = rng.integers(-40, 40, (3, 50))
     expected = table.reshape(16, 16, 16)[i % 16, j % 16, k % 16]
-    whole = textures.noise(*(v.astype(float) for v in (i, j, k)), table)
-    np.testing.assert_allclose(whole, expected)
+    noise = textures.noise(*(v.astype(float) for v in (i, j, k)), table)
+    np.testing.assert_allclose(noise, expected)
 
 
 def test_noise_of_the_sensor():
-    drawn = sampling.sample(0, 0, 3)
-    clean = render.render(drawn, 128, 128)["image"].astype(float)
-    noisy = render.render(drawn, 128, 128, key=(0, 0, 3))["image"].astype(float)
-    inside = (clean > 30) & (clean < 225)
-    error = (noisy - clean)[inside]
+    room = sampling.sample(0, 0, 3)
+    clean_image = render.render(room, 128, 128)["image"].astype(float)
+    noisy_image = render.render(room, 128, 128, key=(0, 0, 3))["image"].astype(float)
+    valid = (clean_image > 30) & (clean_image < 225)
+    error = (noisy_image - clean_image)[valid]
     assert abs(error.mean()) < 0.1
-    np.testing.assert_allclose(error.std(), drawn.noise, rtol=0.1)
+    np.testing.assert_allclose(error.std(), room.noise, rtol=0.1)

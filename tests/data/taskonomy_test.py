@@ -44,7 +44,7 @@ ARRANGEMENTS = (
 
 @pytest.fixture(autouse=True)
 def tfds_dir(tmp_path_factory, monkeypatch) -> pathlib.Path:
-    """Prepared data go to a folder of the test."""
+    """A folder of the test's own for prepared data."""
     folder = tmp_path_factory.mktemp("tfds")
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     return folder
@@ -70,10 +70,10 @@ def remove(folder, pattern):
 def test_all_arrangements_are_understood(tmp_path, arrangement):
     taskonomy_fixture.write_building(tmp_path, [10, 9], folder=arrangement)
     pictures = list(tmp_path.rglob("*_domain_rgb.png"))
-    for other in ("rgb_large", "lost+found"):
-        (tmp_path / other).mkdir()
+    for folder in ("rgb_large", "lost+found"):
+        (tmp_path / folder).mkdir()
         for path in pictures:
-            (tmp_path / other / path.name).write_bytes(path.read_bytes())
+            (tmp_path / folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "points").mkdir()
     (tmp_path / "points" / "point_9_view_0_domain_fixatedpose.json").write_text("{}")
     listing = finding.scan(str(tmp_path))
@@ -89,7 +89,7 @@ def test_all_arrangements_are_understood(tmp_path, arrangement):
 
 
 def test_views_are_those_of_the_files(tmp_path):
-    """Against a plain dict of what was written, in no order, with zeros in front."""
+    """Compares with a dict of the files; names may have leading zeros."""
     rng = np.random.default_rng(0)
     expected = {}
     for _ in range(200):
@@ -107,18 +107,18 @@ def test_views_are_those_of_the_files(tmp_path):
         places = expected.setdefault((str(building), int(point), int(view)), {})
         places[task] = path
     listing = finding.scan(str(tmp_path))
-    with_picture = {key: p for key, p in expected.items() if layout.RGB in p}
-    assert listing.without_picture == len(expected) - len(with_picture) > 0
-    found = {(v.building, v.point, v.view): v for v in listing.views}
-    assert list(found) == sorted(with_picture)
-    for key, places in with_picture.items():
-        assert {task: found[key].path(task) for task in found[key].places} == places
+    rgb_views = {key: p for key, p in expected.items() if layout.RGB in p}
+    assert listing.without_picture == len(expected) - len(rgb_views) > 0
+    views = {(v.building, v.point, v.view): v for v in listing.views}
+    assert list(views) == sorted(rgb_views)
+    for key, places in rgb_views.items():
+        assert {task: views[key].path(task) for task in views[key].places} == places
         for task, path in places.items():
-            assert found[key].places[task].size == path.stat().st_size
-        assert found[key].path("seg") is None
-    some = listing.views.select([3, 0])
-    names = ["/".join(map(str, (k[0], found[k].stem))) for k in found]
-    assert list(finding.Names(some)) == [names[3], names[0]]
+            assert views[key].places[task].size == path.stat().st_size
+        assert views[key].path("seg") is None
+    selection = listing.views.select([3, 0])
+    names = ["/".join(map(str, (k[0], views[k].stem))) for k in views]
+    assert list(finding.Names(selection)) == [names[3], names[0]]
     assert list(finding.Names(listing.views)[1:4]) == names[1:4]
 
 
@@ -140,8 +140,8 @@ def test_several_buildings_are_split_by_name(tmp_path):
     names = split_names(tmp_path)
     assert {name[0] for name in names["train"]} == set("abc")
     assert {name[0] for name in names["validation"]} == {"d"}
-    released = split_names(tmp_path, as_released=True)
-    assert released["train"] == [f"{name}/point_0_view_0" for name in "abcd"]
+    released_names = split_names(tmp_path, as_released=True)
+    assert released_names["train"] == [f"{name}/point_0_view_0" for name in "abcd"]
 
 
 def test_a_fifth_of_the_buildings_is_validation(tmp_path):
@@ -157,7 +157,8 @@ LIST = "id, train, val, test\n"
 
 
 def test_lists_say_the_split_of_buildings(tmp_path):
-    for name in ("a", "B", "more/c", "d"):  # As lists have them, and not.
+    # As in the lists, in another case, in a subfolder, and in no list.
+    for name in ("a", "B", "more/c", "d"):
         taskonomy_fixture.write_building(tmp_path, [0], folder=f"{name}/{{domain}}")
     lists = tmp_path / "splits_taskonomy"
     lists.mkdir()
@@ -188,7 +189,7 @@ def test_what_is_missing_is_counted(tmp_path):
     remove(tmp_path, "normal/point_0_*")
     remove(tmp_path, "segment_semantic/point_1_*")
     (label,) = (tmp_path / "segment_semantic").glob("point_0_*")
-    label.write_bytes(b"")  # Such place-holders stand for missing labels.
+    label.write_bytes(b"")  # Such placeholders stand for missing labels.
     remove(tmp_path, "rgb/point_1301_*")
     listing = finding.scan(str(tmp_path))
     assert finding.summary(listing, splitting.splits(listing)) == (
@@ -269,17 +270,17 @@ def test_no_folder(tmp_path, monkeypatch, data_dir, message):
 def test_files_are_decoded_as_they_are():
     rng = np.random.default_rng(0)
 
-    def decoded(array):
+    def decode(array):
         file = io.BytesIO()
         Image.fromarray(array).save(file, "PNG")
         return png.decode(file.getvalue(), "x.png")
 
     for kind, shape in ((np.uint16, (4, 5)), (np.uint8, (4, 5)), (np.uint8, (4, 5, 3))):
         array = rng.integers(0, np.iinfo(kind).max + 1, shape).astype(kind)
-        assert decoded(array).dtype == kind
-        np.testing.assert_array_equal(decoded(array), array)
-    with_alpha = np.dstack((array, np.zeros((4, 5), np.uint8)))
-    np.testing.assert_array_equal(decoded(with_alpha), array)
+        assert decode(array).dtype == kind
+        np.testing.assert_array_equal(decode(array), array)
+    rgba = np.dstack((array, np.zeros((4, 5), np.uint8)))
+    np.testing.assert_array_equal(decode(rgba), array)
 
 
 EIGHT_BITS = np.zeros((16, 16), np.uint8)
@@ -309,9 +310,9 @@ def test_files_of_another_kind(tmp_path, task, content, message):
         path.write_bytes(content)
     else:
         Image.fromarray(content).save(path)
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError, match=message) as error:
         examples.read_file(task, str(path))
-    assert str(path) in str(raised.value)
+    assert str(path) in str(error.value)
 
 
 def cut(folder, pattern):
@@ -321,20 +322,20 @@ def cut(folder, pattern):
 
 
 def counting(monkeypatch):
-    """What is made from now on, by point."""
-    make, made = examples.make, []
+    """The points of the examples that are made from now on."""
+    make, points = examples.make, []
 
     def count(job):
-        made.append(pathlib.Path(job["files"][layout.RGB]).name.split("_")[1])
+        points.append(pathlib.Path(job["files"][layout.RGB]).name.split("_")[1])
         return make(job)
 
     monkeypatch.setattr(examples, "make", count)
-    return made
+    return points
 
 
 def test_broken_files_are_all_listed_masked_and_counted(tmp_path, tfds_dir, caplog):
     taskonomy_fixture.write_building(tmp_path, [0, 1, 1300])
-    broken = [
+    paths = [
         cut(tmp_path, "reshading/point_1_*"),
         cut(tmp_path, "reshading/point_1300_*"),
         cut(tmp_path, "segment_semantic/point_0_*"),
@@ -343,22 +344,24 @@ def test_broken_files_are_all_listed_masked_and_counted(tmp_path, tfds_dir, capl
     options = {"data_dir": str(tmp_path), "image_size": (16, 16)}
     source = data.open_source("taskonomy", **options)
     (listing,) = (m for m in caplog.messages if m.startswith("4 broken files of Task"))
-    assert all(path in listing for path in broken)
+    assert all(path in listing for path in paths)
     train, validation = map(source.columns, ("train", "validation"))
-    both = np.arange(2)
-    assert train.masks["reshading"][both].any(axis=(1, 2)).tolist() == [True, False]
-    assert not validation.masks["reshading"][both[:1]].any()
-    assert train.masks["seg"][both].any(axis=(1, 2)).tolist() == [False, True]
-    distances = train.masks["depth_euclidean"][both]
+    rows = np.arange(2)
+    assert train.masks["reshading"][rows].any(axis=(1, 2)).tolist() == [True, False]
+    assert not validation.masks["reshading"][rows[:1]].any()
+    assert train.masks["seg"][rows].any(axis=(1, 2)).tolist() == [False, True]
+    distances = train.masks["depth_euclidean"][rows]
     assert distances.any(axis=(1, 2)).tolist() == [False, True]
-    hole = ~train.masks["reshading"][both[:1]][0]  # Now by depth_zbuffer.
+    hole = ~train.masks["reshading"][rows[:1]][0]  # From depth_zbuffer instead.
     assert (hole.sum(), hole[:5, :5].sum()) == (25, 25)
-    assert train.masks["normal"][both].any(axis=(1, 2)).all()
+    assert train.masks["normal"][rows].any(axis=(1, 2)).all()
     caplog.clear()
     data.open_source("taskonomy", **options)
-    said = "Taskonomy: masked because they are broken: "
-    (told,) = (m.removeprefix(said) for m in caplog.messages if m.startswith(said))
-    counts, cure = told.split(" views. ")
+    prefix = "Taskonomy: masked because they are broken: "
+    (message,) = (
+        m.removeprefix(prefix) for m in caplog.messages if m.startswith(prefix)
+    )
+    counts, cure = message.split(" views. ")
     expected = ("segment_semantic 1", "depth_euclidean 1", "reshading 2")
     assert sorted(counts.split(", ")) == sorted(expected)
     (folder,) = tfds_dir.glob("taskonomy/16x16*/*")
@@ -368,15 +371,15 @@ def test_broken_files_are_all_listed_masked_and_counted(tmp_path, tfds_dir, capl
 def test_broken_pictures_are_refused_all_at_once(tmp_path, tfds_dir, monkeypatch):
     taskonomy_fixture.write_building(tmp_path, [0, 1, 2, 1300])
     patterns = ("rgb/point_1_*", "rgb/point_1300_*", "normal/point_0_*")
-    broken = [cut(tmp_path, pattern) for pattern in patterns]
+    paths = [cut(tmp_path, pattern) for pattern in patterns]
     options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
-    with pytest.raises(InputError, match="2 of Taskonomy's are") as raised:
+    with pytest.raises(InputError, match="2 of Taskonomy's are") as error:
         data.open_source("taskonomy", **options)
-    assert all(path in str(raised.value) for path in broken)
+    assert all(path in str(error.value) for path in paths)
     taskonomy_fixture.write_building(tmp_path, [1, 1300])
-    made = counting(monkeypatch)
+    points = counting(monkeypatch)
     source = data.open_source("taskonomy", **options)
-    assert made == ["1", "1300"]
+    assert points == ["1", "1300"]
     assert source.info.splits == {"train": 3, "validation": 1}
     assert not list(tfds_dir.rglob("*parts*"))
 
@@ -384,84 +387,87 @@ def test_broken_pictures_are_refused_all_at_once(tmp_path, tfds_dir, monkeypatch
 def test_only_what_is_asked_for_is_opened(tmp_path, monkeypatch):
     taskonomy_fixture.write_building(tmp_path, [0, 1300])
     cut(tmp_path, "normal/point_0_*")
-    read, opened = examples.read_file, []
+    read_file, opened_tasks = examples.read_file, []
 
     def listen(task, path):
-        opened.append(task)
-        return read(task, path)
+        opened_tasks.append(task)
+        return read_file(task, path)
 
     monkeypatch.setattr(examples, "read_file", listen)
     options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
-    for asked, expected in (
+    for task_names, expected in (
         (["A"], {"rgb"}),
         (["s"], {"rgb", "seg"}),
         (["r", "k"], {"rgb", "reshading", "keypoints2d", "depth_euclidean"}),
-        (["k"], set()),  # It is there.
+        (["k"], set()),  # Already prepared.
         (["k", "s"], {"rgb", "seg", "keypoints2d"}),
     ):
-        opened.clear()
-        source = data.open_source("taskonomy", tasks=asked, **options)
-        assert set(opened) == expected
-        assert len(opened) == 2 * len(expected)
-        wanted = set(tasks.resolve(asked))
-        assert set(source.columns("train").targets) == wanted
+        opened_tasks.clear()
+        source = data.open_source("taskonomy", tasks=task_names, **options)
+        assert set(opened_tasks) == expected
+        assert len(opened_tasks) == 2 * len(expected)
+        expected_tasks = set(tasks.resolve(task_names))
+        assert set(source.columns("train").targets) == expected_tasks
         assert set(source.info.tasks) == set(tasks.TASKS)
 
 
 def hole_of(folder, task="reshading", **options):
-    """Which pixels of a view are unknown, [16, 16]."""
+    """The unknown pixels of a view, bool [16, 16]."""
     options |= {"data_dir": str(folder), "image_size": (16, 16), "tasks": [task]}
     columns = data.open_source("taskonomy", **options).columns("train")
     return ~columns.masks[task][np.arange(1)][0]
 
 
 def test_holes_are_known_without_depth_files(tmp_path, caplog):
-    drawn = taskonomy_fixture.draw(0)
-    drawn["normal"][:4, :3] = 128
-    drawn["normal"][4, 4] = (128, 128, 127)
-    drawn["principal_curvature"][2:6, :3] = 0
-    drawn["principal_curvature"][7, 7] = (0, 0, 1)
-    few = ("rgb", "reshading", "edge_texture")
+    images = taskonomy_fixture.draw(0)
+    images["normal"][:4, :3] = 128
+    images["normal"][4, 4] = (128, 128, 127)
+    images["principal_curvature"][2:6, :3] = 0
+    images["principal_curvature"][7, 7] = (0, 0, 1)
+    basic_domains = ("rgb", "reshading", "edge_texture")
 
     def folder(name, *domains):
-        chosen = {domain: drawn[domain] for domain in (*few, *domains)}
-        taskonomy_fixture.write_view(tmp_path / name, chosen, 0)
+        view = {domain: images[domain] for domain in (*basic_domains, *domains)}
+        taskonomy_fixture.write_view(tmp_path / name, view, 0)
         return tmp_path / name
 
     def rectangle(rows, columns=slice(0, 3)):
-        found = np.zeros((16, 16), bool)
-        found[rows, columns] = True
-        return found
+        mask = np.zeros((16, 16), bool)
+        mask[rows, columns] = True
+        return mask
 
-    both = folder("both", "normal", "principal_curvature")
-    np.testing.assert_array_equal(hole_of(both), rectangle(slice(0, 6)))
-    np.testing.assert_array_equal(hole_of(both, "normal"), rectangle(slice(0, 6)))
-    assert not hole_of(both, "edge_texture").any()
-    one = folder("normals", "normal")
-    np.testing.assert_array_equal(hole_of(one), rectangle(slice(0, 4)))
-    one = folder("curvatures", "principal_curvature")
-    np.testing.assert_array_equal(hole_of(one), rectangle(slice(2, 6)))
-    assert not hole_of(one, as_released=True).any()  # That code does not know it.
+    both_dir = folder("both", "normal", "principal_curvature")
+    np.testing.assert_array_equal(hole_of(both_dir), rectangle(slice(0, 6)))
+    np.testing.assert_array_equal(hole_of(both_dir, "normal"), rectangle(slice(0, 6)))
+    assert not hole_of(both_dir, "edge_texture").any()
+    view_dir = folder("normals", "normal")
+    np.testing.assert_array_equal(hole_of(view_dir), rectangle(slice(0, 4)))
+    view_dir = folder("curvatures", "principal_curvature")
+    np.testing.assert_array_equal(hole_of(view_dir), rectangle(slice(2, 6)))
+    # The released code does not look for holes there.
+    assert not hole_of(view_dir, as_released=True).any()
     # Omnidata's masks come first, under either name; depths before them.
     mask = np.full((16, 16), 255, np.uint8)
     mask[9:, 9:] = 0
     for name in ("mask_valid", "depth_zbuffer"):
-        one = folder(f"masks_{name}", "normal")
-        path = one / "mask_valid" / f"point_0_view_0_domain_{name}.png"
+        view_dir = folder(f"masks_{name}", "normal")
+        path = view_dir / "mask_valid" / f"point_0_view_0_domain_{name}.png"
         path.parent.mkdir()
         Image.fromarray(np.kron(mask, np.ones((4, 4), np.uint8))).save(path)
-        tall = rectangle(slice(9, 16), slice(9, 16))
-        np.testing.assert_array_equal(hole_of(one), tall)
-        assert "depth" not in finding.scan(str(one)).tasks
-    one = folder("masks_mask_valid", "depth_zbuffer")
-    np.testing.assert_array_equal(hole_of(one), rectangle(slice(0, 5), slice(0, 5)))
+        expected = rectangle(slice(9, 16), slice(9, 16))
+        np.testing.assert_array_equal(hole_of(view_dir), expected)
+        assert "depth" not in finding.scan(str(view_dir)).tasks
+    view_dir = folder("masks_mask_valid", "depth_zbuffer")
+    np.testing.assert_array_equal(
+        hole_of(view_dir), rectangle(slice(0, 5), slice(0, 5))
+    )
     caplog.clear()
     assert not hole_of(folder("blind")).any()
-    said = "holes count as surfaces in 1 views without depth_euclidean, depth_zb"
+    message = "holes count as surfaces in 1 views without depth_euclidean, depth_zb"
     listing = finding.scan(str(tmp_path / "blind"))
-    chosen = splitting.splits(listing)
-    assert said in finding.summary(listing, chosen)
-    assert "holes" not in finding.summary(listing, chosen, ["edge_texture"])
+    splits = splitting.splits(listing)
+    assert message in finding.summary(listing, splits)
+    assert "holes" not in finding.summary(listing, splits, ["edge_texture"])
 
 
 # Shares of a folder.
@@ -479,8 +485,8 @@ def test_a_share_is_validation_where_that_is_asked_for(tmp_path):
     for point in (3, 7, 20, 31, 1250):
         taskonomy_fixture.write_view(tmp_path / "a", taskonomy_fixture.draw(0), point)
     taskonomy_fixture.write_view(tmp_path / "a", taskonomy_fixture.draw(0), 31, view=1)
-    found = points_of(tmp_path / "a", validation_share=0.4)
-    assert found == {"train": ["3", "7", "20"], "validation": ["31", "31", "1250"]}
+    points = points_of(tmp_path / "a", validation_share=0.4)
+    assert points == {"train": ["3", "7", "20"], "validation": ["31", "31", "1250"]}
     assert points_of(tmp_path / "a", validation_share=0.01)["validation"] == ["1250"]
     assert points_of(tmp_path / "a", validation_share=1.0)["train"] == ["3"]
     for building in "vwxyz":
@@ -488,9 +494,9 @@ def test_a_share_is_validation_where_that_is_asked_for(tmp_path):
             tmp_path / "b", [0, 1300], folder=f"{building}/{{domain}}"
         )
     (tmp_path / "b" / "train_val_test_tiny.csv").write_text(LIST + "v,0,1,0\n")
-    found = points_of(tmp_path / "b", validation_share=0.4)
-    assert found["validation"] == ["y0", "y1300", "z0", "z1300"]
-    assert len(found["train"]) == 6
+    points = points_of(tmp_path / "b", validation_share=0.4)
+    assert points["validation"] == ["y0", "y1300", "z0", "z1300"]
+    assert len(points["train"]) == 6
 
 
 def test_a_share_that_cannot_be_had(tmp_path):
@@ -522,9 +528,9 @@ def test_a_share_that_cannot_be_had(tmp_path):
 def test_a_part_of_a_building_says_what_to_do(tmp_path, points, absent, why):
     taskonomy_fixture.write_building(tmp_path, points)
     options = {"data_dir": str(tmp_path), "image_size": (8, 8), "tasks": ["seg"]}
-    with pytest.raises(InputError, match=f"not '{absent}': {why}") as raised:
+    with pytest.raises(InputError, match=f"not '{absent}': {why}") as error:
         data.open_source("taskonomy", **options).columns(absent)
-    assert "--validation_share=0.2" in str(raised.value)
+    assert "--validation_share=0.2" in str(error.value)
     source = data.open_source("taskonomy", validation_share=0.2, **options)
     assert source.info.splits == {"train": 2, "validation": 1}
     assert len(source.columns(absent).images) == source.info.splits[absent]
@@ -552,24 +558,24 @@ def test_depths_in_metres(tmp_path):
     columns = source.columns("train")
     for task, domain in (("depth", "depth_zbuffer"), ("depth_euclidean",) * 2):
         file = taskonomy_fixture.draw(0)[domain]
-        known = file < 65535
-        found = columns.targets[task][np.arange(1)][0, ..., 0]
-        expected = np.where(known, file / 512, 0)  # A step is 1/512 m.
-        np.testing.assert_allclose(found, expected, rtol=2e-4)
-        np.testing.assert_array_equal(columns.masks[task][np.arange(1)][0], known)
+        valid = file < 65535
+        depth = columns.targets[task][np.arange(1)][0, ..., 0]
+        expected = np.where(valid, file / 512, 0)  # A step is 1/512 m.
+        np.testing.assert_allclose(depth, expected, rtol=2e-4)
+        np.testing.assert_array_equal(columns.masks[task][np.arange(1)][0], valid)
         assert source.info.ranges[task] == (0.0, 10.0)
         for metric in tasks.TASKS[task].metrics:
             unit = tasks.TASKS[task].unit_of(metric, source.info.units)
             assert unit == {"mae": "m", "rmse": "m", "rel": "", "loss": ""}[metric.name]
     assert source.info.units == {"curvature": ""}
-    # Smaller ones are geometric means of 1 + steps.
-    small = data.open_source(
+    # Smaller maps have geometric means of 1 + steps.
+    small_columns = data.open_source(
         "taskonomy", depth_target="metres", image_size=(1, 1), **options
     ).columns("train")
     file = taskonomy_fixture.draw(0)["depth_zbuffer"].astype(float)
     steps = np.exp(np.log1p(file[file < 65535]).mean()) - 1
-    found = small.targets["depth"][np.arange(1)]
-    np.testing.assert_allclose(found, [[[[steps / 512]]]], rtol=2e-4)
+    depth = small_columns.targets["depth"][np.arange(1)]
+    np.testing.assert_allclose(depth, [[[[steps / 512]]]], rtol=2e-4)
     with pytest.raises(
         InputError, match="must be metres, or left out to use the files"
     ):
@@ -585,9 +591,9 @@ def test_a_share_of_a_logarithm_is_said_to_be_one():
 
 
 def test_occlusion_edges_are_painted_up_to_what_is_there(tmp_path):
-    drawn = taskonomy_fixture.draw(0)
-    drawn["edge_occlusion"][8:, 8:] += np.uint16(60000)
-    taskonomy_fixture.write_view(tmp_path, drawn, 0)
+    images = taskonomy_fixture.draw(0)
+    images["edge_occlusion"][8:, 8:] += np.uint16(60000)
+    taskonomy_fixture.write_view(tmp_path, images, 0)
     options = {"data_dir": str(tmp_path), "image_size": (16, 16)}
     source = data.open_source("taskonomy", **options)
     columns = source.columns("train")
@@ -597,9 +603,9 @@ def test_occlusion_edges_are_painted_up_to_what_is_there(tmp_path):
     low, high = source.info.ranges["edge_occlusion"]
     assert low == -1
     assert high == pytest.approx(np.percentile(values, 99))
-    flat = {"edge_occlusion": np.full((2, 4, 4, 1), -1.0)}
-    known = {"edge_occlusion": np.ones((2, 4, 4), bool)}
-    columns = Columns(np.zeros((2, 4, 4, 3), np.uint8), flat, known)
+    targets = {"edge_occlusion": np.full((2, 4, 4, 1), -1.0)}
+    masks = {"edge_occlusion": np.ones((2, 4, 4), bool)}
+    columns = Columns(np.zeros((2, 4, 4, 3), np.uint8), targets, masks)
     assert reading.edges_painted(columns) == (-1, 1)
 
 
@@ -640,19 +646,19 @@ def test_batches_hold_what_the_files_hold(folder):
     assert info.units["depth"] == "log"
     assert list(columns.names) == [f"point_{i}_view_0" for i in range(3)]
     batch = batching.gather(columns, info.tasks, [2, 0, -1])
-    drawn = taskonomy_fixture.draw(2)
-    image = drawn["rgb"].reshape(8, 2, 8, 2, 3).mean((1, 3))
+    images = taskonomy_fixture.draw(2)
+    image = images["rgb"].reshape(8, 2, 8, 2, 3).mean((1, 3))
     np.testing.assert_allclose(batch["image"][0] * 255, image, atol=0.501)
     np.testing.assert_allclose(
         batch["targets"]["autoencoder"][:2], batch["image"][:2] * 2 - 1, atol=1e-6
     )
-    known = transforms.depth_known(drawn["depth_euclidean"])
+    valid = transforms.depth_known(images["depth_euclidean"])
     for task, domain in layout.DOMAINS.items():
-        file = drawn[domain.names[0]]
-        everywhere = (
-            known if domain.masked_by_depth or task == "depth" else known | True
+        file = images[domain.names[0]]
+        task_valid = (
+            valid if domain.masked_by_depth or task == "depth" else valid | True
         )
-        target, mask = transforms.TRANSFORMS[task](file, everywhere, (8, 8))
+        target, mask = transforms.TRANSFORMS[task](file, task_valid, (8, 8))
         np.testing.assert_array_equal(batch["masks"][task][0], mask, task)
         np.testing.assert_allclose(
             batch["targets"][task][0], target, atol=2e-4, err_msg=task
@@ -675,12 +681,16 @@ def test_without_distances_depth_says_what_is_known(folder):
 
 def test_released_and_right_are_kept_apart(folder, tfds_dir):
     options = {"data_dir": str(folder), "image_size": (8, 8)}
-    right = data.open_source("taskonomy", **options)
-    released = data.open_source("taskonomy", as_released=True, **options)
-    assert released.info.num_classes == len(released.info.class_weights) == 18
+    right_source = data.open_source("taskonomy", **options)
+    released_source = data.open_source("taskonomy", as_released=True, **options)
+    assert (
+        released_source.info.num_classes
+        == len(released_source.info.class_weights)
+        == 18
+    )
     a, b = (
         source.columns("train").targets["curvature"][np.array([2])]
-        for source in (right, released)
+        for source in (right_source, released_source)
     )
     assert np.ptp(a) > 2
     assert np.ptp(b[b != 0].reshape(-1, 2)[:, 0]) < 0.04
@@ -688,9 +698,9 @@ def test_released_and_right_are_kept_apart(folder, tfds_dir):
 
 
 def test_domains_that_are_not_there_are_no_tasks(tmp_path):
-    drawn = taskonomy_fixture.draw(0)
-    few = {domain: drawn[domain] for domain in ("rgb", "edge_texture")}
-    taskonomy_fixture.write_view(tmp_path, few, 0)
+    images = taskonomy_fixture.draw(0)
+    view = {domain: images[domain] for domain in ("rgb", "edge_texture")}
+    taskonomy_fixture.write_view(tmp_path, view, 0)
     options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
     source = data.open_source("taskonomy", **options)
     assert tuple(source.info.tasks) == ("edge_texture", "autoencoder")
@@ -741,7 +751,7 @@ data.open_source("taskonomy", data_dir=sys.argv[1], image_size=(16, 16))
 
 
 def begin(folder, store):
-    """A process that prepares a folder, whose data are in `store`."""
+    """Starts a process that prepares the data of `folder` in `store`."""
     path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
     return subprocess.Popen(
         [sys.executable, "-c", OPEN, str(folder)],
@@ -766,23 +776,23 @@ def test_others_finish_what_a_killed_process_prepared_to_the_same_bits(
     codes = [process.wait(timeout=300) for process in processes]
     assert codes[1:] == [0, 0]
     options = {"data_dir": str(source), "image_size": (16, 16)}
-    found = []
+    batches = []
     for name in ("alone", "shared"):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
-        opened = data.open_source("taskonomy", **options)
+        dataset = data.open_source("taskonomy", **options)
         for split in ("train", "validation"):
-            columns = opened.columns(split)
-            found.append(batching.gather(columns, opened.info.tasks, np.arange(50)))
+            columns = dataset.columns(split)
+            batches.append(batching.gather(columns, dataset.info.tasks, np.arange(50)))
     assert len(columns) == 100
-    for alone, shared in zip(found[:2], found[2:], strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, alone, shared)
-    left = {path.name for path in (tmp_path / "shared").rglob("*")}
-    assert not [name for name in left if "parts" in name or "claim" in name]
+    for alone_batch, shared_batch in zip(batches[:2], batches[2:], strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, alone_batch, shared_batch)
+    names = {path.name for path in (tmp_path / "shared").rglob("*")}
+    assert not [name for name in names if "parts" in name or "claim" in name]
 
 
 @pytest.mark.slow
 def test_train_and_attack(folder, tmp_path_factory):
-    """Labels, a masked map and the picture through the two binaries."""
+    """Both commands, on labels, a masked map and the picture."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     commands = (
         ("mtr_tf.train", "--dataset=taskonomy", f"--data_dir={folder}", "--model=tiny",
@@ -792,13 +802,13 @@ def test_train_and_attack(folder, tmp_path_factory):
          "--nochecks"),
     )  # fmt: skip
     for command in commands:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", *command],
             capture_output=True,
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
     (results,) = workdir.glob("attacks/*/results.json")
     records = json.loads(results.read_text())
     assert {record["task"] for record in records} == {"seg", "normal", "autoencoder"}

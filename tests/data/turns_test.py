@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One at a time, whatever the file system knows of locks."""
+"""Turns are taken one at a time, with or without locks of the file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOR_EVER = 1e9
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Where the lock is; nobody is taken for dead there, and looks are frequent."""
+    """The path of a lock whose claims never expire; checks are frequent."""
     monkeypatch.setattr(turns, "_SILENT_SECONDS", FOR_EVER)
     monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(turns, "_BEAT_SECONDS", 0.001)
@@ -34,24 +34,24 @@ def no_locks(monkeypatch):
 
 
 def take_turns(place, count):
-    """Threads that take their turns; how many held one at once, and waited."""
-    holding, most, waited = [], [], []
+    """Runs threads; how many held the turn at once each time, and which waited."""
+    holders, counts, waiters = [], [], []
 
-    def one(number):
-        with turns.turn(place, "it", lambda: waited.append(number)):
-            holding.append(number)
-            most.append(len(holding))
-            holding.remove(number)
+    def take_turn(number):
+        with turns.turn(place, "it", lambda: waiters.append(number)):
+            holders.append(number)
+            counts.append(len(holders))
+            holders.remove(number)
 
-    threads = [threading.Thread(target=one, args=(n,)) for n in range(count)]
+    threads = [threading.Thread(target=take_turn, args=(n,)) for n in range(count)]
     with turns.turn(place, "it"):
         for thread in threads:
             thread.start()
-        while len(waited) < count:
-            assert not most
+        while len(waiters) < count:
+            assert not counts
     for thread in threads:
         thread.join()
-    return most, sorted(waited)
+    return counts, sorted(waiters)
 
 
 def test_with_locks(place):
@@ -74,21 +74,21 @@ def test_a_claim_of_this_machine_ends_with_its_process(place):
 
 @pytest.mark.parametrize("content", ["elsewhere 1 ab 7", ""])
 def test_a_claim_that_is_silent_for_long_is_taken_over(place, monkeypatch, content):
-    claim, looked = place.with_suffix(".claim"), []
+    claim, contents = place.with_suffix(".claim"), []
     claim.write_text(content)
     clock = iter(range(0, 10_000, 25))
     monkeypatch.setattr(turns, "_SILENT_SECONDS", 60.0)
 
     def look(seconds):
-        looked.append(claim.read_text())
-        if len(looked) == 2:  # It lives: the minute begins again.
+        contents.append(claim.read_text())
+        if len(contents) == 2:  # A sign of life: the minute starts again.
             claim.write_text("elsewhere 1 ab 8")
 
     time = types.SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=look)
     monkeypatch.setattr(turns, "time", time)
     with turns.turn(place, "it"):
         assert claim.read_text() not in (content, "elsewhere 1 ab 8")
-    assert looked == [content, content, *["elsewhere 1 ab 8"] * 3]
+    assert contents == [content, content, *["elsewhere 1 ab 8"] * 3]
     assert not claim.exists()
 
 
@@ -100,20 +100,20 @@ def test_who_was_taken_for_dead_leaves_the_other_one_alone(place):
 
 
 def test_a_dead_claim_that_must_not_be_removed_is_one_sentence(place, monkeypatch):
-    """As another user's in a sticky folder: nobody tries for ever."""
-    claim, tried = place.with_suffix(".claim"), []
+    """Like another user's in a sticky folder: the removal is not repeated."""
+    claim, attempts = place.with_suffix(".claim"), []
     claim.write_text(f"{turns.machine()} 1 ab 7")
 
     def replace(*names):
-        tried.append(names)
-        assert len(tried) == 1, "a busy loop"
+        attempts.append(names)
+        assert len(attempts) == 1, "a busy loop"
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(turns.os, "replace", replace)
-    with pytest.raises(InputError) as raised, turns.turn(place, "rooms"):
+    with pytest.raises(InputError) as error, turns.turn(place, "rooms"):
         pass
     owner = f"the user {claim.owner()}"
-    assert str(raised.value) == (
+    assert str(error.value) == (
         f"{claim} says that a process of {owner} is making rooms, but there is no sign "
         "of life of that process, and its file cannot be taken away (Operation not "
         f"permitted); have {owner} or an administrator remove {claim}, or choose "
@@ -123,24 +123,24 @@ def test_a_dead_claim_that_must_not_be_removed_is_one_sentence(place, monkeypatc
 
 
 def test_a_dead_claim_is_tried_again_in_a_while(place, monkeypatch):
-    """Where the file system is away for a moment."""
-    claim, slept, tried = place.with_suffix(".claim"), [], []
+    """For example, the file system is away for a moment."""
+    claim, waits, attempts = place.with_suffix(".claim"), [], []
     replace = turns.os.replace
     claim.write_text(f"{turns.machine()} 1 ab 7")
 
-    def away(*names):
-        tried.append(names)
-        assert len(tried) == len(slept) + 1, "a busy loop"
+    def fail(*names):
+        attempts.append(names)
+        assert len(attempts) == len(waits) + 1, "a busy loop"
         raise OSError(errno.ESTALE, "Stale file handle")
 
     def sleep(seconds):
-        slept.append(seconds)
-        if len(slept) == 3:
+        waits.append(seconds)
+        if len(waits) == 3:
             monkeypatch.setattr(turns.os, "replace", replace)
 
     time = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep)
     monkeypatch.setattr(turns, "time", time)
-    monkeypatch.setattr(turns.os, "replace", away)
+    monkeypatch.setattr(turns.os, "replace", fail)
     with turns.turn(place, "it"):
-        assert slept == [turns._LOOK_SECONDS] * 3
+        assert waits == [turns._LOOK_SECONDS] * 3
     assert not claim.exists()
