@@ -200,7 +200,7 @@ def test_images_with_nothing_to_attack_have_no_gradient_to_miss(settings):
 
 
 def test_an_image_that_is_wrong_everywhere_needs_no_gradient():
-    """Losses that leave out wrong pixels have no gradient there; the task's loss has."""
+    """Losses that leave out wrong pixels have no gradient there; the task's own has."""
     for loss in ("segpgd", "masked_ce", "houdini_released"):
         cell = a_cell(attack_loss=(loss,))
         assert cell.objective.losses == (loss,)
