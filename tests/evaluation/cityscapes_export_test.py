@@ -154,7 +154,7 @@ def root(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def run_directory(root, tmp_path) -> pathlib.Path:
-    """A run with a model of no training, for pictures as large as the files."""
+    """A run with an untrained model, for pictures as large as the files."""
     folder = tmp_path / "run"
     config = TrainConfig(
         tasks=("seg", "autoencoder"),

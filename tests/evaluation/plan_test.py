@@ -106,7 +106,7 @@ def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
-        ({"balance": ("worst",), "targeted": True}, ""),  # Of another image's outputs.
+        ({"balance": ("worst",), "targeted": True}, ""),  # To another image's outputs.
     ],
 )
 def test_own_targets_have_no_loss_to_compare_with(fields, said):

@@ -292,10 +292,10 @@ def test_normalisations_by_hand():
     np.testing.assert_array_equal(raw, [[1, 1], [1, nan], [1, 1]])
     unit = gradients_lib.scales(norms, "unit")
     np.testing.assert_allclose(unit, [[1, 1 / 4], [1 / 3, nan], [nan, 1 / 8]])
-    whole = gradients_lib.scales(norms, "dataset")
+    dataset = gradients_lib.scales(norms, "dataset")
     first, second = math.sqrt(3 / 10), math.sqrt(2 / 80)
     expected = [[first, second], [first, nan], [first, second]]
-    np.testing.assert_allclose(whole, expected)
+    np.testing.assert_allclose(dataset, expected)
 
 
 def test_images_without_a_task_are_left_out_of_its_sets():

@@ -290,7 +290,7 @@ def test_what_all_are():
         "pixel_mean_ap",
         "loss",
     ]
-    for name, task in more_tasks.items():  # Attacks use what they did.
+    for name, task in more_tasks.items():  # Attacks use the same ones.
         assert [m.name for m in task.metrics] == names(tasks[name])
         assert task.harm.name == tasks[name].harm.name
     assert set(metric_names.MORE) == set(more_metrics._MORE) | {metric_names.TOP5}

@@ -165,7 +165,7 @@ def test_metrics_that_take_class_numbers_are_right(places):
 
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_keras_cross_entropy_is_ours_however_it_was_made(from_logits):
-    """As compiled for a model with a softmax, which is taken off; also where sure."""
+    """As compiled for a model with a softmax, which is taken off; logits are large."""
     standard = Task("parts", classes=("a", "b", "c"))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     task = Task("parts", classes=("a", "b", "c"), loss=loss)
