@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a sweep, by hand; running them is in attack_binary_test."""
+"""The cells of a sweep, by hand; running them is in commands/attack_test."""
 
 from __future__ import annotations
 
