@@ -41,7 +41,7 @@ def prepared_here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluator():
-    """Cityscapes' own, where it is installed: without, nothing is attacked for it."""
+    """Cityscapes' own evaluator; without it, a test is skipped before its attack."""
     return pytest.importorskip(
         "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
         reason="needs the extra [cityscapes]",
@@ -51,14 +51,14 @@ def evaluator():
 def official_score(
     evaluator: types.ModuleType, root: pathlib.Path, predictions: pathlib.Path
 ) -> dict:
-    """What the evaluator says of the predictions for all labels of val."""
+    """The evaluator's scores of the predictions, over all labels of val."""
     arguments = evaluator.args
     arguments.evalInstLevelScore = arguments.JSONOutput = False
     arguments.quiet = True
     arguments.predictionPath, arguments.predictionWalk = str(predictions), None
     labels = sorted(map(str, (root / "gtFine" / "val").glob("*/*_gtFine_labelIds.png")))
-    found = [evaluator.getPrediction(arguments, label) for label in labels]
-    return evaluator.evaluateImgLists(found, labels, arguments)
+    paths = [evaluator.getPrediction(arguments, label) for label in labels]
+    return evaluator.evaluateImgLists(paths, labels, arguments)
 
 
 # What the evaluator does with classes that do not occur.
@@ -76,24 +76,24 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_mean_iou_is_the_evaluators(evaluator, case, tmp_path):
-    truth, predicted = (np.array([ids], np.uint8) for ids in CASES[case])
+    truth, prediction = (np.array([ids], np.uint8) for ids in CASES[case])
     name = fixture.VAL[0]
     fixture.save(fixture.path(tmp_path, "gtFine", "val", name), truth)
-    fixture.save(tmp_path / "predictions" / f"{name}_pred.png", predicted)
-    official = official_score(evaluator, tmp_path, tmp_path / "predictions")
+    fixture.save(tmp_path / "predictions" / f"{name}_pred.png", prediction)
+    scores = official_score(evaluator, tmp_path, tmp_path / "predictions")
 
     target = layout.OF_LABEL_IDS[truth][np.newaxis]
-    known = target != layout.VOID
-    logits = np.eye(19, dtype=np.float32)[layout.OF_LABEL_IDS[predicted]]
+    valid = target != layout.VOID
+    logits = np.eye(19, dtype=np.float32)[layout.OF_LABEL_IDS[prediction]]
     metric = metrics.miou()
     rows = metric.statistics(
-        np.where(known, target, 0).astype(np.int32),
+        np.where(valid, target, 0).astype(np.int32),
         logits[np.newaxis],
-        known.astype(np.float32),
+        valid.astype(np.float32),
         19,
     )
-    ours = metric.value(np.sum(rows, axis=0))
-    np.testing.assert_allclose(ours, official["averageScoreClasses"], atol=1e-12)
+    value = metric.value(np.sum(rows, axis=0))
+    np.testing.assert_allclose(value, scores["averageScoreClasses"], atol=1e-12)
 
 
 # Files.
@@ -109,15 +109,15 @@ def logits_of(train_ids) -> np.ndarray:
 
 def test_files_have_label_ids_at_the_size_of_the_labels(tmp_path):
     predictions = predictions_in(tmp_path, ((4, 6), (2, 2)))
-    small = np.array([[0, 1, 2], [18, 13, 16]])
-    batch = logits_of(np.stack([small, small, small]))
+    train_ids = np.array([[0, 1, 2], [18, 13, 16]])
+    batch = logits_of(np.stack([train_ids, train_ids, train_ids]))
     predictions.write("clean_1", np.array([-1, 1, 0]), batch)
     assert predictions.complete("clean_1")
-    first = tmp_path / "clean_1" / f"{fixture.VAL[0]}_predLabelIds.png"
-    with Image.open(first) as picture:
+    path = tmp_path / "clean_1" / f"{fixture.VAL[0]}_predLabelIds.png"
+    with Image.open(path) as picture:
         assert picture.mode == "L"
     ids = np.array([[7, 8, 11], [33, 26, 31]], np.uint8)
-    np.testing.assert_array_equal(fixture.load(first), ids.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(fixture.load(path), ids.repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(
         fixture.load(predictions.path("clean_1", 1)), [[7, 11], [33, 31]]
     )
@@ -129,8 +129,8 @@ def test_logits_that_are_not_finite_are_wrong(tmp_path):
     logits[0, 0, 0, 5], logits[0, 0, 1, 3] = np.nan, np.inf
     predictions = predictions_in(tmp_path)
     predictions.write("x", np.array([0]), logits)
-    found = fixture.load(predictions.path("x", 0))
-    assert found[0, :3].tolist() == [0, 0, 12]
+    ids = fixture.load(predictions.path("x", 0))
+    assert ids[0, :3].tolist() == [0, 0, 12]
     assert not predictions.complete("x")
 
 
@@ -154,7 +154,7 @@ def root(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def run_directory(root, tmp_path) -> pathlib.Path:
-    """A run with a model of no training, for pictures as large as the files."""
+    """A run with an untrained model, for pictures as large as the files."""
     folder = tmp_path / "run"
     config = TrainConfig(
         tasks=("seg", "autoencoder"),
@@ -172,7 +172,7 @@ def run_directory(root, tmp_path) -> pathlib.Path:
 
 def attack(folder, **changes) -> list[dict]:
     settings = {
-        "attack": ("corner", "worst"),  # Without gradients: soon compiled.
+        "attack": ("corner", "worst"),  # No gradients: quick to compile.
         "ensemble": ("corner", "noise"),
         "eps": (4.0,),
         "attack_tasks": ("seg",),
@@ -191,12 +191,12 @@ def attack(folder, **changes) -> list[dict]:
 
 def by_cell(records) -> dict[str, float]:
     """The clean and the attacked mean IoU of each attack."""
-    found = {}
+    values = {}
     for record in records:
         if (record["task"], record["metric"]) == ("seg", "miou"):
-            found["clean"] = record["clean"]
-            found[record["attack"]] = record["attacked_value"]
-    return found
+            values["clean"] = record["clean"]
+            values[record["attack"]] = record["attacked_value"]
+    return values
 
 
 @pytest.mark.slow
@@ -205,35 +205,35 @@ def test_the_evaluator_gives_our_mean_iou(
 ):
     records = attack(run_directory)
     folder = run_directory / "attacks" / "it" / "predictions"
-    ours = by_cell(records)
-    assert set(ours) == {"clean", "corner", "worst"}
+    values = by_cell(records)
+    assert set(values) == {"clean", "corner", "worst"}
     sets = {path.name.split("_")[0]: path for path in folder.iterdir()}
-    assert set(sets) == {*ours, "corner-harm", "noise-harm"}  # The members of worst.
-    for name, value in ours.items():
-        found = sorted(path.name for path in sets[name].iterdir())
-        assert found == [f"{name}_predLabelIds.png" for name in fixture.VAL]
-        official = official_score(evaluator, root, sets[name])["averageScoreClasses"]
-        assert abs(official - value) < 1e-4
+    assert set(sets) == {*values, "corner-harm", "noise-harm"}  # The members of worst.
+    for name, value in values.items():
+        names = sorted(path.name for path in sets[name].iterdir())
+        assert names == [f"{name}_predLabelIds.png" for name in fixture.VAL]
+        score = official_score(evaluator, root, sets[name])["averageScoreClasses"]
+        assert abs(score - value) < 1e-4
     members = [
         official_score(evaluator, root, sets[f"{name}-harm"])["averageScoreClasses"]
         for name in ("corner", "noise")
     ]
-    assert ours["worst"] <= min(members) + 1e-4
-    assert ours["corner"] != ours["clean"]
+    assert values["worst"] <= min(members) + 1e-4
+    assert values["corner"] != values["clean"]
 
-    # Nothing is run again; with a file less, only what it belongs to.
-    run = []
-    real = sweep._result
+    # Nothing is run again; where a file is missing, only its own attack is.
+    runs = []
+    original = sweep._result
     monkeypatch.setattr(
         sweep,
         "_result",
-        lambda *a: (run.append(a[1] and a[1].attack.name), real(*a))[1],
+        lambda *a: (runs.append(a[1] and a[1].attack.name), original(*a))[1],
     )
     attack(run_directory)
-    assert run == []
+    assert runs == []
     next(sets["corner"].iterdir()).unlink()
-    assert by_cell(attack(run_directory)) == ours
-    assert run == ["corner"]
+    assert by_cell(attack(run_directory)) == values
+    assert runs == ["corner"]
     assert len(list(sets["corner"].iterdir())) == 3
 
 
@@ -259,19 +259,19 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(run_direc
     assert not (run_directory / "attacks").exists()
 
 
-# Real pictures, through the whole of it.
+# Real pictures, from files to the evaluator.
 
 
 def from_camvid(camvid: pathlib.Path, root: pathlib.Path) -> None:
     """Some of CamVid, laid out as Cityscapes, with made-up disparities."""
-    # CamVid's classes of the SegNet tutorial, the last for none, as label ids.
+    # The label ids of CamVid's classes in the SegNet tutorial; the last is for none.
     ids = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0], np.uint8)
     for split, folder, count in (("train", "train", 12), ("val", "val", 5)):
         for number, image in enumerate(sorted((camvid / folder).glob("*.png"))[:count]):
             name = f"cambridge_000000_{number:06}"
             label = fixture.load(camvid / f"{folder}annot" / image.name)
-            down = np.linspace(0, 20000, label.shape[0]).astype(np.uint16)
-            disparity = np.broadcast_to(down[:, np.newaxis], label.shape)
+            ramp = np.linspace(0, 20000, label.shape[0]).astype(np.uint16)
+            disparity = np.broadcast_to(ramp[:, np.newaxis], label.shape)
             fixture.save(fixture.path(root, "gtFine", split, name), ids[label])
             fixture.save(fixture.path(root, "disparity", split, name), disparity)
             picture = fixture.path(root, "leftImg8bit", split, name)
@@ -281,8 +281,8 @@ def from_camvid(camvid: pathlib.Path, root: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_camvid_as_cityscapes_from_files_to_the_evaluator(evaluator, tmp_path):
-    beside = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
-    camvid = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
+    default_path = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
+    camvid = pathlib.Path(os.environ.get("MTR_CAMVID", default_path))
     if not camvid.is_dir():
         pytest.skip(f"no CamVid in {camvid}; set MTR_CAMVID to its folder")
     root, run = tmp_path / "raw", tmp_path / "run"
@@ -301,20 +301,20 @@ def test_camvid_as_cityscapes_from_files_to_the_evaluator(evaluator, tmp_path):
         "--eval_steps=1",
         f"--workdir={run}",
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mtr_tf.train", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    ours = by_cell(attack(run, attack=("pgd",), eps=(2.0,), steps=2))
+    assert process.returncode == 0, process.stderr
+    values = by_cell(attack(run, attack=("pgd",), eps=(2.0,), steps=2))
     size = fixture.load(next((camvid / "valannot").glob("*.png"))).shape
     for path in (run / "attacks" / "it" / "predictions").iterdir():
         files = sorted(path.iterdir())
         assert len(files) == 5
         assert {fixture.load(file).shape for file in files} == {size}
         assert set(np.unique(fixture.load(files[0]))) <= set(layout.LABEL_IDS)
-        official = official_score(evaluator, root, path)["averageScoreClasses"]
-        # Ours is of smaller pictures.
-        assert abs(official - ours[path.name.split("_")[0]]) < 0.03
+        score = official_score(evaluator, root, path)["averageScoreClasses"]
+        # Our value is that of smaller pictures.
+        assert abs(score - values[path.name.split("_")[0]]) < 0.03

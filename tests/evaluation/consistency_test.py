@@ -24,7 +24,7 @@ SIZE = 24
 
 
 def plane(normal, distance, focal) -> np.ndarray:
-    """The depth of the plane n . X = -distance, by its pixels' rays, [1, H, W, 1]."""
+    """The depth of the plane n . X = -distance on the pixels' rays, [1, H, W, 1]."""
     normal = np.array(normal) / np.linalg.norm(normal)
     places = (np.arange(SIZE) + 0.5 - SIZE / 2) / (focal * SIZE)
     ray = normal[0] * places[None, :] + normal[1] * places[:, None] + normal[2]
@@ -43,20 +43,20 @@ def test_a_tilted_plane_fits_its_normal_whatever_the_camera_and_the_scale():
         assert depth.min() > 0
         (angle,) = consistency.tilt_angle(depth, 7 * flat(normal))
         assert angle < 0.1
-        # Turned about the viewing axis by 30 degrees, it is off by just these.
+        # Turned by 30 degrees about the viewing axis, the normal is off by 30 degrees.
         turn = np.radians(30)
         x, y, z = normal
-        turned = (
+        turned_normal = (
             np.cos(turn) * x - np.sin(turn) * y,
             np.sin(turn) * x + np.cos(turn) * y,
             z,
         )
-        (angle,) = consistency.tilt_angle(depth, flat(turned))
+        (angle,) = consistency.tilt_angle(depth, flat(turned_normal))
         assert angle == pytest.approx(30, abs=0.1)
         (angle,) = consistency.tilt_angle(depth, flat((-0.3, 0.5, -0.8)))
         assert angle == pytest.approx(180, abs=0.1)
     (angle,) = consistency.tilt_angle(np.ones_like(depth), flat(normal))
-    assert angle == pytest.approx(90)  # A flat depth says nothing of it.
+    assert angle == pytest.approx(90)  # A flat depth says nothing about the tilt.
     (angle,) = consistency.tilt_angle(depth, flat((0, 0, -1)))
     assert np.isnan(angle)  # Nothing is tilted.
 
@@ -64,23 +64,23 @@ def test_a_tilted_plane_fits_its_normal_whatever_the_camera_and_the_scale():
 def test_what_is_not_known_does_not_count():
     normal, rng = (0.3, -0.5, -0.8), np.random.default_rng(0)
     depth = plane(normal, 2.0, 1.0)
-    known = rng.uniform(size=(1, SIZE, SIZE)) > 0.02
-    holed = np.where(known[..., None], depth, 0)
-    (angle,) = consistency.tilt_angle(holed, flat(normal))
+    valid = rng.uniform(size=(1, SIZE, SIZE)) > 0.02
+    sparse_depth = np.where(valid[..., None], depth, 0)
+    (angle,) = consistency.tilt_angle(sparse_depth, flat(normal))
     assert angle > 2
-    (angle,) = consistency.tilt_angle(holed, flat(normal), known)
+    (angle,) = consistency.tilt_angle(sparse_depth, flat(normal), valid)
     assert angle < 0.1
     edges = np.zeros_like(depth)
     depth[:, :, 10:] += 1.0
     edges[:, :, 9:11] = 1
-    holed = np.where(known[..., None], depth, 0)
-    (wrong,) = consistency.edge_correlation(holed, edges)
-    (fit,) = consistency.edge_correlation(holed, edges, known)
-    assert wrong < 0.9 < 0.99 < fit
-    nothing = np.zeros_like(known)
-    assert np.isnan(consistency.tilt_angle(depth, flat(normal), nothing))
-    assert np.isnan(consistency.edge_correlation(depth, edges, nothing))
-    for value in (np.nan, np.inf):  # Without a warning of NumPy's.
+    sparse_depth = np.where(valid[..., None], depth, 0)
+    (misfit,) = consistency.edge_correlation(sparse_depth, edges)
+    (fit,) = consistency.edge_correlation(sparse_depth, edges, valid)
+    assert misfit < 0.9 < 0.99 < fit
+    empty_mask = np.zeros_like(valid)
+    assert np.isnan(consistency.tilt_angle(depth, flat(normal), empty_mask))
+    assert np.isnan(consistency.edge_correlation(depth, edges, empty_mask))
+    for value in (np.nan, np.inf):  # Without a warning from NumPy.
         depth[0, 3, 3] = value
         assert np.isnan(consistency.tilt_angle(depth, flat(normal)))
         assert np.isnan(consistency.tilt_angle(edges + 1, value * flat(normal)))
@@ -96,15 +96,15 @@ def test_masks_of_the_data_are_looked_at():
     targets = {"depth": depth * masks[..., None], "normal": flat(normal)}
     columns = Columns(np.zeros((1, SIZE, SIZE, 3), np.uint8), targets, {"depth": masks})
     tasks = TASKS.select(["depth", "normal"])
-    found = consistency.relations(tasks, {}, (SIZE, SIZE, 3))
-    ((name, angle),) = consistency.of_targets(found, columns, 1).items()
+    relations = consistency.relations(tasks, {}, (SIZE, SIZE, 3))
+    ((name, angle),) = consistency.of_targets(relations, columns, 1).items()
     assert name == "depth+normal"
     assert angle < 0.1
 
 
 def test_two_planes_have_a_step_between_them_and_none_within():
     depth = plane((0.4, 0.1, -0.9), 2.0, 1.0)
-    depth[:, :, 10:] += 1.0  # No plane exactly, but smooth.
+    depth[:, :, 10:] += 1.0  # Not exactly a plane, but smooth.
     steps = consistency.depth_steps(depth[..., 0])
     np.testing.assert_array_equal(steps[:, :, 9:11], 1)
     assert steps[:, :, [*range(9), *range(11, SIZE)]].max() < 0.05
@@ -112,8 +112,8 @@ def test_two_planes_have_a_step_between_them_and_none_within():
     edges[:, :, 9:11] = 1
     (fit,) = consistency.edge_correlation(depth, edges)
     assert fit > 0.99
-    (none,) = consistency.edge_correlation(depth, 0 * edges)
-    assert np.isnan(none)
+    (no_fit,) = consistency.edge_correlation(depth, 0 * edges)
+    assert np.isnan(no_fit)
 
 
 def test_true_scenes_are_consistent_and_those_of_two_images_are_not():
@@ -122,23 +122,28 @@ def test_true_scenes_are_consistent_and_those_of_two_images_are_not():
         name: np.stack([scene[name] for scene in scenes])
         for name in ("depth", "normal", "edge_occlusion")
     }
-    found = consistency.relations(TASKS, {}, (32, 32, 3))
-    assert [each.name for each in found] == ["depth+normal", "depth+edge_occlusion"]
-    of_scene = consistency.rows_of(found, maps)
-    mixed = consistency.rows_of(found, maps | {"depth": np.roll(maps["depth"], 1, 0)})
-    tilt, edges = ("depth+normal", "tilt_angle"), (found[1].name, "edge_correlation")
-    assert of_scene[tilt[0]][tilt[1]].mean() < 8
-    assert mixed[tilt[0]][tilt[1]].mean() > 40
-    assert of_scene[edges[0]][edges[1]].mean() > 0.8
-    assert abs(mixed[edges[0]][edges[1]].mean()) < 0.3
+    relations = consistency.relations(TASKS, {}, (32, 32, 3))
+    assert [r.name for r in relations] == ["depth+normal", "depth+edge_occlusion"]
+    scene_rows = consistency.rows_of(relations, maps)
+    mixed_rows = consistency.rows_of(
+        relations, maps | {"depth": np.roll(maps["depth"], 1, 0)}
+    )
+    tilt, edges = (
+        ("depth+normal", "tilt_angle"),
+        (relations[1].name, "edge_correlation"),
+    )
+    assert scene_rows[tilt[0]][tilt[1]].mean() < 8
+    assert mixed_rows[tilt[0]][tilt[1]].mean() > 40
+    assert scene_rows[edges[0]][edges[1]].mean() > 0.8
+    assert abs(mixed_rows[edges[0]][edges[1]].mean()) < 0.3
 
 
 def test_only_depth_in_metres_and_maps_are_compared():
     assert not consistency.relations(TASKS, {"depth": "1/m"}, (32, 32))
     assert not consistency.relations(TASKS.select("seg,normal"), {}, (32, 32))
     assert not consistency.relations(TASKS, {}, (2, 32))
-    other = dataclasses.replace(TASKS["depth"], unit="px")
-    assert not consistency.relations(TASKS.replaced(other), {}, (32, 32))
+    depth_in_pixels = dataclasses.replace(TASKS["depth"], unit="px")
+    assert not consistency.relations(TASKS.replaced(depth_in_pixels), {}, (32, 32))
 
 
 @pytest.mark.parametrize(
@@ -151,13 +156,13 @@ def test_only_depth_in_metres_and_maps_are_compared():
 def test_clean_and_attacked_are_of_the_same_images(attacked, means):
     def result(values, cell=None):
         rows = np.array(values, np.float64)[:, np.newaxis]
-        consistent = {each.name: {each.measure: rows} for each in found}
-        return Result(cell, {}, 4, {}, consistent_rows=consistent)
+        consistent_rows = {r.name: {r.measure: rows} for r in relations}
+        return Result(cell, {}, 4, {}, consistent_rows=consistent_rows)
 
-    found = consistency.relations(TASKS.select("depth,normal"), {}, (32, 32))
+    relations = consistency.relations(TASKS.select("depth,normal"), {}, (32, 32))
     clean = result([1.0, 2.0, math.nan, 4.0])
     cell = cells_fixture.a_cell(tasks=("depth",))
-    (record,) = consistency.records(found, clean, [result(attacked, cell)], {})
+    (record,) = consistency.records(relations, clean, [result(attacked, cell)], {})
     assert (record["clean"], record["attacked_value"], record["n"]) == means
 
 
@@ -191,15 +196,15 @@ def test_attacks_report_it(tmp_path):
     }
     expected = consistency.tilt_angle(outputs["depth"], outputs["normal"]).mean()
     targets = {n: np.stack([s[n] for s in scenes]) for n in ("depth", "normal")}
-    true = consistency.tilt_angle(targets["depth"], targets["normal"]).mean()
+    target_angle = consistency.tilt_angle(targets["depth"], targets["normal"]).mean()
     assert len(results.consistency) == 4
     for record in results.consistency:
         assert record["clean"] == pytest.approx(expected, rel=1e-3)
-        assert record["targets"] == pytest.approx(true)
+        assert record["targets"] == pytest.approx(target_angle)
         if not record["eps"]:
             assert record["attacked_value"] == pytest.approx(record["clean"], rel=1e-3)
-    moved = {r["attacked_value"] for r in results.consistency if r["eps"]}
-    assert all(value != pytest.approx(expected, rel=1e-3) for value in moved)
+    attacked_values = {r["attacked_value"] for r in results.consistency if r["eps"]}
+    assert all(value != pytest.approx(expected, rel=1e-3) for value in attacked_values)
     assert "how well outputs fit each other" in results.table()
-    again = mtr_tf.evaluate(model, examples, out=tmp_path, **settings)  # From files.
-    assert again.consistency == results.consistency
+    rerun = mtr_tf.evaluate(model, examples, out=tmp_path, **settings)  # From files.
+    assert rerun.consistency == results.consistency

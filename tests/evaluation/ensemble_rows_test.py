@@ -67,14 +67,14 @@ def subject() -> sweep.Subject:
 
 
 def members(*names):
-    """The cells of these names, as attacks in Python."""
-    each = {
+    """The settings of an ensemble, and the same ensemble in Python."""
+    by_name = {
         "pgd": attacks.PGD(EPS, EPS / 4, STEPS),
         "mim": attacks.MIM(EPS, EPS / 4, STEPS),
         "noise": attacks.Noise(EPS),
         "fgsm": attacks.FGSM(EPS),
     }
-    return {"ensemble": names}, attacks.Worst(tuple(each[name] for name in names))
+    return {"ensemble": names}, attacks.Worst(tuple(by_name[name] for name in names))
 
 
 SEA = {"attack": ("sea",)}, attacks.SEA(EPS, STEPS)
@@ -104,24 +104,26 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
     _, (result,) = sweep.run(subject, [cell], store)
     results = [store.read(member) for member in cell.members]
     choice = worst_case.choose(cell, results)
-    assert len(set(choice)) > 1  # Else nothing is shown.
+    assert len(set(choice)) > 1  # Otherwise the test shows nothing.
     images = []
     for member in cell.members:
         with np.load(store._examples_path(member)) as file:
             images.append(file["adversarial"])
-    chosen = np.stack(images)[choice, np.arange(COUNT)]
+    chosen_images = np.stack(images)[choice, np.arange(COUNT)]
     with np.load(store._examples_path(cell)) as file:
-        np.testing.assert_array_equal(file["adversarial"], chosen)
+        np.testing.assert_array_equal(file["adversarial"], chosen_images)
 
     columns = subject.columns
-    how = cell.objective_settings(SIZE, SIZE)
-    how["judge"] = config.judge
-    objective = attacks.objective(subject.model, columns.targets, columns.masks, **how)
+    options = cell.objective_settings(SIZE, SIZE)
+    options["judge"] = config.judge
+    objective = attacks.objective(
+        subject.model, columns.targets, columns.masks, **options
+    )
     x = tf.constant(columns.images / np.float32(255))
-    found = record(objective, x, threat.image_keys(3, tf.range(COUNT)))
-    np.testing.assert_array_equal(found, chosen)
-    judged = objective.in_ensemble().begin(x)
-    scores = [judged(points)[1] for points in images]
+    adversarial = record(objective, x, threat.image_keys(3, tf.range(COUNT)))
+    np.testing.assert_array_equal(adversarial, chosen_images)
+    judge = objective.in_ensemble().begin(x)
+    scores = [judge(points)[1] for points in images]
     np.testing.assert_array_equal(np.argmax(scores, 0), choice)
     for member, score in zip(results, scores, strict=True):
         np.testing.assert_allclose(worst_case.score_of(cell, member), score, rtol=1e-4)
@@ -143,14 +145,14 @@ def test_settings_of_members(subject):
         assert [member.place for member in cell.members] == list(
             range(len(cell.members))
         )
-    changed = dataclasses.replace(config, judge="harm")
-    assert [c.label for c in make_cells(changed, ("seg",))] == [
+    harm_config = dataclasses.replace(config, judge="harm")
+    assert [c.label for c in make_cells(harm_config, ("seg",))] == [
         "sea",
         "worst",
         "pgd-harm",
     ]
-    loss = dataclasses.replace(config, judge="loss", attack_loss=("cospgd",))
-    assert [c.label for c in make_cells(loss, ("seg",))] == [
+    loss_config = dataclasses.replace(config, judge="loss", attack_loss=("cospgd",))
+    assert [c.label for c in make_cells(loss_config, ("seg",))] == [
         "sea-loss",
         "worst-cospgd-loss",
         "pgd-cospgd-loss",

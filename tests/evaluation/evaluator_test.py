@@ -58,7 +58,7 @@ def reference() -> evaluator_lib.Evaluation:
 
 
 def brute_force(outputs: dict, columns: Columns) -> dict:
-    """Metrics pixel by pixel, with plain loops over what the definitions say."""
+    """Metrics pixel by pixel, in plain loops that follow the definitions."""
     logits = outputs["seg"].astype(np.float64)
     valid, labels = columns.masks["seg"], columns.targets["seg"]
     predictions = logits.argmax(-1)
@@ -75,7 +75,7 @@ def brute_force(outputs: dict, columns: Columns) -> dict:
         if valid[i].any()
     ]
     error = np.abs(outputs["depth"] - columns.targets["depth"])[..., 0]
-    there = columns.masks["depth"]
+    valid_depth = columns.masks["depth"]
     return {
         "seg": {
             "miou": np.mean(ious),
@@ -83,18 +83,20 @@ def brute_force(outputs: dict, columns: Columns) -> dict:
             "loss": np.mean(losses),
         },
         "depth": {
-            "mae": error[there].mean(),
-            "rmse": np.sqrt((error[there] ** 2).mean()),
-            "rel": (error / columns.targets["depth"][..., 0])[there].mean(),
-            "loss": np.mean([e[t].mean() for e, t in zip(error, there, strict=True)]),
+            "mae": error[valid_depth].mean(),
+            "rmse": np.sqrt((error[valid_depth] ** 2).mean()),
+            "rel": (error / columns.targets["depth"][..., 0])[valid_depth].mean(),
+            "loss": np.mean(
+                [e[t].mean() for e, t in zip(error, valid_depth, strict=True)]
+            ),
         },
     }
 
 
-def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
-    assert found.keys() == expected.keys()
+def assert_close(result: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    assert result.keys() == expected.keys()
     for task in expected:
-        assert found[task] == pytest.approx(expected[task], rel=tolerance)
+        assert result[task] == pytest.approx(expected[task], rel=tolerance)
 
 
 def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
@@ -110,34 +112,34 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
 
 def test_outputs_in_half_precision_are_scored_and_kept_in_float32(reference):
     model = make_model()
-    half = {task: keras.ops.cast(y, "bfloat16") for task, y in model.output.items()}
-    model = keras.Model(model.inputs[0], half)
+    outputs = {task: keras.ops.cast(y, "bfloat16") for task, y in model.output.items()}
+    model = keras.Model(model.inputs[0], outputs)
     evaluator = Evaluator(model, TASKS, CLASSES, attack=attacks.FGSM(8 / 255))
-    found = evaluator.run(make_columns(), batch_size=8, keep_examples=7)
-    clean, attacked = map(evaluator_lib.values, (found.clean, found.attacked))
+    result = evaluator.run(make_columns(), batch_size=8, keep_examples=7)
+    clean, attacked = map(evaluator_lib.values, (result.clean, result.attacked))
     assert_close(clean, evaluator_lib.values(reference.clean), 0.02)
     for task in TASKS:
-        assert found.examples.attacked[task].dtype == np.float32
+        assert result.examples.attacked[task].dtype == np.float32
         assert attacked[task]["loss"] > clean[task]["loss"]
 
 
 @pytest.mark.parametrize("example", [0, 6])
 def test_labels_that_are_no_class_are_refused(example):
-    """The first is read before there is a pipeline, the last one in it."""
+    """The first example is read before the pipeline exists, the last one inside it."""
     columns = make_columns()
     columns.targets["seg"][example][columns.masks["seg"][example]] = CLASSES
-    said = f"from 0 to 2 .* example {example} has 3; mask it"
-    with pytest.raises(InputError, match=said):
+    message = f"from 0 to 2 .* example {example} has 3; mask it"
+    with pytest.raises(InputError, match=message):
         Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_negative_loss_that_divides_is_refused_compiled_or_not(jit):
-    """XLA drops what graphs check: the first images are looked at before."""
+    """XLA drops the checks of graphs, so the first images are checked beforehand."""
     depth = Task(
         "depth", kind="numbers", channels=1, loss=lambda t, o, m: o[:, 0, 0, 0] * 0 - 1
     )
-    attacked = Evaluator(
+    evaluator = Evaluator(
         make_model(),
         ("seg", depth),
         CLASSES,
@@ -146,21 +148,21 @@ def test_a_negative_loss_that_divides_is_refused_compiled_or_not(jit):
         jit=jit,
     )
     with pytest.raises(InputError, match="that of 'depth' is negative, -1; choose sum"):
-        attacked.run(make_columns(), batch_size=4)
+        evaluator.run(make_columns(), batch_size=4)
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_negative_loss_of_a_later_image_is_refused_compiled_or_not(jit):
-    """Under XLA it counted as 1e-12, and the task as more than all others."""
+    """Under XLA it counted as 1e-12, and its task outweighed all others."""
 
     def loss(target, output, mask):
         del mask
-        low = tf.reduce_max(target, (1, 2, 3)) > 4
-        return output[:, 0, 0, 0] * 0 + tf.where(low, -1.0, 1.0)
+        negative = tf.reduce_max(target, (1, 2, 3)) > 4
+        return output[:, 0, 0, 0] * 0 + tf.where(negative, -1.0, 1.0)
 
     columns = make_columns()
     columns.targets["depth"][5] = 5
-    attacked = Evaluator(
+    evaluator = Evaluator(
         make_model(),
         ("seg", Task("depth", kind="numbers", channels=1, loss=loss)),
         CLASSES,
@@ -169,15 +171,15 @@ def test_a_negative_loss_of_a_later_image_is_refused_compiled_or_not(jit):
         jit=jit,
     )
     with pytest.raises(InputError, match="that of 'depth' is negative, -1; choose sum"):
-        attacked.run(columns, batch_size=4)
+        evaluator.run(columns, batch_size=4)
 
 
 def test_a_signal_ends_it_after_a_batch_unless_the_caller_stops():
-    class Asked(Workers):
+    class StoppedWorkers(Workers):
         def stop_if_asked(self):
             raise stopping.Stopped
 
-    workers, columns = Asked(tf.distribute.get_strategy()), make_columns()
+    workers, columns = StoppedWorkers(tf.distribute.get_strategy()), make_columns()
     evaluator = Evaluator(make_model(), TASKS, CLASSES, workers)
     with pytest.raises(stopping.Stopped):
         evaluator.run(columns, batch_size=4)
@@ -213,24 +215,24 @@ def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, re
         model = make_model()
     evaluator = Evaluator(model, TASKS, CLASSES, Workers(strategy), attack=PGD, seed=3)
     counts = []
-    found = evaluator.run(
+    result = evaluator.run(
         make_columns(), batch_size=batch_size, on_batch=counts.append, keep_examples=3
     )
     assert sum(counts) == 7
-    np.testing.assert_array_equal(found.index, reference.index)
+    np.testing.assert_array_equal(result.index, reference.index)
     for kind in ("clean", "attacked"):
-        rows, expected = getattr(found, kind), getattr(reference, kind)
+        rows, expected = getattr(result, kind), getattr(reference, kind)
         tf.nest.map_structure(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
             rows,
             expected,
         )
     np.testing.assert_allclose(
-        found.examples.adversarial, reference.examples.adversarial[:3], atol=1e-6
+        result.examples.adversarial, reference.examples.adversarial[:3], atol=1e-6
     )
     for task in TASKS:
         np.testing.assert_allclose(
-            found.examples.attacked[task],
+            result.examples.attacked[task],
             reference.examples.attacked[task][:3],
             atol=1e-5,
         )
@@ -241,40 +243,44 @@ def test_workers_send_no_more_pictures_than_are_kept(reference, keep):
     model, rows = make_model(), []
 
     def work(workers):
-        def joined(arrays):
-            found = of_all(arrays)
+        def join(arrays):
+            all_arrays = original(arrays)
             if "adversarial" in arrays[-1]:
-                rows.append(len(found[0]["index"]))
-            return found
+                rows.append(len(all_arrays[0]["index"]))
+            return all_arrays
 
-        of_all, workers.joined = workers.joined, joined
+        original, workers.joined = workers.joined, join
         evaluator = Evaluator(model, TASKS, CLASSES, workers, attack=PGD, seed=3)
         return evaluator.run(make_columns(), batch_size=4, keep_examples=keep)
 
-    for found in workers_fixture.run(work):
-        np.testing.assert_array_equal(found.index, reference.index)
-        assert found.examples.image.shape[0] == keep
+    for result in workers_fixture.run(work):
+        np.testing.assert_array_equal(result.index, reference.index)
+        assert result.examples.image.shape[0] == keep
         np.testing.assert_array_equal(
-            found.examples.image, reference.examples.image[:keep]
+            result.examples.image, reference.examples.image[:keep]
         )
         np.testing.assert_allclose(
-            found.examples.adversarial, reference.examples.adversarial[:keep], atol=1e-6
+            result.examples.adversarial,
+            reference.examples.adversarial[:keep],
+            atol=1e-6,
         )
-    # As many of each worker, of which one has 0, 1, 4, 5 and the other 2, 3, 6.
+    # Both workers send equally many; one has 0, 1, 4, 5, the other has 2, 3, 6.
     assert sum(rows) == 2 * {1: 2, 3: 4, 6: 8}[keep]
 
 
 def test_a_new_seed_gives_new_starts_and_the_subset_is_a_prefix(reference):
     model = make_model()
-    other = Evaluator(model, TASKS, CLASSES, attack=PGD, seed=4)
-    found = other.run(make_columns(), batch_size=2, num_examples=3, keep_examples=9)
-    assert found.index.tolist() == [0, 1, 2]
-    for name, rows in found.clean["depth"].items():
+    evaluator = Evaluator(model, TASKS, CLASSES, attack=PGD, seed=4)
+    result = evaluator.run(
+        make_columns(), batch_size=2, num_examples=3, keep_examples=9
+    )
+    assert result.index.tolist() == [0, 1, 2]
+    for name, rows in result.clean["depth"].items():
         np.testing.assert_allclose(
             rows, reference.clean["depth"][name][:3], rtol=1e-5, atol=1e-6
         )
-    moved = found.examples.adversarial - reference.examples.adversarial[:3]
-    assert np.abs(moved).max() > 1 / 255
+    difference = result.examples.adversarial - reference.examples.adversarial[:3]
+    assert np.abs(difference).max() > 1 / 255
 
 
 def test_later_calls_reuse_the_graph_and_see_new_weights():
@@ -295,14 +301,14 @@ def test_later_calls_reuse_the_graph_and_see_new_weights():
 
 
 def test_pixels_that_are_not_attacked_do_not_matter():
-    seen = {}
+    tensors = {}
 
     def attack(objective, x, seed):
         with tf.GradientTape() as tape:
             tape.watch(x)
             ascend, _ = objective(x, 0.0)
-        seen["slope"] = tape.gradient(ascend, x)
-        return x + 0.001 * tf.sign(seen["slope"])
+        tensors["slope"] = tape.gradient(ascend, x)
+        return x + 0.001 * tf.sign(tensors["slope"])
 
     pixels = np.zeros((8, 8), np.float32)
     pixels[2, 5] = 1
@@ -313,8 +319,8 @@ def test_pixels_that_are_not_attacked_do_not_matter():
         attack=attack,
         objective={"pixels": pixels},
     )
-    kept = evaluator.run(make_columns(), batch_size=7, keep_examples=7).examples
-    moved = np.abs(kept.adversarial - kept.image).max(axis=(0, 3)) > 0
+    examples = evaluator.run(make_columns(), batch_size=7, keep_examples=7).examples
+    moved = np.abs(examples.adversarial - examples.image).max(axis=(0, 3)) > 0
     expected = np.zeros((8, 8), bool)
     expected[1:4, 4:7] = True  # The pixel's 3x3 receptive field.
     np.testing.assert_array_equal(moved, expected)
@@ -324,26 +330,26 @@ def test_attacks_on_some_pixels_are_also_scored_on_these():
     columns = make_columns()
     corner = np.zeros((8, 8), np.float32)
     corner[:3, :2] = 1
-    found = Evaluator(
+    result = Evaluator(
         make_model(),
         TASKS,
         CLASSES,
         attack=PGD,
         objective={"tasks": ("depth",), "pixels": corner},
     ).run(columns, batch_size=4, keep_examples=7)
-    assert list(found.aimed) == ["depth"]
-    error = np.abs(found.examples.attacked["depth"] - columns.targets["depth"])[..., 0]
-    there = columns.masks["depth"] * corner
-    expected = (error * there).sum((1, 2)) / there.sum((1, 2))
-    np.testing.assert_allclose(found.aimed["depth"]["loss"][:, 0], expected, rtol=1e-5)
+    assert list(result.aimed) == ["depth"]
+    error = np.abs(result.examples.attacked["depth"] - columns.targets["depth"])[..., 0]
+    valid = columns.masks["depth"] * corner
+    expected = (error * valid).sum((1, 2)) / valid.sum((1, 2))
+    np.testing.assert_allclose(result.aimed["depth"]["loss"][:, 0], expected, rtol=1e-5)
 
 
 def test_without_clean_only_the_attacked_rows_come_back():
     evaluator = Evaluator(make_model(), TASKS, CLASSES, attack=PGD, clean=False)
-    found = evaluator.run(make_columns(), batch_size=4, keep_examples=1)
-    assert found.clean == {}
-    assert found.examples.clean == {}
-    assert set(found.attacked) == set(TASKS)
+    result = evaluator.run(make_columns(), batch_size=4, keep_examples=1)
+    assert result.clean == {}
+    assert result.examples.clean == {}
+    assert set(result.attacked) == set(TASKS)
 
 
 def test_a_batch_that_does_not_divide_is_refused(mirrored):

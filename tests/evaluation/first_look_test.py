@@ -73,7 +73,7 @@ def known(monkeypatch, tmp_path):
 
 
 def net(logits, depth=None, dtype="float32") -> keras.Model:
-    """The model of two functions of an image; classes by colour are `20 * image`."""
+    """A model of two functions of the image; `20 * image` gives classes by colour."""
     image = keras.Input((SIZE, SIZE, 3), dtype=dtype)
     outputs = {"seg": logits(image)}
     if depth is not None:
@@ -85,19 +85,19 @@ def plain(x):
     return 20.0 * x
 
 
-def run_flags(path, *given: str) -> tuple[list[dict], str, pathlib.Path]:
+def run_flags(path, *arguments: str) -> tuple[list[dict], str, pathlib.Path]:
     """What `python -m mtr_tf.attack` does with these flags: records, text, folder."""
     values = flags.FlagValues()
     cli_flags.define(AttackConfig, values)
-    usual = ("--dataset=colours", "--attack=pgd", "--eps=8", "--steps=2", "--name=test")
-    values(["mtr_tf.attack", f"--ckpt={path}", *usual, "--nochecks", *given])
+    base = ("--dataset=colours", "--attack=pgd", "--eps=8", "--steps=2", "--name=test")
+    values(["mtr_tf.attack", f"--ckpt={path}", *base, "--nochecks", *arguments])
     text = attack_job.attack(cli_flags.read(AttackConfig, values))
     (folder,) = pathlib.Path("runs").glob(f"{pathlib.Path(path).stem}-*/attacks/test")
     return json.loads((folder / "results.json").read_text()), text, folder
 
 
 def values_of(records, metric="pixel_accuracy", task="seg", group=("seg",)):
-    """(clean, attacked) of a metric."""
+    """The clean and the attacked value of a metric."""
     (record,) = (
         r
         for r in records
@@ -111,22 +111,22 @@ def run_of(model: keras.Model) -> Run:
 
 
 def look(model: keras.Model, affine=None, tasks=("seg",)):
-    """The model as it is attacked, and what is said of it."""
+    """The model as it is attacked, and the sentences of warning about it."""
     batch = batching.gather(colours("validation"), tasks, np.arange(COUNT))
     run = run_of(model)
-    found, said = first_look.look(run, INFO, batch, tasks, affine)
-    return found.model, said
+    fitted_run, sentences = first_look.look(run, INFO, batch, tasks, affine)
+    return fitted_run.model, sentences
 
 
 # What a device has memory and kernels for.
 
 
-def at_most(limit: int, seen: list[int]):
-    """As `plain`, for so many images."""
+def at_most(limit: int, sizes: list[int]):
+    """A model like `plain`, with memory for at most `limit` images."""
 
     def logits(x):
         if not isinstance(x, keras.KerasTensor) and x.shape[0] is not None:
-            seen.append(x.shape[0])
+            sizes.append(x.shape[0])
             if x.shape[0] > limit:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when")
         return plain(x)
@@ -143,14 +143,14 @@ def look_at(model: keras.Model, batch_size, replicas: int = 1):
 
 
 def test_the_first_look_takes_as_many_images_as_fit():
-    seen: list[int] = []
-    look_at(at_most(3, seen), "auto")  # 16, 8, 4 and 2 of the six.
-    assert {6, 4, 2} == set(seen)
-    seen.clear()
-    look_at(at_most(2, seen), 8, replicas=4)
-    assert set(seen) == {2}
-    with pytest.raises(tf.errors.ResourceExhaustedError):  # With advice, by commands.
-        look_at(at_most(3, seen), 4)
+    sizes: list[int] = []
+    look_at(at_most(3, sizes), "auto")  # Tries 16, 8, 4 and 2; there are 6.
+    assert {6, 4, 2} == set(sizes)
+    sizes.clear()
+    look_at(at_most(2, sizes), 8, replicas=4)
+    assert set(sizes) == {2}
+    with pytest.raises(tf.errors.ResourceExhaustedError):  # Commands add advice.
+        look_at(at_most(3, sizes), 4)
 
 
 def test_the_first_look_names_what_has_no_deterministic_kernel():
@@ -165,23 +165,23 @@ def test_the_first_look_names_what_has_no_deterministic_kernel():
 
 
 def test_nothing_of_a_model_changes():
-    """Not even what a layer counts in a variable of TensorFlow's."""
+    """Not even the TensorFlow variable in which a layer counts its calls."""
     model = random_models_fixture.model(random_models_fixture.Counting())
-    before = random_models_fixture.bits(model)
+    bits = random_models_fixture.bits(model)
     columns, strategy = colours("validation"), tf.distribute.get_strategy()
     assert look(model, tasks=("depth",))[0] is model
-    assert random_models_fixture.bits(model) == before
+    assert random_models_fixture.bits(model) == bits
     largest_batch.fitting([model], columns, 2, strategy)
-    assert random_models_fixture.bits(model) == before
+    assert random_models_fixture.bits(model) == bits
     own_targets.of_model(model, columns, TASKS.select("depth"), COUNT)
-    assert random_models_fixture.bits(model) == before
+    assert random_models_fixture.bits(model) == bits
 
 
 # The range of images.
 
 
 def in_255(x):
-    """Of images of 0-255 `plain`; of those in [0, 1] always green."""
+    """Like `plain` for images of 0-255; for images in [0, 1] always green."""
     return 20.0 * (x / 255.0) + keras.ops.array([0.0, 0.3, 0.0])
 
 
@@ -193,107 +193,107 @@ def turned(x):
 def test_a_wrong_range_is_named_before_anything_and_the_flag_mends_it(unplotted):
     net(in_255).save("wide.keras")
     net(lambda x: plain(x) + keras.ops.array([0.0, 0.3, 0.0])).save("narrow.keras")
-    wrong, text, _ = run_flags("wide.keras")
-    assert "times 255" in wrong[0]["warnings"][0]
-    assert "give --input_range=0,255" in wrong[0]["warnings"][0]
-    assert "no better than a constant guess" in wrong[0]["warnings"][1]
+    wrong_records, text, _ = run_flags("wide.keras")
+    assert "times 255" in wrong_records[0]["warnings"][0]
+    assert "give --input_range=0,255" in wrong_records[0]["warnings"][0]
+    assert "no better than a constant guess" in wrong_records[0]["warnings"][1]
     assert "--input_range=0,255" in text
-    given = ("--input_range=0,255", "--save_examples=2")
-    right, _, folder = run_flags("wide.keras", *given)
-    assert right[0]["warnings"] == []
-    assert values_of(right)[0] == 1.0
-    # All in pixels of [0, 1]: what the same net that takes them comes to.
-    same, _, _ = run_flags("narrow.keras")
-    for a, b in zip(right, same, strict=True):
+    arguments = ("--input_range=0,255", "--save_examples=2")
+    right_records, _, folder = run_flags("wide.keras", *arguments)
+    assert right_records[0]["warnings"] == []
+    assert values_of(right_records)[0] == 1.0
+    # All values are those of the same net for [0, 1], with pixels of that range.
+    narrow_records, _, _ = run_flags("narrow.keras")
+    for a, b in zip(right_records, narrow_records, strict=True):
         assert a["attacked_value"] == pytest.approx(b["attacked_value"], rel=1e-5)
     (path,) = folder.glob("examples/pgd*")
     with np.load(path) as arrays:
         assert np.abs(arrays["adversarial"] - arrays["image"]).max() <= 8 / 255 + 1e-6
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["attack"]["input_range"] == [0.0, 255.0]
-    assert len(list(folder.glob("cells/*.json"))) == 4  # Two models are not one.
+    assert len(list(folder.glob("cells/*.json"))) == 4  # Of two models.
 
 
 def test_other_orders_and_ranges_are_named():
     assert "reverse the channels" in look(net(turned))[1][0]
     assert look(net(plain))[1] == []
-    _, said = look(net(plain), ((255.0, 1e-3, 1e-3), (0.0, 0.0, 0.0)))
-    assert "leave out --input_range" in said[0]
+    _, sentences = look(net(plain), ((255.0, 1e-3, 1e-3), (0.0, 0.0, 0.0)))
+    assert "leave out --input_range" in sentences[0]
 
 
 def test_a_task_of_which_a_constant_is_perfect_says_nothing_of_the_model():
-    """As where images are sorted by class; the other tasks still tell the range."""
-    both = ("seg", "depth")
-    batch = batching.gather(colours("validation"), both, np.arange(COUNT))
+    """As where images are sorted by class; the other tasks still reveal the range."""
+    all_tasks = ("seg", "depth")
+    batch = batching.gather(colours("validation"), all_tasks, np.arange(COUNT))
     batch["targets"]["seg"] = np.zeros_like(batch["targets"]["seg"])
 
-    def said(depth, tasks=both):
+    def sentences_of(depth, tasks=all_tasks):
         run = run_of(net(in_255, depth))
         return first_look.look(run, INFO, batch, tasks)[1]
 
-    (cure, *rest) = said(lambda x: 4 / 255 * x[..., :1])
+    (cure, *sentences) = sentences_of(lambda x: 4 / 255 * x[..., :1])
     assert "times 255" in cure
     assert "(depth mae " in cure
-    assert "seg is no better" not in " ".join(rest)
-    alone = said(lambda x: 4 * x[..., :1], ("seg",))
-    assert not any("constant" in text or "far better" in text for text in alone)
+    assert "seg is no better" not in " ".join(sentences)
+    seg_sentences = sentences_of(lambda x: 4 * x[..., :1], ("seg",))
+    assert not any("constant" in text or "far better" in text for text in seg_sentences)
 
 
 def test_images_are_spread_over_those_that_are_attacked(monkeypatch):
-    gathered, real = [], batching.gather
+    all_rows, original = [], batching.gather
 
     def gather(columns, tasks, rows, num_classes):
-        gathered.append(rows.tolist())
-        return real(columns, tasks, rows, num_classes)
+        all_rows.append(rows.tolist())
+        return original(columns, tasks, rows, num_classes)
 
     monkeypatch.setattr(first_look.batching, "gather", gather)
-    few = colours("validation")
+    source = colours("validation")
     targets = {
-        task: np.tile(t, (7, *[1] * (t.ndim - 1))) for task, t in few.targets.items()
+        task: np.tile(t, (7, *[1] * (t.ndim - 1))) for task, t in source.targets.items()
     }
-    columns = Columns(np.tile(few.images, (7, 1, 1, 1)), targets, {})
+    columns = Columns(np.tile(source.images, (7, 1, 1, 1)), targets, {})
     for num_examples in (32, 0, 5):
         config = AttackConfig(ckpt="x", num_examples=num_examples)
         run = run_of(net(plain))
         first_look.look_at(config, run, None, INFO, columns, ["seg"], ["seg"])
-    assert gathered[0] == list(range(0, 32, 2))
-    assert (gathered[1][0], gathered[1][-1], len(gathered[1])) == (0, 39, 16)
-    assert gathered[2] == [0, 1, 2, 3, 4]
+    assert all_rows[0] == list(range(0, 32, 2))
+    assert (all_rows[1][0], all_rows[1][-1], len(all_rows[1])) == (0, 39, 16)
+    assert all_rows[2] == [0, 1, 2, 3, 4]
 
 
 def test_outputs_that_do_not_depend_on_the_image_are_named():
-    _, said = look(
+    _, sentences = look(
         net(
             lambda x: 1e-4 * x + keras.ops.array([0.0, 1.0, 2.0]),
             lambda x: 0 * x[..., :1],
         ),
         tasks=("seg", "depth"),
     )
-    hardly = [s for s in said if "hardly changes with the image" in s]
-    assert [s.split()[2] for s in hardly] == ["seg", "depth"]
-    assert "other data" in hardly[0]
+    warnings = [s for s in sentences if "hardly changes with the image" in s]
+    assert [s.split()[2] for s in warnings] == ["seg", "depth"]
+    assert "other data" in warnings[0]
 
 
 def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(caplog):
-    nothing = {"image": colours("validation").images / np.float32(255)}
-    nothing |= {"targets": {}, "masks": {}}
-    still = net(
+    batch = {"image": colours("validation").images / np.float32(255)}
+    batch |= {"targets": {}, "masks": {}}
+    constant_net = net(
         lambda x: 1e-4 * x + keras.ops.array([0.0, 1.0, 2.0]),
         lambda x: 3 + 1e-4 * x[..., :1],
     )
-    dead = net(lambda x: 0 * x, lambda x: 0 * x[..., :1])  # Of which all are equal.
-    for model, by in ((still, ""), (dead, "(by 0 of its scale)")):
-        _, said = first_look.look(run_of(model), INFO, nothing, ("seg", "depth"))
-        assert [s.split()[2] for s in said] == ["seg", "depth"]
-        for sentence in said:
+    dead_net = net(lambda x: 0 * x, lambda x: 0 * x[..., :1])  # All outputs are equal.
+    for model, note in ((constant_net, ""), (dead_net, "(by 0 of its scale)")):
+        _, sentences = first_look.look(run_of(model), INFO, batch, ("seg", "depth"))
+        assert [s.split()[2] for s in sentences] == ["seg", "depth"]
+        for sentence in sentences:
             assert "hardly changes with the image" in sentence
             assert "not far better" not in sentence  # In ranges that were not tried.
-            assert by in sentence
-    moving = net(plain, lambda x: 300 + 2 * x[..., :1])  # Kelvins, of their size.
-    _, said = first_look.look(run_of(moving), INFO, nothing, ("seg", "depth"))
-    assert not said
-    unlabelled = dataclasses.replace(INFO, tasks=())
-    for settings, told in [
+            assert note in sentence
+    moving_net = net(plain, lambda x: 300 + 2 * x[..., :1])  # Large, as kelvins are.
+    _, sentences = first_look.look(run_of(moving_net), INFO, batch, ("seg", "depth"))
+    assert not sentences
+    unlabelled_info = dataclasses.replace(INFO, tasks=())
+    for settings, warns in [
         ({}, True),
         ({"input_range": (0.0, 255.0)}, False),
     ]:
@@ -301,14 +301,14 @@ def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(capl
         config = AttackConfig(ckpt="x", targets="own", **settings)
         first_look.look_at(
             config,
-            run_of(moving),
+            run_of(moving_net),
             None,
-            unlabelled,
+            unlabelled_info,
             colours("validation"),
             ["seg", "depth"],
             ["seg"],
         )
-        assert ("without labels nobody can see which range" in caplog.text) == told
+        assert ("without labels nobody can see which range" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(capl
     ],
 )
 def test_ranges_means_and_deviations(settings, scale, offset):
-    """What the model gets, low + (high - low) x, less the mean, over the deviation."""
+    """The model gets (low + (high - low) x - mean) / deviation."""
     affine = AttackConfig(ckpt="x", **settings).input_affine
     np.testing.assert_allclose(affine, (scale, offset))
     model, _ = look(net(lambda x: 1.0 * x), affine)
@@ -338,9 +338,9 @@ def test_ranges_means_and_deviations(settings, scale, offset):
 
 def test_a_model_of_any_channels_takes_the_range_of_each_of_the_images():
     image = keras.Input((SIZE, SIZE, None))
-    given = keras.Model(image, {"seg": keras.layers.Identity()(image)})
+    original = keras.Model(image, {"seg": keras.layers.Identity()(image)})
     scale, offset = (4.0, 2.0, 1.0), (0.0, 0.0, -1.0)
-    model, _ = look(given, (scale, offset))
+    model, _ = look(original, (scale, offset))
     x = np.random.default_rng(0).random((2, SIZE, SIZE, 3)).astype(np.float32)
     np.testing.assert_allclose(model(x)["seg"], x * scale + offset, atol=1e-6)
 
@@ -425,8 +425,8 @@ def test_sizes_that_a_net_cannot_take(padding, name, advice):
         model_fit.fitted(run_of(u_net(padding)), info, ("seg",))
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(f"; {advice}.")
-    fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
-    model_fit.fitted(run_of(u_net(padding)), fitting, ("seg",))
+    fitting_info = dataclasses.replace(INFO, image_shape=(16, 32, 3))
+    model_fit.fitted(run_of(u_net(padding)), fitting_info, ("seg",))
 
 
 @pytest.mark.parametrize(
@@ -463,26 +463,28 @@ def test_maps_of_the_middle_lack_as_much_in_height_as_in_width(size, image, cut)
 
 
 def test_maps_of_the_middle_are_doubted_and_scaled_ones_noted():
-    cut, scaled = (
+    crop_texts, scale_texts = (
         look(net(lambda x, layer=layer: layer(plain(x))))[1]
         for layer in (keras.layers.Cropping2D(1), keras.layers.AveragePooling2D(2))
     )
-    (sentence,) = (text for text in cut if "seg is 6x6" in text)
+    (sentence,) = (text for text in crop_texts if "seg is 6x6" in text)
     assert not sentence.startswith("note: ")
     assert "covers only the middle" in sentence
     assert "resized bilinearly to 8x8" in sentence
-    (sentence,) = (text for text in scaled if "seg is 4x4" in text)
+    (sentence,) = (text for text in scale_texts if "seg is 4x4" in text)
     assert sentence.startswith("note: ")
     assert "middle" not in sentence
 
 
 def test_sigmoids_of_a_function_are_asked_about():
-    given = adapters.as_functional(
+    original = adapters.as_functional(
         lambda x: {"seg": keras.ops.sigmoid(plain(x) - 5)}, (SIZE, SIZE, 3)
     )
-    made, said = look(given)
-    assert made is given
-    assert sum("seg is in [0, 1], as probabilities are" in text for text in said) == 1
+    model, sentences = look(original)
+    assert model is original
+    assert (
+        sum("seg is in [0, 1], as probabilities are" in text for text in sentences) == 1
+    )
 
 
 # What is not finite.
@@ -497,8 +499,8 @@ def broken(x):
 @pytest.mark.slow
 def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     net(broken, lambda x: broken(x)[..., :1] / 5).save("broken.keras")
-    given = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")
-    records, text, folder = run_flags("broken.keras", *given, "--attack_tasks=all")
+    arguments = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")
+    records, text, folder = run_flags("broken.keras", *arguments, "--attack_tasks=all")
     sentences = records[0]["warnings"]
     for task, sentence in zip(("seg", "depth"), sentences, strict=False):
         assert sentence.startswith(f"{task} has outputs that are not finite")
@@ -518,7 +520,7 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
 
 
 def steep(x):
-    """sqrt has no gradient at 0, to which ReLU gives none: 0 * inf."""
+    """The slope of sqrt at 0 is infinite and that of ReLU is 0: 0 * inf is NaN."""
     return plain(x) + keras.ops.sqrt(keras.ops.relu(x - 2.0))
 
 
@@ -544,11 +546,11 @@ def test_outputs_of_any_float_type(dtype):
         return keras.ops.cast(plain(x), dtype)
 
     net(cast, lambda x: cast(x)[..., :1] / 5).save("cast.keras")
-    given = ("--save_examples=2", "--attack_tasks=all")
-    records, _, folder = run_flags("cast.keras", *given)
-    both = ("seg", "depth")
-    assert values_of(records, group=both)[0] == 1.0
-    assert values_of(records, "mae", "depth", both)[0] < 0.02
+    arguments = ("--save_examples=2", "--attack_tasks=all")
+    records, _, folder = run_flags("cast.keras", *arguments)
+    group = ("seg", "depth")
+    assert values_of(records, group=group)[0] == 1.0
+    assert values_of(records, "mae", "depth", group)[0] < 0.02
     assert (folder / "gallery.png").stat().st_size > 1000
     (path,) = folder.glob("examples/pgd_seg+depth_*")
     with np.load(path) as arrays:
@@ -557,19 +559,19 @@ def test_outputs_of_any_float_type(dtype):
         np.testing.assert_allclose(arrays["output/seg"], 20 * adversarial, rtol=0.01)
 
 
-# The cases that others gave, on these data: theirs are not known.
+# Models that others supplied, on data of ours; their own data are not known.
 
 
-def run_case(name: str, *given: str) -> list[dict]:
+def run_case(name: str, *arguments: str) -> list[dict]:
     path = CASES / f"{name}.keras"
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    return run_flags(path, "--dataset=wide", *given)[0]
+    return run_flags(path, "--dataset=wide", *arguments)[0]
 
 
 @pytest.fixture
 def wide_colours(monkeypatch):
-    """The images at the 32 pixels that the cases take, of squares of 8 pixels."""
+    """Images of 32 x 32 pixels, which the cases take, made of squares of 8 x 8."""
     info = dataclasses.replace(INFO, name="wide", image_shape=(32, 32, 3))
 
     def columns(split):
@@ -586,11 +588,16 @@ def wide_colours(monkeypatch):
 
 @pytest.mark.slow
 def test_the_case_of_0_255(wide_colours, unplotted):
-    wrong = run_case("in_0_255")
-    assert "give --input_range=0,255" in wrong[0]["warnings"][0]
-    right = run_case("in_0_255", "--input_range=0,255")
-    assert right[0]["warnings"] == []
-    assert values_of(right, "miou")[0] > 0.8 > 0.3 > values_of(wrong, "miou")[0]
+    wrong_records = run_case("in_0_255")
+    assert "give --input_range=0,255" in wrong_records[0]["warnings"][0]
+    right_records = run_case("in_0_255", "--input_range=0,255")
+    assert right_records[0]["warnings"] == []
+    assert (
+        values_of(right_records, "miou")[0]
+        > 0.8
+        > 0.3
+        > values_of(wrong_records, "miou")[0]
+    )
 
 
 @pytest.mark.slow
@@ -607,12 +614,12 @@ def test_the_case_of_bfloat16(wide_colours):
 
 
 def test_an_axis_of_channels_beside_layers_of_the_same_names():
-    """Those of a file were numbered by another process."""
+    """Layers of a loaded file were numbered by another process."""
     image = keras.Input((SIZE, SIZE, 3))
     y = keras.layers.Identity(name="depth_with_channels")(image)
     y = keras.layers.Identity(name="expand_dims")(y)
-    given = keras.Model(image, {"depth": y[..., 0], "seg": y})
+    original = keras.Model(image, {"depth": y[..., 0], "seg": y})
     keras.utils.clear_session(free_memory=False)
-    fitted = model_fit.fitted(run_of(given), INFO, ("seg", "depth")).model
+    model = model_fit.fitted(run_of(original), INFO, ("seg", "depth")).model
     x = np.random.default_rng(0).random((2, SIZE, SIZE, 3)).astype(np.float32)
-    np.testing.assert_array_equal(fitted(x)["depth"], x[..., :1])
+    np.testing.assert_array_equal(model(x)["depth"], x[..., :1])

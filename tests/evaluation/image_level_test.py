@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks with one value per image, and of other places, attacked and shown."""
+"""Tasks with one value per image, or with other places, attacked and shown."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ FACTS = {"seed": 0, "dataset": "mine", "split": "test", "interval_over": "images
 
 
 def linear(task, tensor, units, seed):
-    made = keras.initializers.RandomNormal(stddev=0.3, seed=seed)
-    return keras.layers.Dense(units, name=task, kernel_initializer=made)(tensor)
+    initializer = keras.initializers.RandomNormal(stddev=0.3, seed=seed)
+    return keras.layers.Dense(units, name=task, kernel_initializer=initializer)(tensor)
 
 
 def make_model():
     image = keras.Input((SIDE, SIDE, 3))
     flat = keras.layers.Flatten()(image)
-    conv = keras.initializers.RandomNormal(seed=5)
+    initializer = keras.initializers.RandomNormal(seed=5)
     return keras.Model(
         image,
         {
@@ -58,9 +58,9 @@ def make_model():
             "tags": linear("tags", flat, 4, 2),
             "age": linear("age", flat, 1, 3),
             "series": keras.layers.Reshape((5, 2))(linear("series", flat, 10, 4)),
-            "depth": keras.layers.Conv2D(1, 3, padding="same", kernel_initializer=conv)(
-                image
-            ),
+            "depth": keras.layers.Conv2D(
+                1, 3, padding="same", kernel_initializer=initializer
+            )(image),
         },
     )
 
@@ -114,33 +114,33 @@ def one_batch():
 def test_fgsm_on_a_linear_classifier_is_the_sign_of_the_cross_entropys_slope():
     model, (x, targets, masks) = make_model(), one_batch()
     goal = attacks.objective(model, targets, masks, tasks=[SCENE])
-    found = attacks.FGSM(2 / 255)(goal, x, 0)
+    result = attacks.FGSM(2 / 255)(goal, x, 0)
     weights = model.get_layer("scene").kernel.numpy()
-    chances = keras.ops.softmax(model(x)["scene"]).numpy()
-    slope = (chances - np.eye(3)[targets["scene"]]) @ weights.T
-    wanted = x + 2 / 255 * np.sign(slope.reshape(x.shape))
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    probabilities = keras.ops.softmax(model(x)["scene"]).numpy()
+    slope = (probabilities - np.eye(3)[targets["scene"]]) @ weights.T
+    expected = x + 2 / 255 * np.sign(slope.reshape(x.shape))
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [(), "bce"])
 def test_pgd_on_a_logistic_regression_of_labels_goes_to_the_corner(loss):
     """One label: the slope has one sign everywhere, so PGD ends at x + eps sign(w)."""
     model, (x, targets, masks) = make_model(), one_batch()
-    one = Task("tags", kind="labels", channels=1, places=0)
-    first = targets["tags"][:, :1]
+    task = Task("tags", kind="labels", channels=1, places=0)
+    labels = targets["tags"][:, :1]
 
-    def cut(images):
+    def first_output(images):
         return {"tags": model(images)["tags"][:, :1]}
 
     goal = attacks.objective(
-        cut, {"tags": first}, masks, [one], losses=loss, judge="loss"
+        first_output, {"tags": labels}, masks, [task], losses=loss, judge="loss"
     )
     pgd = attacks.PGD(4 / 255, 2 / 255, 5, random_start=False)
-    found = pgd(goal, x, 0)
+    result = pgd(goal, x, 0)
     weights = model.get_layer("tags").kernel.numpy()[:, 0].reshape(x.shape[1:])
-    side = (1 - 2 * first).reshape(-1, 1, 1, 1)  # Away from the label.
-    wanted = x + 4 / 255 * side * np.sign(weights)
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    sign = (1 - 2 * labels).reshape(-1, 1, 1, 1)  # Away from the label.
+    expected = x + 4 / 255 * sign * np.sign(weights)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_the_gradient_of_several_labels_is_that_of_their_mean_cross_entropy():
@@ -149,26 +149,26 @@ def test_the_gradient_of_several_labels_is_that_of_their_mean_cross_entropy():
     with tf.GradientTape() as tape:
         tape.watch(x)
         ascend, score = goal(x, 0.0)
-    found = tape.gradient(ascend, x)
+    gradient = tape.gradient(ascend, x)
     weights = model.get_layer("tags").kernel.numpy()
-    shares = keras.ops.sigmoid(model(x)["tags"]).numpy()
-    slope = (shares - targets["tags"]) @ weights.T / 4
-    np.testing.assert_allclose(found, slope.reshape(x.shape), atol=1e-5)
-    given = targets["tags"]
-    value = -np.log(np.where(given > 0, shares, 1 - shares)).mean(axis=1)
+    probabilities = keras.ops.sigmoid(model(x)["tags"]).numpy()
+    slope = (probabilities - targets["tags"]) @ weights.T / 4
+    np.testing.assert_allclose(gradient, slope.reshape(x.shape), atol=1e-5)
+    labels = targets["tags"]
+    value = -np.log(np.where(labels > 0, probabilities, 1 - probabilities)).mean(axis=1)
     np.testing.assert_allclose(score, value, rtol=1e-4)
 
 
 def test_masked_bce_counts_labels_that_are_right_alone():
-    case = attacks.ATTACK_LOSSES["masked_bce"].loss
-    from_logits = tf.constant([[2.0, -1.0, 3.0, -4.0]])
+    loss = attacks.ATTACK_LOSSES["masked_bce"].loss
+    logits = tf.constant([[2.0, -1.0, 3.0, -4.0]])
     target, mask = tf.constant([[1.0, 1.0, 0.0, 0.0]]), tf.ones(1)
-    record = attack_case(target, from_logits, mask)
-    right = np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-4.0))
-    np.testing.assert_allclose(case(record), [right / 4], rtol=1e-5)
-    wrong = np.log1p(np.exp(1.0)) + np.log1p(np.exp(3.0))
+    case = attack_case(target, logits, mask)
+    right_loss = np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-4.0))
+    np.testing.assert_allclose(loss(case), [right_loss / 4], rtol=1e-5)
+    wrong_loss = np.log1p(np.exp(1.0)) + np.log1p(np.exp(3.0))
     np.testing.assert_allclose(
-        case(record._replace(targeted=True)), [wrong / 4], rtol=1e-5
+        loss(case._replace(targeted=True)), [wrong_loss / 4], rtol=1e-5
     )
 
 
@@ -205,8 +205,8 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
     subject = dataclasses.replace(subject, tasks=tasks)
     cells = make_cells(config, subject.tasks)
     store = Store(tmp_path, {"seed": 0}, 0, subject.tasks)
-    clean, found = sweep.run(subject, cells, store)
-    records = results_lib.make_records(clean, found, FACTS, tasks=subject.tasks)
+    clean, results = sweep.run(subject, cells, store)
+    records = results_lib.make_records(clean, results, FACTS, tasks=subject.tasks)
     names = {(r["task"], r["metric"]) for r in records}
     assert names >= {("scene", "accuracy"), ("tags", "f1"), ("age", "mae")}
     assert (("tags", "mean_ap") in names) == bool(config.metrics)
@@ -217,13 +217,13 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
         harmed = [r["attacked_value"] > r["clean"] for r in losses]
         assert np.mean(harmed) > 0.6
     curves.save_run(records, tmp_path / "curves.png")
-    gallery.save_run(clean, found, tmp_path / "gallery.png", {})
+    gallery.save_run(clean, results, tmp_path / "gallery.png", {})
     settings = config.to_dict() | {"split": "test"}
     tensorboard.write_attacks(
-        settings, clean, found, tmp_path / "board", tasks=subject.tasks
+        settings, clean, results, tmp_path / "board", tasks=subject.tasks
     )
-    again = sweep.run(subject, cells, store)
-    assert again[0].scores == clean.scores
+    rerun = sweep.run(subject, cells, store)
+    assert rerun[0].scores == clean.scores
 
 
 @pytest.mark.slow
@@ -231,10 +231,10 @@ def test_the_checks_look_at_image_level_heads():
     subject = make_subject()
     config = AttackConfig(ckpt="x", eps=(4.0,), steps=3, attack_tasks=("scene",))
     (cell,) = make_cells(config, subject.tasks)
-    found = sanity_checks.run(subject, sanity_checks.probe([cell]))
-    names = [check.name for check in found]
+    checks = sanity_checks.run(subject, sanity_checks.probe([cell]))
+    names = [check.name for check in checks]
     assert "large_eps" in names
-    assert "accuracy" in found[names.index("large_eps")].measured
+    assert "accuracy" in checks[names.index("large_eps")].measured
 
 
 def test_pixels_are_of_maps_alone():
@@ -277,15 +277,15 @@ def test_measures_of_tasks_take_all_and_those_of_pixels_maps(tmp_path):
 
 
 def test_own_targets_have_the_same_bits_however_many_there_are():
-    """Finished work is known by them, and last bits go by what is taken at once."""
+    """They identify finished work, and their last bits depend on the batch size."""
     subject = make_subject()
-    few, more = (
+    five_targets, seven_targets = (
         own_targets.of_model(subject.model, subject.columns, TASKS, count).targets
         for count in (5, 7)
     )
     for name in TASKS:
-        assert len(few[name]) == 5
-        np.testing.assert_array_equal(few[name], more[name][:5])
+        assert len(five_targets[name]) == 5
+        np.testing.assert_array_equal(five_targets[name], seven_targets[name][:5])
 
 
 @pytest.mark.slow
@@ -297,17 +297,17 @@ def test_own_targets_are_the_clean_outputs():
     np.testing.assert_array_equal(columns.targets["scene"], scene.argmax(-1))
     np.testing.assert_array_equal(columns.targets["tags"], tags > 0)
     np.testing.assert_allclose(columns.targets["age"], outputs["age"], atol=1e-5)
-    own = make_subject(columns)
+    own_subject = make_subject(columns)
     config = AttackConfig(ckpt="x", eps=(8.0,), steps=3, attack_tasks=("scene+age",))
-    cells = make_cells(config, own.tasks)
-    clean, (attacked,) = sweep.run(own, cells, _Nowhere())
+    cells = make_cells(config, own_subject.tasks)
+    clean, (attacked,) = sweep.run(own_subject, cells, _NoStore())
     assert clean.scores["scene"]["accuracy"]["value"] == 1
     assert clean.scores["tags"]["label_accuracy"]["value"] == 1
     assert clean.scores["age"]["mae"]["value"] < 1e-5
     assert attacked.scores["age"]["mae"]["value"] > 0.1
 
 
-class _Nowhere:
+class _NoStore:
     """Keeps nothing."""
 
     save_examples = 0

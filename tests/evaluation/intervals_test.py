@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals against plain loops, Student's, and how often they hold the truth."""
+"""Intervals against plain loops and Student's t; how often they hold the truth."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def rows_of(values):
 def plain_bootstrap(metric, rows, units, confidence, resamples, seed):
     """The same draws, with rows picked and summed one resample at a time."""
     count = units.max() + 1
-    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
     values = []
-    for numbers in drawn:
-        chosen = np.concatenate([np.flatnonzero(units == n) for n in numbers])
-        values.append(float(metric.value(rows[chosen].sum(0))))
+    for numbers in draws:
+        indices = np.concatenate([np.flatnonzero(units == n) for n in numbers])
+        values.append(float(metric.value(rows[indices].sum(0))))
     values = sorted(v for v in values if not math.isnan(v))
     centre = float(metric.value(rows.sum(0)))
-    wider = scipy.stats.t.ppf((1 + confidence) / 2, count - 1)
-    wider /= scipy.stats.norm.ppf((1 + confidence) / 2)
-    wider *= math.sqrt(count / (count - 1))
+    widening = scipy.stats.t.ppf((1 + confidence) / 2, count - 1)
+    widening /= scipy.stats.norm.ppf((1 + confidence) / 2)
+    widening *= math.sqrt(count / (count - 1))
     interval = []
     for share in ((1 - confidence) / 2, (1 + confidence) / 2):
-        place = share * (len(values) - 1)
-        low, part = math.floor(place), place - math.floor(place)
+        position = share * (len(values) - 1)
+        low, fraction = math.floor(position), position - math.floor(position)
         high = values[min(low + 1, len(values) - 1)]
-        end = values[low] * (1 - part) + high * part
-        interval.append(centre + wider * (end - centre))
+        end = values[low] * (1 - fraction) + high * fraction
+        interval.append(centre + widening * (end - centre))
     return interval
 
 
@@ -51,47 +51,47 @@ def plain_bootstrap(metric, rows, units, confidence, resamples, seed):
 @pytest.mark.parametrize("grouped", [False, True])
 def test_bootstrap_against_a_plain_loop(confidence, grouped):
     rng = np.random.default_rng(3)
-    right = rng.integers(1, 9, (40, 3))
-    counts = np.concatenate([right, right + rng.integers(0, 9, (40, 3))] * 2, 1)[:, :9]
+    hits = rng.integers(1, 9, (40, 3))
+    counts = np.concatenate([hits, hits + rng.integers(0, 9, (40, 3))] * 2, 1)[:, :9]
     for metric, rows in (
         (metrics.miou(), counts),
         (metrics.rmse(), rng.random((25, 2)) + 0.5),
     ):
-        of = np.arange(len(rows))
+        units = np.arange(len(rows))
         if grouped:
-            of = rng.permutation(of % 7)
-        found = intervals.of_metric(
+            units = rng.permutation(units % 7)
+        interval = intervals.of_metric(
             metric,
             rows,
-            resampling.Units(of, ""),
+            resampling.Units(units, ""),
             confidence=confidence,
             resamples=200,
             seed=7,
         )
-        expected = plain_bootstrap(metric, rows, of, confidence, 200, 7)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        expected = plain_bootstrap(metric, rows, units, confidence, 200, 7)
+        np.testing.assert_allclose(interval, expected, rtol=1e-5)
 
 
 def test_edge_cases():
     error = metrics.mae()
     for rows in (np.zeros((0, 2)), np.zeros((3, 2)), [[3.0, 2]], [[3.0, 2], [1, 2]]):
         assert np.isnan(intervals.of_metric(error, np.array(rows), seed=0)).all()
-    few = np.array([[3.0, 2], [1, 2], [2, 2], [0, 0]])  # The last counts nothing.
-    assert np.isfinite(intervals.of_metric(error, few, seed=0)).all()
-    assert np.isnan(intervals.of_metric(error, few[1:], seed=0)).all()
-    two = resampling.Units(np.array([0, 1, 1, 0]), "2 cities")
-    assert np.isnan(intervals.of_metric(error, few, two, seed=0)).all()
-    nan = np.array([[3.0, 2], [np.nan, 2], [2, 2], [1, 2]])
-    assert np.isnan(intervals.of_metric(error, nan, seed=0)).all()
+    small_rows = np.array([[3.0, 2], [1, 2], [2, 2], [0, 0]])  # The last is empty.
+    assert np.isfinite(intervals.of_metric(error, small_rows, seed=0)).all()
+    assert np.isnan(intervals.of_metric(error, small_rows[1:], seed=0)).all()
+    two_units = resampling.Units(np.array([0, 1, 1, 0]), "2 cities")
+    assert np.isnan(intervals.of_metric(error, small_rows, two_units, seed=0)).all()
+    nan_rows = np.array([[3.0, 2], [np.nan, 2], [2, 2], [1, 2]])
+    assert np.isnan(intervals.of_metric(error, nan_rows, seed=0)).all()
     with pytest.raises(InputError, match="confidence must be above 0"):
-        intervals.of_metric(error, few, confidence=1.0, seed=0)
+        intervals.of_metric(error, small_rows, confidence=1.0, seed=0)
     with pytest.raises(InputError, match="at least 1; got 0"):
-        intervals.of_metric(error, few, resamples=0, seed=0)
+        intervals.of_metric(error, small_rows, resamples=0, seed=0)
 
 
 def test_intervals_end_where_values_do():
-    right = np.array([[9, 10], [10, 10], [2, 10]])
-    low, high = intervals.of_metric(metrics.pixel_accuracy(), right, seed=0)
+    rows = np.array([[9, 10], [10, 10], [2, 10]])
+    low, high = intervals.of_metric(metrics.pixel_accuracy(), rows, seed=0)
     assert (low, high) == (0, 1)
     low, _ = intervals.of_metric(metrics.mae(), rows_of([0.1, 5, 0.3]), seed=0)
     assert low == 0
@@ -102,12 +102,12 @@ def test_intervals_end_where_values_do():
 
 @pytest.mark.parametrize("count", [8, 64])
 def test_images_that_are_all_right_leave_room_for_others(count):
-    """The ends are those of scipy's exact interval of a share."""
+    """The ends are those of SciPy's exact interval of a proportion."""
     for right in (0, count):
         rows = rows_of(np.full(count, right / count))
         ends = intervals.of_metric(metrics.accuracy(), rows, seed=0)
-        exact = scipy.stats.binomtest(right, count).proportion_ci(0.95, "exact")
-        np.testing.assert_allclose(ends, exact, atol=1e-12)
+        expected = scipy.stats.binomtest(right, count).proportion_ci(0.95, "exact")
+        np.testing.assert_allclose(ends, expected, atol=1e-12)
 
 
 def test_pixels_that_are_all_right_have_the_interval_that_they_had():
@@ -130,21 +130,21 @@ def test_units_of_groups():
 
 def test_each_column_is_widened_by_its_own_number_of_units():
     draws = np.random.default_rng(0).normal(size=(200, 3))
-    found = intervals.of_draws(draws, np.zeros(3), np.array([100, 3, 2]))
+    ends = intervals.of_draws(draws, np.zeros(3), np.array([100, 3, 2]))
     for column, count in enumerate((100, 3)):
-        alone = intervals.of_draws(draws[:, column], np.float64(0), count)
-        np.testing.assert_allclose(found[:, column], alone)
-    assert np.isnan(found[:, 2]).all()  # As of two images alone.
+        column_ends = intervals.of_draws(draws[:, column], np.float64(0), count)
+        np.testing.assert_allclose(ends[:, column], column_ends)
+    assert np.isnan(ends[:, 2]).all()  # As for two images.
 
 
 def test_intervals_of_draws_end_where_values_do():
     draws = np.random.default_rng(0).uniform(0, 1, size=(200, 2))
-    draws[:, 1], centre = 1 + 1e-7, np.array([0.5, 1 + 1e-7])  # As of rounding.
+    draws[:, 1], centre = 1 + 1e-7, np.array([0.5, 1 + 1e-7])  # As by rounding.
     low, high = intervals.of_draws(draws, centre, 3)[:, 0]
     assert low < 0
     assert high > 1
-    found = intervals.of_draws(draws, centre, 3, bounds=(0.0, 1.0))
-    np.testing.assert_array_equal(found, [[0, 1 + 1e-7], [1, 1 + 1e-7]])
+    ends = intervals.of_draws(draws, centre, 3, bounds=(0.0, 1.0))
+    np.testing.assert_array_equal(ends, [[0, 1 + 1e-7], [1, 1 + 1e-7]])
 
 
 @pytest.mark.parametrize(
@@ -158,27 +158,29 @@ def test_intervals_of_draws_end_where_values_do():
     ],
 )
 def test_blocks_of_frames(lengths, blocks, over):
-    of = np.repeat([f"video {9 - i}" for i in range(len(lengths))], lengths)
-    units = resampling.units(Groups(of, frames=True), len(of))
+    videos = np.repeat([f"video {9 - i}" for i in range(len(lengths))], lengths)
+    units = resampling.units(Groups(videos, frames=True), len(videos))
     np.testing.assert_array_equal(np.bincount(units.of), blocks)
     assert (np.diff(units.of) >= 0).all()
     assert units.over == over
 
 
 def test_frames_of_videos_may_alternate():
-    apart = Groups(np.repeat(["right", "left"], 64), frames=True)
-    mixed = Groups(["right", "left"] * 64, frames=True)
-    apart, mixed = (resampling.units(groups, 128) for groups in (apart, mixed))
-    np.testing.assert_array_equal(mixed.of[0::2], apart.of[:64])
-    np.testing.assert_array_equal(mixed.of[1::2], apart.of[64:])
-    assert mixed.over == apart.over == "6 blocks of about 21 frames"
+    sorted_videos = Groups(np.repeat(["right", "left"], 64), frames=True)
+    mixed_videos = Groups(["right", "left"] * 64, frames=True)
+    sorted_videos, mixed_videos = (
+        resampling.units(groups, 128) for groups in (sorted_videos, mixed_videos)
+    )
+    np.testing.assert_array_equal(mixed_videos.of[0::2], sorted_videos.of[:64])
+    np.testing.assert_array_equal(mixed_videos.of[1::2], sorted_videos.of[64:])
+    assert mixed_videos.over == sorted_videos.over == "6 blocks of about 21 frames"
 
 
 def test_what_is_said():
     assert resampling.note("images", 96, True) == "intervals: 95 %, over 96 images"
     assert resampling.note("3 cities", 96, True) == "intervals: 95 %, over 3 cities"
-    said = resampling.note("images", 2, False)
-    assert said == (
+    note = resampling.note("images", 2, False)
+    assert note == (
         "no intervals: they need 3 or more to draw from, but there are 2 images"
     )
 
@@ -187,17 +189,17 @@ def test_what_is_said():
 
 
 def coverage(draw_images, groups=None, trials=400):
-    """In what share of trials the 95 % interval holds 0, the mean."""
-    held, seen = 0, []
+    """The share of trials in which the 95 % interval holds 0, the mean."""
+    hits, widths = 0, []
     for seed in range(trials):
         values = draw_images(np.random.default_rng(seed))
         units = resampling.units(groups, len(values))
         low, high = intervals.of_metric(
             MEAN, rows_of(values), units, resamples=400, seed=seed
         )
-        held += low <= 0 <= high
-        seen.append(high - low)
-    return held / trials
+        hits += low <= 0 <= high
+        widths.append(high - low)
+    return hits / trials
 
 
 def series(count, correlation=0.85):
@@ -214,7 +216,7 @@ def series(count, correlation=0.85):
 
 
 def in_groups(groups, images):
-    """A number of each group, and one of each image, of one variance."""
+    """Sums of a number for each group and one for each image, of equal variance."""
 
     def draw_images(rng):
         return (
@@ -229,23 +231,23 @@ def video(frames):
 
 
 def test_coverage():
-    """The kinds that there are; binomial deviation of 400 trials: 0.011."""
+    """Each kind of units; the binomial deviation of 400 trials is 0.011."""
     assert abs(coverage(lambda rng: rng.normal(size=16)) - 0.95) < 0.035
     assert 0.87 < coverage(series(101), video(101)) < 0.97
     assert coverage(series(101)) < 0.6  # As if frames were independent.
-    of = np.repeat(np.arange(3), 8)
-    assert abs(coverage(in_groups(3, 8), Groups(of)) - 0.95) < 0.035
+    labels = np.repeat(np.arange(3), 8)
+    assert abs(coverage(in_groups(3, 8), Groups(labels)) - 0.95) < 0.035
 
 
 @pytest.mark.slow
 def test_coverage_of_independent_images():
     for count in (3, 5, 8, 16, 32, 96):
-        found = coverage(lambda rng, n=count: rng.normal(size=n), trials=2000)
-        assert abs(found - 0.95) < 0.02, count
+        share = coverage(lambda rng, n=count: rng.normal(size=n), trials=2000)
+        assert abs(share - 0.95) < 0.02, count
     # Skewed: exponential, less its mean.
     for count in (16, 96):
-        found = coverage(lambda rng, n=count: rng.exponential(size=n) - 1, trials=2000)
-        assert 0.90 < found < 0.96, count
+        share = coverage(lambda rng, n=count: rng.exponential(size=n) - 1, trials=2000)
+        assert 0.90 < share < 0.96, count
 
 
 @pytest.mark.slow
@@ -257,17 +259,17 @@ def test_coverage_of_videos(frames):
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [3, 4, 5, 8, 20])
 def test_coverage_of_groups(groups):
-    of = Groups(np.repeat(np.arange(groups), 20))
-    assert abs(coverage(in_groups(groups, 20), of, trials=2000) - 0.95) < 0.02
+    labels = Groups(np.repeat(np.arange(groups), 20))
+    assert abs(coverage(in_groups(groups, 20), labels, trials=2000) - 0.95) < 0.02
 
 
 def test_many_classes_take_little_time_and_memory():
     """847 classes over 2000 images: 5 seconds and 1 GB."""
-    right = np.random.default_rng(0).integers(0, 50, (2000, 847))
-    rows = np.concatenate([right, right + 20, right + 30], axis=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hits = np.random.default_rng(0).integers(0, 50, (2000, 847))
+    rows = np.concatenate([hits, hits + 20, hits + 30], axis=1)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     low, high = intervals.of_metric(metrics.miou(), rows, seed=0)
     assert time.process_time() - start < 10  # Of all threads together.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1e6  # KiB
     assert 0 < low < metrics.miou().value(rows.sum(axis=0)) < high < 1

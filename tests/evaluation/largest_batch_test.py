@@ -29,13 +29,13 @@ COLUMNS = Columns(images=np.zeros((3, 4, 4, 3), np.uint8), targets={}, masks={})
 ONE = tf.distribute.get_strategy()
 
 
-def of_at_most(limit: int, seen: list[int] | None = None):
-    """A model for whose batches a device has memory up to a size."""
+def of_at_most(limit: int, sizes: list[int] | None = None):
+    """A model that runs out of memory with batches of more than `limit` images."""
 
     def model(images):
         size = images.shape[0]
-        if seen is not None:
-            seen.append(size)
+        if sizes is not None:
+            sizes.append(size)
         if size > limit:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
         return {"depth": images[..., :1], "seg": tf.cast(images > 0.5, tf.int32)}
@@ -57,16 +57,16 @@ def of_at_most(limit: int, seen: list[int] | None = None):
 def test_the_largest_that_fits_with_room_for_a_fourth_more(
     count, limit, expected, tried
 ):
-    seen: list[int] = []
-    found = largest_batch.fitting([of_at_most(limit, seen)], COLUMNS, count, ONE)
-    assert found == expected
-    assert seen == tried
+    sizes: list[int] = []
+    size = largest_batch.fitting([of_at_most(limit, sizes)], COLUMNS, count, ONE)
+    assert size == expected
+    assert sizes == tried
 
 
 def test_all_models_must_fit_on_every_replica(mirrored):
     models = [of_at_most(60), of_at_most(1000)]
-    for each in (models, models[::-1]):
-        assert largest_batch.fitting(each, COLUMNS, 64, mirrored) == 32
+    for order in (models, models[::-1]):
+        assert largest_batch.fitting(order, COLUMNS, 64, mirrored) == 32
 
 
 def test_one_image_too_many_is_an_error():
@@ -80,10 +80,10 @@ def small_net() -> keras.Model:
 
 
 def test_with_an_executor_its_parts_alone_try_what_fits(monkeypatch):
-    tried = []
+    counts = []
     monkeypatch.setattr(compiling, "on_gpu", lambda: True)
     monkeypatch.setattr(
-        largest_batch, "fitting", lambda *given: tried.append(given[2]) or 7
+        largest_batch, "fitting", lambda *arguments: counts.append(arguments[2]) or 7
     )
     columns = dataclasses.replace(COLUMNS, images=np.zeros((50, 4, 4, 3), np.uint8))
     info = cells_fixture.depth_info(50, 4)
@@ -92,10 +92,10 @@ def test_with_an_executor_its_parts_alone_try_what_fits(monkeypatch):
     )
     config = AttackConfig(ckpt="x", batch_size="auto", executor="local")
     assert job_lib.batch_size(config, subject) == 32
-    assert not tried
+    assert not counts
     job = attack_job.Job(config, subject, (), None, None, (), None, None, None, "")
     assert job.after_parts().subject.batch_size == 7
-    assert tried == [50]
+    assert counts == [50]
 
 
 def test_several_workers_take_what_fits_all_of_them(monkeypatch):
@@ -114,9 +114,9 @@ def test_several_workers_take_what_fits_all_of_them(monkeypatch):
     monkeypatch.setattr(resolving, "_resolve", resolve)
     jobs = workers_fixture.run(lambda w: attack_job.resolve(config, workers=w))
     assert [job.subject.batch_size for job in jobs] == [6, 6]
-    given = dataclasses.replace(config, batch_size=8)
-    said = workers_fixture.run(lambda w: attack_job.resolve(given, workers=w))
-    assert all("batch_size is 8 there and 6 here" in str(each) for each in said)
+    fixed_config = dataclasses.replace(config, batch_size=8)
+    errors = workers_fixture.run(lambda w: attack_job.resolve(fixed_config, workers=w))
+    assert all("batch_size is 8 there and 6 here" in str(error) for error in errors)
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [slow(False, 32), (True, 18)])
@@ -130,26 +130,27 @@ def test_results_are_those_of_any_other_size(gpu, expected, monkeypatch):
     targets = {"depth": rng.uniform(1, 2, (36, 8, 8)).astype(np.float32)}
     settings = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False, "jit": "off"}
     sizes: list[int] = []
-    run = sweep.run
+    original_run = sweep.run
 
-    def noted(subject, *arguments):
+    def recording_run(subject, *arguments):
         sizes.append(subject.batch_size)
-        return run(subject, *arguments)
+        return original_run(subject, *arguments)
 
-    monkeypatch.setattr(sweep, "run", noted)
+    monkeypatch.setattr(sweep, "run", recording_run)
     monkeypatch.setattr(compiling, "on_gpu", lambda: gpu)
-    passes = largest_batch._pass
+    original_pass = largest_batch._pass
 
-    def limited(model, columns, size, strategy):
+    def limited_pass(model, columns, size, strategy):
         of_at_most(30)(tf.zeros([size, 1, 1, 3]))
-        passes(model, columns, size, strategy)
+        original_pass(model, columns, size, strategy)
 
-    monkeypatch.setattr(largest_batch, "_pass", limited)
-    found = [
+    monkeypatch.setattr(largest_batch, "_pass", limited_pass)
+    results = [
         mtr_tf.evaluate(model, (images, targets), batch_size=size, **settings)
         for size in ("auto", 7)
     ]
     assert sizes == [expected, 7]
     np.testing.assert_allclose(
-        *[[r["attacked_value"] for r in each.records] for each in found], rtol=1e-6
+        *[[r["attacked_value"] for r in result.records] for result in results],
+        rtol=1e-6,
     )

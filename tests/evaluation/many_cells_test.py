@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sweep of many cells holds no more of each than its numbers."""
+"""A sweep of many cells holds only the numbers of each cell."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ INFO = cells_fixture.depth_info(COUNT, SIZE)
 
 
 def evaluation(**_) -> Evaluation:
-    """What an evaluator finds: 200 kB of pictures, which the sweep must not hold."""
+    """An evaluator's result: 200 kB of pictures, which the sweep must not hold."""
     images = np.random.default_rng(0).random((3, SIZE, SIZE, 3), np.float32)
     depth = {"depth": images[..., :1]}
     rows = {
         "depth": {m.name: np.ones((COUNT, 2)) for m in tasks_lib.TASKS["depth"].metrics}
     }
-    still = np.zeros(COUNT, bool)
+    unchanged = np.zeros(COUNT, bool)
     examples = Examples(
         image=images,
         targets=depth,
@@ -44,11 +44,11 @@ def evaluation(**_) -> Evaluation:
         adversarial=images,
         attacked=depth,
     )
-    return Evaluation(np.arange(COUNT), rows, rows, {}, {}, {}, {}, still, examples)
+    return Evaluation(np.arange(COUNT), rows, rows, {}, {}, {}, {}, unchanged, examples)
 
 
 def held(folder, count: int, monkeypatch) -> tracemalloc.Snapshot:
-    """What the package holds in the end of what a sweep of so many cells took."""
+    """The memory that the package still holds after a sweep of `count` cells."""
     images = np.zeros((COUNT, SIZE, SIZE, 3), np.uint8)
     subject = sweep.Subject(
         model=None,
@@ -74,17 +74,19 @@ def held(folder, count: int, monkeypatch) -> tracemalloc.Snapshot:
         assert len(results[1]) == count
         assert results[1][-1].pictures["image"].shape == (3, SIZE, SIZE, 3)
         # Threads that earlier tests left behind take memory meanwhile.
-        own = tracemalloc.Filter(True, str(PACKAGE / "*"), all_frames=True)
-        return tracemalloc.take_snapshot().filter_traces([own])
+        package_filter = tracemalloc.Filter(True, str(PACKAGE / "*"), all_frames=True)
+        return tracemalloc.take_snapshot().filter_traces([package_filter])
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.slow
 def test_memory_grows_by_a_few_kilobytes_a_cell(tmp_path, monkeypatch):
-    held(tmp_path / "first", 2, monkeypatch)  # What is made once.
-    few = held(tmp_path / "few", 10, monkeypatch)
-    many = held(tmp_path / "many", 70, monkeypatch)
-    grown = many.compare_to(few, "lineno")
-    each = sum(line.size_diff for line in grown) / 60
-    assert each < 8_000, "\n".join([f"{each:.0f} bytes a cell:", *map(str, grown[:9])])
+    held(tmp_path / "first", 2, monkeypatch)  # Makes what is made once.
+    snapshot_10 = held(tmp_path / "few", 10, monkeypatch)
+    snapshot_70 = held(tmp_path / "many", 70, monkeypatch)
+    growth = snapshot_70.compare_to(snapshot_10, "lineno")
+    per_cell = sum(line.size_diff for line in growth) / 60
+    assert per_cell < 8_000, "\n".join(
+        [f"{per_cell:.0f} bytes a cell:", *map(str, growth[:9])]
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan of attacks refuses, and what its finished cells are known by."""
+"""What a plan of attacks refuses, and the keys that identify its finished cells."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def test_classes_are_those_of_the_attacked_task():
         cells(attack_tasks=("parts",), attack_classes=("sky",))
     with pytest.raises(InputError, match="those of seg and parts differ.*one by one"):
         cells(attack_tasks=("seg+parts",), attack_classes=("car",))
-    each = cells(attack_tasks=("seg", "parts"), attack_classes=("car",), eps=(1.0,))
-    assert [cell.objective.classes for cell in each] == [(1,), (1,)]
+    pair = cells(attack_tasks=("seg", "parts"), attack_classes=("car",), eps=(1.0,))
+    assert [cell.objective.classes for cell in pair] == [(1,), (1,)]
 
 
 def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
-    given = {"attack_tasks": ("seg+depth",), "attack_weights": ("parts:5",)}
+    settings = {"attack_tasks": ("seg+depth",), "attack_weights": ("parts:5",)}
     with pytest.raises(InputError, match="names parts, which is not attacked"):
-        cells(**given)
+        cells(**settings)
     groups = ("seg", "depth+parts")
-    assert cells(**given | {"attack_tasks": groups})
+    assert cells(**settings | {"attack_tasks": groups})
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
 def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
     groups, weight, refused
 ):
-    given = {"attack_tasks": groups, "attack_weights": (weight,)}
+    settings = {"attack_tasks": groups, "attack_weights": (weight,)}
     if not refused:
-        assert cells(**given)
+        assert cells(**settings)
         return
     with pytest.raises(InputError, match="depth is attacked only by itself"):
-        cells(**given)
+        cells(**settings)
 
 
 @pytest.mark.parametrize(
@@ -106,26 +106,26 @@ def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
-        ({"balance": ("worst",), "targeted": True}, ""),  # Of another image's outputs.
+        ({"balance": ("worst",), "targeted": True}, ""),  # To another image's outputs.
     ],
 )
 def test_own_targets_have_no_loss_to_compare_with(fields, said):
-    given = {"attack_tasks": ("seg+depth",), "targets": "own"} | fields
+    settings = {"attack_tasks": ("seg+depth",), "targets": "own"} | fields
     if not said:
-        assert cells(**given)
+        assert cells(**settings)
         return
     with pytest.raises(InputError, match=said):
-        cells(**given)
-    assert cells(**given | {"targets": "data"})
+        cells(**settings)
+    assert cells(**settings | {"targets": "data"})
 
 
 def test_joint_harm_is_known_by_how_it_is_joined():
-    """Cells of before, which gave tasks no say that an image lacked, are done again."""
+    """Older cells, which gave no say to tasks that an image lacks, are done again."""
     (joint,) = cells(attack_tasks=("seg+depth",), judge="harm", eps=(1.0,))
     (loss,) = cells(attack_tasks=("seg+depth",), judge="loss", eps=(1.0,))
-    (alone,) = cells(attack_tasks=("seg",), judge="harm", eps=(1.0,))
-    found = [cell.to_dict().get("joint_harm") for cell in (joint, loss, alone)]
-    assert found == [2, None, None]
+    (single,) = cells(attack_tasks=("seg",), judge="harm", eps=(1.0,))
+    values = [cell.to_dict().get("joint_harm") for cell in (joint, loss, single)]
+    assert values == [2, None, None]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_joint_harm_is_known_by_how_it_is_joined():
     ],
 )
 def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
-    """Cells of before, which never climbed such a task, are done again."""
+    """Older cells, which never climbed such a task, are done again."""
     tasks = TaskSet((TASKS["seg"], TASKS["depth"], SCENE))
     (cell,) = cells(tasks, **{"balance": ("worst",), "eps": (1.0,)} | fields)
     assert cell.to_dict().get("losses_of_0") == known
@@ -166,7 +166,7 @@ def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
     ],
 )
 def test_ties_of_harm_are_known_by_how_they_are_broken(fields, known):
-    """Cells of before, whose attacks could not see which way to go, are done again."""
+    """Older cells, whose attacks could not see which way to go, are done again."""
     tasks = TaskSet((TASKS["seg"], TASKS["depth"], SCENE))
     (cell,) = cells(tasks, **{"judge": "harm", "eps": (1.0,)} | fields)
     assert cell.to_dict().get("ties") == known
@@ -176,7 +176,7 @@ def test_ties_of_harm_are_known_by_how_they_are_broken(fields, known):
 
 
 def own_attack(base, **body):
-    """A class of one name, whatever it is made of."""
+    """A subclass that always has the same name, whatever its base and body."""
     return type("Mine", (base,), {"__module__": "mine", **body})
 
 
@@ -189,8 +189,10 @@ def other_note(self):
 
 
 def test_an_attack_of_ones_own_is_known_by_its_code(monkeypatch):
-    inherits = [own_attack(own_attack(PGD, note=each)) for each in (note, other_note)]
-    made = [
+    subclasses = [
+        own_attack(own_attack(PGD, note=method)) for method in (note, other_note)
+    ]
+    variants = [
         (own_attack(PGD), {}),
         (own_attack(PGD), {"keep": "last"}),
         (own_attack(MIM), {}),
@@ -200,21 +202,21 @@ def test_an_attack_of_ones_own_is_known_by_its_code(monkeypatch):
         (own_attack(PGD, note=property(other_note)), {}),
         (own_attack(PGD, RATE=1), {}),
         (own_attack(PGD, RATE=2), {}),
-        *((each, {}) for each in inherits),
+        *((subclass, {}) for subclass in subclasses),
     ]
 
-    def known(record, fixed):
+    def code_of(record, fixed):
         kind = dataclasses.replace(kinds.KINDS["pgd"], record=record, fixed=fixed)
         monkeypatch.setitem(kinds.KINDS, "mine", kind)
         (cell,) = cells(attack=("mine",), attack_tasks=("seg",), eps=(1.0,))
         return cell.to_dict()["code"]
 
-    codes = [known(*each) for each in made]
-    assert codes == [known(*each) for each in made]
+    codes = [code_of(*variant) for variant in variants]
+    assert codes == [code_of(*variant) for variant in variants]
     assert len(set(codes[:5] + codes[7:9])) == 7
     assert codes[9] != codes[10]
-    (ours,) = cells(attack=("pgd",), attack_tasks=("seg",), eps=(1.0,))
-    assert "code" not in ours.to_dict()
+    (pgd_cell,) = cells(attack=("pgd",), attack_tasks=("seg",), eps=(1.0,))
+    assert "code" not in pgd_cell.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -232,27 +234,27 @@ def test_a_negative_loss_that_is_divided_is_said(fields, warned):
         "aim", kind="directions", loss=lambda target, output, mask: mask[:, 0, 0]
     )
     tasks = TaskSet((TASKS["seg"], aim))
-    given = {"attack_tasks": ("seg+aim",), "eps": (1.0,)} | fields
+    settings = {"attack_tasks": ("seg+aim",), "eps": (1.0,)} | fields
     clean = types.SimpleNamespace(
         scores={"aim": {}}, rows={"aim": {"loss": np.array([[-0.5, 1], [0.2, 1]])}}
     )
-    found = results.negative_losses(clean, cells(tasks, **given))
-    assert len(found) == warned
+    warnings = results.negative_losses(clean, cells(tasks, **settings))
+    assert len(warnings) == warned
     if warned:
-        assert "the loss of aim is below 0 on clean images, but" in found[0]
+        assert "the loss of aim is below 0 on clean images, but" in warnings[0]
     clean.rows["aim"]["loss"][:, 0] = 0.1
-    assert not results.negative_losses(clean, cells(tasks, **given))
+    assert not results.negative_losses(clean, cells(tasks, **settings))
 
 
 def test_a_negative_loss_that_no_member_of_an_ensemble_raises_is_not_said():
-    """SEA has its own losses of classes."""
+    """SEA has losses of its own for classes."""
     seg = Task("seg", classes=ROADS, loss=lambda target, output, mask: -mask[:, 0, 0])
     tasks, rows = TaskSet((seg, TASKS["depth"])), {"loss": np.array([[-0.5, 1]])}
     clean = types.SimpleNamespace(scores={"seg": {}}, rows={"seg": rows})
-    given = {"attack_tasks": ("seg+depth",), "balance": ("dgba",), "eps": (1.0,)}
+    settings = {"attack_tasks": ("seg+depth",), "balance": ("dgba",), "eps": (1.0,)}
     for attack, warned in (("sea", False), ("pgd", True)):
-        made = cells(tasks, attack=(attack,), **given)
-        assert bool(results.negative_losses(clean, made)) == warned
+        attack_cells = cells(tasks, attack=(attack,), **settings)
+        assert bool(results.negative_losses(clean, attack_cells)) == warned
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_a_negative_loss_that_no_member_of_an_ensemble_raises_is_not_said():
     ],
 )
 def test_a_negative_error_whose_logarithm_is_taken_is_said(fields, warned):
-    """Minus a PSNR, which every point would have the same part in joint harm."""
+    """Minus a PSNR, which would have the same part in joint harm at every point."""
 
     def minus_psnr(target, output, mask):
         return -mask[:, 0, 0]
@@ -274,12 +276,12 @@ def test_a_negative_error_whose_logarithm_is_taken_is_said(fields, warned):
     tasks = TaskSet((TASKS["seg"], Task("depth", metrics=(minus_psnr,))))
     rows = {"minus_psnr": np.array([[-30.0, 1]]), "loss": np.array([[0.1, 1]])}
     clean = types.SimpleNamespace(scores={"depth": {}}, rows={"depth": rows})
-    given = {"attack_tasks": ("seg+depth",), "eps": (1.0,)} | fields
-    found = results.negative_losses(clean, cells(tasks, **given))
-    assert len(found) == warned
+    settings = {"attack_tasks": ("seg+depth",), "eps": (1.0,)} | fields
+    warnings = results.negative_losses(clean, cells(tasks, **settings))
+    assert len(warnings) == warned
     if warned:
-        assert "the minus_psnr of depth is below 0 on clean images" in found[0]
-        assert "give it a first metric that is 0 at best" in found[0]
+        assert "the minus_psnr of depth is below 0 on clean images" in warnings[0]
+        assert "give it a first metric that is 0 at best" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_a_negative_error_whose_logarithm_is_taken_is_said(fields, warned):
     ],
 )
 def test_norms_of_a_part_of_the_images_are_known_by_it(fields, packed, known):
-    """Cells of before, which divided by the norms of all gradients, are done again."""
+    """Older cells, which divided by the norms of all gradients, are done again."""
     config = AttackConfig(
         ckpt="x", **{"attack_tasks": ("seg+depth",), "eps": (1.0,)} | fields
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What finished work is known by, and what records repeat, key by key."""
+"""The keys that identify finished work, and those that records repeat."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_finished_work_is_known_by_these_keys():
     keys = "mtr_tf tensorflow keras model source fast precision input dataset split"
     keys = [*keys.split(), "num_examples", "data", "tasks", "seed"]
     assert list(PROVENANCE.to_dict()) == keys
-    random = dataclasses.replace(PROVENANCE, batch_size=8)
-    assert list(random.to_dict()) == [*keys, "batch_size"]
-    own = dataclasses.replace(PROVENANCE, targets="own")
-    assert list(own.to_dict()) == keys  # They are in the data's fingerprint.
+    random_model = dataclasses.replace(PROVENANCE, batch_size=8)
+    assert list(random_model.to_dict()) == [*keys, "batch_size"]
+    own_targets = dataclasses.replace(PROVENANCE, targets="own")
+    assert list(own_targets.to_dict()) == keys  # The data's fingerprint has them.
 
 
 def test_records_repeat_these_keys_in_this_order():
@@ -51,7 +51,7 @@ def test_records_repeat_these_keys_in_this_order():
     assert list(PROVENANCE.of_measures(["w"]).items()) == list(measures.items())
     attacks = measures | {"source_fingerprint": "s", "fast": False}
     assert list(PROVENANCE.of_attacks(["w"]).items()) == list(attacks.items())
-    own = dataclasses.replace(PROVENANCE, targets="own")
-    assert own.of_attacks(["w"]) == attacks | {"targets": "own"}
-    scaled = dataclasses.replace(PROVENANCE, input=((2.0,), (-1.0,)))
-    assert scaled.of_attacks(["w"]) == attacks | {"input": ((2.0,), (-1.0,))}
+    own_targets = dataclasses.replace(PROVENANCE, targets="own")
+    assert own_targets.of_attacks(["w"]) == attacks | {"targets": "own"}
+    scaled_input = dataclasses.replace(PROVENANCE, input=((2.0,), (-1.0,)))
+    assert scaled_input.of_attacks(["w"]) == attacks | {"input": ((2.0,), (-1.0,))}

@@ -23,23 +23,23 @@ KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
 
 
 def record(eps, task, metric):
-    (found,) = (
+    (match,) = (
         r for r in RECORDS if (r["eps"], r["task"], r["metric"]) == (eps, task, metric)
     )
-    return found
+    return match
 
 
 def test_records():
     assert len(RECORDS) == 2 * (3 + 4)
     assert all(set(KEYS) < set(r) for r in RECORDS)
-    found = record(1.0, "seg", "miou")
+    entry = record(1.0, "seg", "miou")
     expected = ["pgd", "linf", 1.0, 20, 0.25, ["seg", "depth"], "seg", "miou", 0.4, 0.3]
-    assert [found[key] for key in KEYS[:10]] == expected
-    assert found["relative_vulnerability"] == pytest.approx(0.25)  # Higher is better.
-    assert found["attacked_interval"] == pytest.approx([0.29, 0.31])
-    assert (found["n"], found["seed"], found["better"]) == (12, 3, "higher")
-    found = record(1.0, "depth", "mae")
-    assert found["relative_vulnerability"] == pytest.approx(0.5)  # Lower is better.
+    assert [entry[key] for key in KEYS[:10]] == expected
+    assert entry["relative_vulnerability"] == pytest.approx(0.25)  # Higher is better.
+    assert entry["attacked_interval"] == pytest.approx([0.29, 0.31])
+    assert (entry["n"], entry["seed"], entry["better"]) == (12, 3, "higher")
+    entry = record(1.0, "depth", "mae")
+    assert entry["relative_vulnerability"] == pytest.approx(0.5)  # Lower is better.
     assert record(1.0, "depth", "rmse")["relative_vulnerability"] is None  # By 0.
     assert record(8.0, "depth", "mae")["attacked_value"] is None
     assert record(8.0, "depth", "mae")["relative_vulnerability"] is None
@@ -58,21 +58,23 @@ def test_records_say_which_channels_were_attacked_where_some_were():
 def test_records_say_which_classes_mean_ious_leave_out_where_some_are():
     assert not any("ignored" in record for record in RECORDS)
     tasks = dict(TASKS) | {"seg": TASKS["seg"].bound(ignored=(0, 2))}
-    found = results.make_records(CLEAN, [result(4.0, 0.3, 0.3)], FACTS, tasks=tasks)
-    assert {record["task"]: record.get("ignored") for record in found} == {
+    records = results.make_records(CLEAN, [result(4.0, 0.3, 0.3)], FACTS, tasks=tasks)
+    assert {record["task"]: record.get("ignored") for record in records} == {
         "seg": [0, 2],
         "depth": None,
     }
 
 
 def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
-    plain, moved = result(4.0, 0.3, 0.3), result(8.0, 0.3, 0.3)
+    plain_result, moved_result = result(4.0, 0.3, 0.3), result(8.0, 0.3, 0.3)
     scale = ((0.5,) * 3, (0.25,) * 3)
-    attack = dataclasses.replace(moved.cell.attack, name="pgd_released", scale=scale)
-    cell = dataclasses.replace(moved.cell, attack=attack)
-    moved = dataclasses.replace(moved, cell=cell)
+    attack = dataclasses.replace(
+        moved_result.cell.attack, name="pgd_released", scale=scale
+    )
+    cell = dataclasses.replace(moved_result.cell, attack=attack)
+    moved_result = dataclasses.replace(moved_result, cell=cell)
     facts = FACTS | {"warnings": ["of all."]}
-    records = results.make_records(CLEAN, [plain, moved], facts)
+    records = results.make_records(CLEAN, [plain_result, moved_result], facts)
     assert {tuple(r["warnings"]) for r in records} == {
         ("of all.",),
         ("of all.", *cell.warnings),
@@ -84,11 +86,14 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
 
 
 def test_a_task_without_any_target_is_told():
-    known, void = np.array([[2, 1], [0, 0]]), np.zeros((2, 2))
-    rows = {"seg": {"miou": void, "loss": void}, "depth": {"mae": known, "loss": void}}
-    (said,) = results.without_targets(dataclasses.replace(CLEAN, rows=rows))
-    assert said.startswith("seg has no target in any of the 12 images")
-    assert results.without_targets(CLEAN) == []  # Nothing is known of its rows.
+    valid_rows, void = np.array([[2, 1], [0, 0]]), np.zeros((2, 2))
+    rows = {
+        "seg": {"miou": void, "loss": void},
+        "depth": {"mae": valid_rows, "loss": void},
+    }
+    (sentence,) = results.without_targets(dataclasses.replace(CLEAN, rows=rows))
+    assert sentence.startswith("seg has no target in any of the 12 images")
+    assert results.without_targets(CLEAN) == []  # It has no rows.
 
 
 def test_files(tmp_path):
@@ -101,5 +106,5 @@ def test_files(tmp_path):
     assert rows[0]["attacked"] == "seg+depth"
     assert float(rows[0]["clean"]) == 0.4
     assert float(rows[0]["attacked_interval_low"]) == pytest.approx(0.29)
-    empty = [row for row in rows if row["eps"] == "8.0" and row["metric"] == "mae"]
-    assert empty[0]["attacked_value"] == ""
+    empty_rows = [row for row in rows if row["eps"] == "8.0" and row["metric"] == "mae"]
+    assert empty_rows[0]["attacked_value"] == ""

@@ -115,23 +115,23 @@ def a_cell(**settings):
 )
 def test_what_is_wrong_is_found(front, failing):
     checks = sanity_checks.run(make_subject(front), a_cell())
-    found = {check.name for check in checks if check.reason}
-    assert found >= failing if failing else not found
+    names = {check.name for check in checks if check.reason}
+    assert names >= failing if failing else not names
     assert len({check.name for check in checks}) == 8
     json.dumps([check.measured for check in checks], allow_nan=False)
     warnings = sanity_checks.warnings(checks)
-    assert len(warnings) == len(found)
+    assert len(warnings) == len(names)
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
 
 
 def test_more_harm_by_chance_says_nothing():
     zeros = np.zeros(8)
-    consistent, chance = 0.1 + 0.01 * np.arange(8), np.array([1.0, -0.9] * 4)
+    trend, chance = 0.1 + 0.01 * np.arange(8), np.array([1.0, -0.9] * 4)
     assert np.mean(chance) > 0.04
-    assert sanity_checks._is_larger(consistent, zeros, 0.1)
-    assert not sanity_checks._is_larger(consistent, zeros, 0.2)  # Within the tolerance.
+    assert sanity_checks._is_larger(trend, zeros, 0.1)
+    assert not sanity_checks._is_larger(trend, zeros, 0.2)  # Within the tolerance.
     assert not sanity_checks._is_larger(chance, zeros)
-    assert not sanity_checks._is_larger(consistent[:1], zeros[:1])  # One image alone.
+    assert not sanity_checks._is_larger(trend[:1], zeros[:1])  # A single image.
 
 
 def precise(policy):
@@ -145,13 +145,13 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     # One colour without a gradient: no pixel is dead, a third of the entries is.
     slopes = np.ones((2, 4, 4, 3), np.float32)
     slopes[..., 2] = 0
-    of_others = a_cell(attack_channels=(0, 1))
-    assert not sanity_checks.zero_gradients(slopes, of_others, precise("float32"))[0]
+    channel_cell = a_cell(attack_channels=(0, 1))
+    assert not sanity_checks.zero_gradients(slopes, channel_cell, precise("float32"))[0]
     reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3), "of_images": 2}
     assert "over a tenth of the entries" in reason
     assert "gradients are in" not in reason
-    for policy, said in (
+    for policy, phrase in (
         (
             "mixed_float16",
             "gradients are in float16, where everything below 6e-08 is zero",
@@ -159,24 +159,24 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
         ("mixed_bfloat16", "gradients are in bfloat16"),
     ):
         assert (
-            said in sanity_checks.zero_gradients(slopes, a_cell(), precise(policy))[0]
+            phrase in sanity_checks.zero_gradients(slopes, a_cell(), precise(policy))[0]
         )
-    partly = a_cell(attack_pixels=3)
-    assert not sanity_checks.zero_gradients(slopes, partly, precise("float32"))[0]
+    pixel_cell = a_cell(attack_pixels=3)
+    assert not sanity_checks.zero_gradients(slopes, pixel_cell, precise("float32"))[0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"attack_classes": ("bright",)}])
 def test_images_with_nothing_to_attack_have_no_gradient_to_miss(settings):
-    """Where the targets are the model's own outputs, none has one at the image."""
+    """With the model's own outputs as targets, no loss has a gradient at the image."""
     subject = make_subject(honest)
     outputs = subject.model(subject.columns.images / np.float32(255))["seg"].numpy()
-    own = np.argmax(outputs, axis=-1).astype(np.uint8)
-    masks = np.ones_like(own)
+    labels = np.argmax(outputs, axis=-1).astype(np.uint8)
+    masks = np.ones_like(labels)
     if settings:
-        own[0] = 0
+        labels[0] = 0
     else:
         masks[0] = 0
-    targets, masks = {"seg": own, "depth": outputs[..., :1]}, {"seg": masks}
+    targets, masks = {"seg": labels, "depth": outputs[..., :1]}, {"seg": masks}
     masks["depth"] = masks["seg"]
     (logits,) = subject.model.outputs
     attacked = "seg" if settings else "depth"
@@ -191,33 +191,33 @@ def test_images_with_nothing_to_attack_have_no_gradient_to_miss(settings):
     config = AttackConfig(ckpt="x", eps=(2.0,), attack_tasks=(attacked,), **settings)
     cells = make_cells(config, ("seg", "depth"), ("dark", "bright"))
     cell = sanity_checks.probe(cells)
-    found = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
-    slopes = sanity_checks._slopes_of_attacked(cell, found)
+    all_slopes = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
+    slopes = sanity_checks._slopes_of_attacked(cell, all_slopes)
     assert slopes.shape == (COUNT - 1, SIZE, SIZE, 3)
     assert np.all(np.any(slopes != 0, axis=(1, 2, 3)))
-    nothing = sanity_checks.zero_gradients(np.ones((0, 4, 4, 3)), cells[0], None)
-    assert nothing == ("", {"of_images": 0})
+    result = sanity_checks.zero_gradients(np.ones((0, 4, 4, 3)), cells[0], None)
+    assert result == ("", {"of_images": 0})
 
 
 def test_an_image_that_is_wrong_everywhere_needs_no_gradient():
-    """Losses that leave out what is wrong have none; the task's own has one."""
+    """Losses that leave out wrong pixels have no gradient there; the task's own has."""
     for loss in ("segpgd", "masked_ce", "houdini_released"):
         cell = a_cell(attack_loss=(loss,))
         assert cell.objective.losses == (loss,)
-        assert sanity_checks._full_losses(cell) == ()  # Of which gradients are taken.
+        assert sanity_checks._full_losses(cell) == ()  # The task's own loss.
     subject = make_subject(honest)
     seg = subject.columns.targets["seg"].copy()
     seg[:2] = 1 - seg[:2]
     columns = Columns(subject.columns.images, {"seg": seg}, {})
     subject = dataclasses.replace(subject, columns=columns)
-    found = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
-    slopes = sanity_checks._slopes_of_attacked(cell, found)
+    all_slopes = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
+    slopes = sanity_checks._slopes_of_attacked(cell, all_slopes)
     assert len(slopes) == COUNT
     assert sanity_checks.zero_gradients(slopes, cell, subject.model)[0] == ""
 
 
 def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
-    cell = a_cell(attack_pixels=3)  # Of which no accuracy is asked.
+    cell = a_cell(attack_pixels=3)  # For which accuracy is not checked.
     base, far = 2 + 0.1 * np.arange(8), np.ones(8)
     checks = [
         sanity_checks._floor_check(cell, base, far, None, f) for f in (True, False)
@@ -226,7 +226,7 @@ def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
 
 
 def a_task(metric):
-    """Classes with that metric, as a cell knows them."""
+    """A task of classes with the metric, as cells hold it."""
     return TaskSet([Task("seg", kind="classes", places=2, metrics=(metric,))])
 
 
@@ -251,13 +251,15 @@ def test_accuracy_at_eps_64_is_asked_where_all_that_is_right_may_become_wrong(
 ):
     cell = dataclasses.replace(a_cell(), **change())
     name = cell.known["seg"].harm.name
-    right = np.full((COUNT, 2), SIZE * SIZE)
-    there = types.SimpleNamespace(attacked={"seg": {name: right}})
+    hits = np.full((COUNT, 2), SIZE * SIZE)
+    evaluation = types.SimpleNamespace(attacked={"seg": {name: hits}})
     harm = 0.1 * np.arange(COUNT)
-    check = sanity_checks._floor_check(cell, harm, harm, there, farther=True)
+    check = sanity_checks._floor_check(cell, harm, harm, evaluation, farther=True)
     assert bool(check.reason) == asked == ("accuracy" in check.measured)
-    less = sanity_checks._floor_check(cell, harm + 1, harm, there, farther=True)
-    assert less.reason  # All of them must be harmed no less than at the radius.
+    harm_check = sanity_checks._floor_check(
+        cell, harm + 1, harm, evaluation, farther=True
+    )
+    assert harm_check.reason  # Harm must be no less than at the radius.
 
 
 @pytest.mark.parametrize(
@@ -276,13 +278,13 @@ def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):
     cell = sanity_checks.probe(make_cells(AttackConfig(ckpt="x", **settings), ("seg",)))
     subject = make_subject(honest)
     assert sanity_checks._mended_checks(cell, subject) == anew
-    by_transfer = dataclasses.replace(subject, surrogate=subject.model)
-    assert sanity_checks._mended_checks(cell, by_transfer) == [*anew, "transfer"]
+    transfer_subject = dataclasses.replace(subject, surrogate=subject.model)
+    assert sanity_checks._mended_checks(cell, transfer_subject) == [*anew, "transfer"]
 
 
 def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
     path = tmp_path / "checks.json"
-    for name, reason, mended, again in (
+    for name, reason, mended, rerun in (
         ("large_eps", "less harm", [], True),
         ("large_eps", "less harm", ["large_eps"], False),
         ("large_eps", "", [], False),
@@ -292,24 +294,24 @@ def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
         content = {"about": {}, "mended": mended, "checks": [dataclasses.asdict(check)]}
         content["warnings"] = sanity_checks.warnings([check])
         store.write_file(path, content)
-        kept = sanity_checks._read_checks(path, ["large_eps"])
-        assert kept == ({} if again else content)
+        result = sanity_checks._read_checks(path, ["large_eps"])
+        assert result == ({} if rerun else content)
 
 
 def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp_path):
-    found = {"images": 0.5, "entries": 0.5}
+    shares = {"images": 0.5, "entries": 0.5}
     for measured, reason in (
-        (found, "zero"),
-        (found, ""),
-        (found | {"of_images": 4}, "zero"),
+        (shares, "zero"),
+        (shares, ""),
+        (shares | {"of_images": 4}, "zero"),
     ):
         check = sanity_checks.Check("zero_gradients", reason, measured)
         content = {"about": {}, "checks": [dataclasses.asdict(check)]}
         content["warnings"] = sanity_checks.warnings([check])
         store.write_file(tmp_path / "checks.json", content)
-        again = "of_images" not in measured and reason
-        kept = sanity_checks._read_checks(tmp_path / "checks.json", [])
-        assert kept == ({} if again else content)
+        rerun = "of_images" not in measured and reason
+        result = sanity_checks._read_checks(tmp_path / "checks.json", [])
+        assert result == ({} if rerun else content)
 
 
 @pytest.mark.slow
@@ -323,8 +325,8 @@ def test_nothing_is_known_where_nothing_is_finite():
 def test_a_transfer_that_does_more_harm():
     cell = a_cell()
     rows = {"seg": {"loss": np.full((COUNT, 2), 9.0, np.float32)}}
-    strong = Result(cell, {}, COUNT, {}, rows)
-    checks = sanity_checks.run(make_subject(honest), cell, [(cell, strong)])
+    transfer_result = Result(cell, {}, COUNT, {}, rows)
+    checks = sanity_checks.run(make_subject(honest), cell, [(cell, transfer_result)])
     (warning,) = sanity_checks.warnings(checks)
     assert "made on another model does more harm" in warning
     assert "transfer 9" in warning
@@ -337,10 +339,10 @@ def test_a_transfer_that_does_more_harm():
 def test_a_transfer_is_compared_with_the_same_attack_if_it_does_more_harm_than_pgd(
     pgd, same, runs, warns
 ):
-    ran = []
+    calls = []
 
     def harm_of(attack):
-        ran.append(attack)
+        calls.append(attack)
         return spread + same
 
     (attack,) = make_cells(
@@ -348,19 +350,19 @@ def test_a_transfer_is_compared_with_the_same_attack_if_it_does_more_harm_than_p
     )
     spread = 0.01 * np.arange(COUNT)
     rows = {"seg": {"loss": np.stack([spread + 0.9, np.ones(COUNT)], axis=1)}}
-    made = Result(attack, {}, COUNT, {}, rows)
+    result = Result(attack, {}, COUNT, {}, rows)
     workers = types.SimpleNamespace(of_chief=lambda value: value)
     evaluate = types.SimpleNamespace(cell=a_cell(), workers=workers, harm_of=harm_of)
-    check = sanity_checks._transfer_check(evaluate, attack, made, spread + pgd)
+    check = sanity_checks._transfer_check(evaluate, attack, result, spread + pgd)
     assert bool(check.reason) == warns
-    stronger = np.mean(spread) + max(pgd, same)
-    assert check.measured["white_box"] == pytest.approx(stronger)
-    assert ran == [attack] * runs
+    white_box = np.mean(spread) + max(pgd, same)
+    assert check.measured["white_box"] == pytest.approx(white_box)
+    assert calls == [attack] * runs
     # Another worker, which has no result, takes part if the chief says so.
-    ran.clear()
+    calls.clear()
     workers.of_chief = lambda value: bool(runs)
     sanity_checks._transfer_check(evaluate, attack, None, spread + pgd)
-    assert ran == [attack] * runs
+    assert calls == [attack] * runs
 
 
 @pytest.mark.slow
@@ -392,20 +394,20 @@ def test_an_ensemble_stronger_than_pgd_says_nothing_by_transfer_from_a_twin():
     )
     config = AttackConfig(ckpt="x", attack=("sea",), eps=(16.0,), steps=20)
     (sea,) = make_cells(config, ("seg",))
-    by_transfer = dataclasses.replace(subject, surrogate=twin)
+    transfer_subject = dataclasses.replace(subject, surrogate=twin)
     evaluator = sweep.make_evaluator(
-        by_transfer,
+        transfer_subject,
         sea,
         lambda objective, x, seed, *_: attacks.SEA(16 / 255, 20)(objective, x, seed),
     )
-    found = evaluator.run(
+    evaluation = evaluator.run(
         subject.columns, batch_size=count, num_examples=count, numbers=sea.numbers
     )
-    made = Result(sea, {}, count, {}, found.attacked)
+    result = Result(sea, {}, count, {}, evaluation.attacked)
     probe = sanity_checks.probe([sea])
     evaluate = sanity_checks._Evaluations(subject, probe)
     pgd = sanity_checks._harm(probe, evaluate.pgd(16 / 255, 4 / 255, 20))
-    check = sanity_checks._transfer_check(evaluate, sea, made, pgd)
+    check = sanity_checks._transfer_check(evaluate, sea, result, pgd)
     assert check.reason == ""
     assert check.measured["transfer"] > pgd.mean() + 0.1
     assert check.measured["white_box"] == pytest.approx(
@@ -416,21 +418,21 @@ def test_an_ensemble_stronger_than_pgd_says_nothing_by_transfer_from_a_twin():
 def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
     tmp_path, monkeypatch
 ):
-    compared = []
+    names = []
 
     def run(subject, cell, transferred):
-        compared.extend(each.attack.name for each, made in transferred if made)
+        names.extend(c.attack.name for c, result in transferred if result)
         return []
 
     monkeypatch.setattr(sanity_checks, "run", run)
     config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *COMPARED))
-    half = ((0.5,) * 3, (0.25,) * 3)
-    cells = make_cells(config, ("seg",), (), half)
+    scale = ((0.5,) * 3, (0.25,) * 3)
+    cells = make_cells(config, ("seg",), (), scale)
     results = [Result(cell, {}, COUNT, {}) for cell in cells]
     path = tmp_path / "checks.json"
     settings = {"examples": 4, "transfer": True}
     sanity_checks.check_once(make_subject(honest), cells, results, {}, path, **settings)
-    assert compared == ["mim", "pgd_released_start"]
+    assert names == ["mim", "pgd_released_start"]
 
 
 def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
@@ -446,12 +448,12 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
     results = [Result(cell, {}, COUNT, {}) for cell in cells]
     path = tmp_path / "checks.json"
     for facts, examples in (({"a": 1}, 4), ({"a": 1}, 4), ({"a": 2}, 99)):
-        found = sanity_checks.check_once(
+        warnings = sanity_checks.check_once(
             make_subject(honest), cells, results, facts, path, examples=examples
         )
-        assert found == ["it is odd (pgd 1, fgsm 2)."]
+        assert warnings == ["it is odd (pgd 1, fgsm 2)."]
     assert calls == [(4, 4, "pgd"), (COUNT, COUNT, "pgd")]
-    assert json.loads(path.read_text())["warnings"] == found
+    assert json.loads(path.read_text())["warnings"] == warnings
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -504,8 +506,8 @@ def test_the_probe_is_pgd_at_the_largest_radius():
         ("seg",),
         ("js",),
     )
-    none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
-    assert sanity_checks.probe(none) is None
+    zero_cells = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
+    assert sanity_checks.probe(zero_cells) is None
 
 
 @pytest.mark.parametrize(
@@ -519,7 +521,7 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     ],
 )
 def test_the_probe_is_like_an_attack_that_takes_steps(attack, steps, losses):
-    """Whatever the order of the attacks; where there is none, like the first."""
+    """In any order of the attacks; if none takes steps, it is like the first."""
     config = AttackConfig(
         ckpt="x",
         attack=attack,

@@ -37,8 +37,8 @@ def evaluation(**_) -> Evaluation:
     rows = {"depth": {m.name: np.ones((COUNT, 2)) for m in TASKS["depth"].metrics}}
     masks = {"depth": np.ones((3, SIZE, SIZE), np.uint8)}
     examples = Examples(images, depth, masks, depth, images, depth)
-    still = np.zeros(COUNT, bool)
-    return Evaluation(np.arange(COUNT), rows, rows, {}, {}, {}, {}, still, examples)
+    unchanged = np.zeros(COUNT, bool)
+    return Evaluation(np.arange(COUNT), rows, rows, {}, {}, {}, {}, unchanged, examples)
 
 
 def subject_of(workers) -> sweep.Subject:
@@ -56,23 +56,23 @@ def subject_of(workers) -> sweep.Subject:
 
 @pytest.fixture
 def evaluated(monkeypatch) -> list:
-    """The families that an evaluator is made for, one for each worker."""
-    made = []
+    """The families that evaluators are made for, and whether by the chief."""
+    families = []
 
     def make(subject, cell, jit):
-        made.append((cell and cell.family, subject.workers.chief))
+        families.append((cell and cell.family, subject.workers.chief))
         return types.SimpleNamespace(run=lambda *_, **options: evaluation())
 
     monkeypatch.setattr(sweep, "make_evaluator", make)
-    return made
+    return families
 
 
 def test_what_the_chief_has_finished_no_worker_runs_again(tmp_path, evaluated):
     def work(workers):  # They see different folders.
-        place = "chief" if workers.chief else "other"
-        store = Store(tmp_path / place, {"model": "m", "seed": 0})
-        found = sweep.run(subject_of(workers), CELLS, store)
-        return found and [len(result.rows) for result in found[1]]
+        folder = "chief" if workers.chief else "other"
+        store = Store(tmp_path / folder, {"model": "m", "seed": 0})
+        outcome = sweep.run(subject_of(workers), CELLS, store)
+        return outcome and [len(result.rows) for result in outcome[1]]
 
     assert workers_fixture.run(work) == [[1, 1], None]
     families = {family for family, _ in evaluated}
@@ -81,11 +81,11 @@ def test_what_the_chief_has_finished_no_worker_runs_again(tmp_path, evaluated):
     )
     assert len(list((tmp_path / "chief" / "cells").glob("*.json"))) == 1 + 2 * 3
     assert not (tmp_path / "other").exists()
-    before = len(evaluated)
+    count = len(evaluated)
     store = Store(tmp_path / "chief", {"model": "m", "seed": 0})
-    store._path(CELLS[0].members[0]).unlink()  # One of them is missing.
+    store._path(CELLS[0].members[0]).unlink()  # One cell is missing.
     assert workers_fixture.run(work, 3) == [[1, 1], None, None]
-    assert [family for family, _ in evaluated[before:]] == [
+    assert [family for family, _ in evaluated[count:]] == [
         CELLS[0].members[0].family
     ] * 3
 
@@ -94,18 +94,18 @@ JIT = AttackConfig(ckpt="x", attack=("pgd",), eps=(1, 2, 4), steps=10)
 
 
 def compiled_of(folder, monkeypatch, part=None):
-    """The families that are compiled, of a sweep of which some may be finished."""
-    chosen = {}
+    """Whether each family that a sweep evaluates is compiled; some may be finished."""
+    choices = {}
 
     def make(subject, cell, jit):
-        chosen[cell and cell.family] = jit
+        choices[cell and cell.family] = jit
         return types.SimpleNamespace(run=lambda *_, **options: evaluation())
 
     monkeypatch.setattr(sweep, "make_evaluator", make)
     store = Store(folder, {"model": "m", "seed": 0})
     subject = subject_of(Workers(tf.distribute.get_strategy()))
     sweep.run(subject, make_cells(JIT, ("depth",)), store, part=part)
-    return chosen
+    return choices
 
 
 def test_xla_goes_by_the_whole_sweep_whatever_is_finished_or_elsewhere(
@@ -115,22 +115,22 @@ def test_xla_goes_by_the_whole_sweep_whatever_is_finished_or_elsewhere(
     monkeypatch.setattr(compiling, "on_gpu", lambda: True)
     monkeypatch.setattr(compiling, "PASSES", 3 * 11 * COUNT / 2)
     *_, last = cells = make_cells(JIT, ("depth",))
-    whole = {None: False, last.family: True}
-    assert compiled_of(tmp_path / "one", monkeypatch) == whole
+    expected = {None: False, last.family: True}
+    assert compiled_of(tmp_path / "one", monkeypatch) == expected
     Store(tmp_path / "one", {"model": "m", "seed": 0})._path(last).unlink()
     assert compiled_of(tmp_path / "one", monkeypatch) == {last.family: True}
     parts = [
         compiled_of(tmp_path / "parts", monkeypatch, (number, 1 + len(cells)))
         for number in range(1, 2 + len(cells))
     ]
-    assert {k: v for part in parts for k, v in part.items()} == whole
+    assert {k: v for part in parts for k, v in part.items()} == expected
 
 
 def test_checks_are_made_by_all_and_kept_by_the_chief(tmp_path, monkeypatch):
-    made = []
+    calls = []
 
     def run(subject, cell, transferred):
-        made.append((cell.eps, subject.batch_size, subject.workers.chief))
+        calls.append((cell.eps, subject.batch_size, subject.workers.chief))
         return [sanity_checks.Check("fgsm", "it is odd", {"pgd": 1.0})]
 
     def work(workers):
@@ -141,16 +141,16 @@ def test_checks_are_made_by_all_and_kept_by_the_chief(tmp_path, monkeypatch):
     monkeypatch.setattr(sanity_checks, "run", run)
     for _ in range(2):
         assert workers_fixture.run(work) == [["it is odd (pgd 1)."], []]
-    assert sorted(made) == [(4, 2, False), (4, 2, True)]  # One image each, and once.
+    assert sorted(calls) == [(4, 2, False), (4, 2, True)]  # One image each, and once.
     assert [path.parent.name for path in tmp_path.rglob("checks.json")] == ["True"]
 
 
 def test_all_go_on_from_the_parts_of_a_measure_that_the_chief_has(tmp_path):
-    made = []
+    names = []
 
     def work(workers):
         def make(name, advance):
-            made.append(name)
+            names.append(name)
             return {"value": np.full(COUNT, float(ord(name)))}
 
         parts = [
@@ -158,13 +158,13 @@ def test_all_go_on_from_the_parts_of_a_measure_that_the_chief_has(tmp_path):
             for name in "ab"
         ]
         folder = tmp_path / str(workers.chief)
-        kept = passes.Parts(folder, {"model": "m"}, workers)
-        kept.finish(parts[:1], COUNT)
-        return [arrays["value"].tolist() for arrays in kept.finish(parts, COUNT)]
+        store = passes.Parts(folder, {"model": "m"}, workers)
+        store.finish(parts[:1], COUNT)
+        return [arrays["value"].tolist() for arrays in store.finish(parts, COUNT)]
 
-    chief, other = workers_fixture.run(work)
-    assert made == ["a", "a", "b", "b"]
-    assert chief[0] == other[0] == [97.0] * COUNT
+    chief, worker = workers_fixture.run(work)
+    assert names == ["a", "a", "b", "b"]
+    assert chief[0] == worker[0] == [97.0] * COUNT
     assert [path.name for path in tmp_path.iterdir()] == ["True"]
     workers_fixture.run(work, 3)
-    assert len(made) == 4
+    assert len(names) == 4

@@ -45,31 +45,32 @@ def made():
 @pytest.mark.slow
 def test_records_and_table_show_what_was_spared(made):
     settings = {**SETTINGS, "attacks": ("pgd", "worst"), "ensemble": ("pgd", "fgsm")}
-    plain = mtr_tf.evaluate(*made, attack_tasks="seg", **settings)
-    spared = mtr_tf.evaluate(*made, spare="depth", **settings)
-    assert {r["attack"] for r in spared.records} == {
+    plain_results = mtr_tf.evaluate(*made, attack_tasks="seg", **settings)
+    spared_results = mtr_tf.evaluate(*made, spare="depth", **settings)
+    assert {r["attack"] for r in spared_results.records} == {
         "pgd-spare-depth",
         "worst-spare-depth",
     }
-    assert {tuple(r["attacked"]) for r in spared.records} == {("seg",)}  # Each, all.
+    # Both groups, each and all, are the same.
+    assert {tuple(r["attacked"]) for r in spared_results.records} == {("seg",)}
     by_metric = {}
-    for results in (plain, spared):
+    for results in (plain_results, spared_results):
         for r in results.records:
             key = r["algorithm"], r["task"], r["metric"]
             by_metric.setdefault(key, []).append(r)
-    for (algorithm, task, metric), (before, after) in by_metric.items():
-        assert before["clean"] == pytest.approx(after["clean"])
-        assert "spare" not in before
-        assert "spared_share" not in before
-        assert after["spare"] == ["depth"]
-        assert after["spared_share"] == (1.0 if task == "depth" else None)
+    for (algorithm, task, metric), (control, record) in by_metric.items():
+        assert control["clean"] == pytest.approx(record["clean"])
+        assert "spare" not in control
+        assert "spared_share" not in control
+        assert record["spare"] == ["depth"]
+        assert record["spared_share"] == (1.0 if task == "depth" else None)
         if metric == "loss" and task == "depth":
-            assert before["attacked_value"] > before["clean"] * 1.02
-            assert after["attacked_value"] <= after["clean"] * (1 + 1e-4), algorithm
+            assert control["attacked_value"] > control["clean"] * 1.02
+            assert record["attacked_value"] <= record["clean"] * (1 + 1e-4), algorithm
         if metric == "loss" and task == "seg":
-            assert after["attacked_value"] > after["clean"]
-    assert "spared" not in plain.table()
-    lines = spared.table().splitlines()
+            assert record["attacked_value"] > record["clean"]
+    assert "spared" not in plain_results.table()
+    lines = spared_results.table().splitlines()
     assert any("images at or below clean" in line for line in lines)
     assert sum("100.0% of 6" in line for line in lines) == 2
 
@@ -79,9 +80,9 @@ def test_cells_and_folders_without_it_are_known_as_before():
     (cell, *_) = plan.make_cells(config, ("seg", "depth"))
     assert "spare" not in cell.to_dict()
     sparing_depth = dataclasses.replace(config, spare=("depth",))
-    (other, *_) = plan.make_cells(sparing_depth, ("seg", "depth"))
-    assert other.to_dict()["spare"] == ("depth",)
-    assert other.passes > cell.passes
+    (spared_cell, *_) = plan.make_cells(sparing_depth, ("seg", "depth"))
+    assert spared_cell.to_dict()["spare"] == ("depth",)
+    assert spared_cell.passes > cell.passes
     names = {attack_job.default_name(c, "model") for c in (config, sparing_depth)}
     assert len(names) == 2
 
@@ -89,11 +90,11 @@ def test_cells_and_folders_without_it_are_known_as_before():
 def test_images_without_a_target_are_not_counted_as_spared():
     config = AttackConfig(ckpt="x", attack_tasks=("seg",), spare=("depth",))
     (cell, *_) = plan.make_cells(config, ("seg", "depth"))
-    before = np.array([[1.0, 1], [0, 0], [0, 0], [2, 1]])
-    after = np.array([[2.0, 1], [0, 0], [0, 0], [1, 1]])
-    rows = [{"depth": {"loss": values}} for values in (after, before)]
+    clean_rows = np.array([[1.0, 1], [0, 0], [0, 0], [2, 1]])
+    attacked_rows = np.array([[2.0, 1], [0, 0], [0, 0], [1, 1]])
+    rows = [{"depth": {"loss": values}} for values in (attacked_rows, clean_rows)]
     assert worst_case.spared_share(cell, "depth", *rows) == (0.5, 2)
-    rows = [{"depth": {"loss": values[1:3]}} for values in (after, before)]
+    rows = [{"depth": {"loss": values[1:3]}} for values in (attacked_rows, clean_rows)]
     assert worst_case.spared_share(cell, "depth", *rows) == (None, 0)
 
 
@@ -132,20 +133,20 @@ def worst():
     return plan.make_cells(config, ("seg", "depth"))[0]
 
 
-def a_result(cell, right, depth) -> Result:
-    """Of two images of ten pixels: how many are right, and depth's loss, 1 before."""
-    right, ones, zero = np.array(right), np.ones(2), np.zeros(2)
-    # Two classes: right pixels, those there are, those predicted.
-    counts = (right, zero, zero + 10, zero, right, 10 - right)
+def a_result(cell, hits, depth) -> Result:
+    """Two images of ten pixels: how many are right, and depth's loss (1 if clean)."""
+    hits, ones, zero = np.array(hits), np.ones(2), np.zeros(2)
+    # Of two classes each: right pixels, targets, predictions.
+    counts = (hits, zero, zero + 10, zero, hits, 10 - hits)
     rows = {
         "seg": {
-            "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
+            "pixel_accuracy": np.stack([hits, 10 * ones], axis=1),
             "miou": np.stack(counts, axis=1).astype(np.int64),
         },
         "depth": {"loss": np.stack([np.array(depth), ones], axis=1)},
     }
-    before = {"depth": {"loss": np.ones((2, 2))}}
-    return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
+    clean_rows = {"depth": {"loss": np.ones((2, 2))}}
+    return Result(cell, {}, 2, {}, rows=rows, before_rows=clean_rows)
 
 
 def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared(worst):
@@ -159,8 +160,8 @@ def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared(worst):
 
 
 def test_greedy_does_not_go_back_to_what_hurts(worst):
-    """It starts from one attack for all, of which some images are not spared."""
+    """It starts from one attack for all images, which does not spare some of them."""
     harmful = a_result(worst, [1.0, 2.0], [1.2, 0.9])
     results = [harmful, a_result(worst, [9.0, 9.0], [0.9, 0.9])]
-    better = worst_case.choose_for_miou(worst, results, "seg", np.array([1, 1]))
-    np.testing.assert_array_equal(better, [1, 0])
+    choice = worst_case.choose_for_miou(worst, results, "seg", np.array([1, 1]))
+    np.testing.assert_array_equal(choice, [1, 0])

@@ -20,7 +20,7 @@ CONFIG = AttackConfig(ckpt="x", eps=(1.0, 2.0), executor="slurm")
 
 
 def test_a_refused_second_command_stops_nothing(tmp_path, monkeypatch):
-    """It makes no executor: that would end the lease of the one that runs."""
+    """It makes no executor, which would end the lease of the running command."""
     folder = tmp_path / "parts"
     lease = command.Lease.begin(folder / "jobs")
     monkeypatch.setattr(
@@ -38,11 +38,11 @@ def test_a_refused_second_command_stops_nothing(tmp_path, monkeypatch):
 def test_parts_on_a_random_model_have_the_batches_of_a_replica(
     tmp_path, monkeypatch, of_a_replica, given
 ):
-    """Finished cells are known by these, and the whole command may have replicas."""
-    ran = []
+    """These identify finished cells, and the whole command may have replicas."""
+    parts = []
 
     def results(engine, take):
-        ran.extend(iter(take, None))
+        parts.extend(iter(take, None))
         return ()
 
     monkeypatch.setattr(executors, "create", lambda *_: executors.Engine(None, 2, 2))
@@ -50,15 +50,15 @@ def test_parts_on_a_random_model_have_the_batches_of_a_replica(
     cells = make_cells(CONFIG, ("seg",))
     facts = {"model": "m", "seed": 0, "batch_size": of_a_replica}
     spreading.run(CONFIG, cells, Store(tmp_path, facts), None, 2)
-    counts = [part.arguments.count("--batch_size=16") for _, part in ran]
+    counts = [part.arguments.count("--batch_size=16") for _, part in parts]
     assert counts == [given] * 3
 
 
 def test_parts_write_where_the_whole_command_does():
-    """By --out where the user has named a folder, else by the name of the usual one."""
+    """By --out if the user named a folder, else by the name of the usual folder."""
     arguments = spreading._arguments(CONFIG, "pgd", "1/2")
     assert "--name=pgd" in arguments
-    given = dataclasses.replace(CONFIG, out="a/mine")
-    arguments = spreading._arguments(given, "mine", "1/2")
+    config = dataclasses.replace(CONFIG, out="a/mine")
+    arguments = spreading._arguments(config, "mine", "1/2")
     assert "--out=a/mine" in arguments
     assert not [word for word in arguments if word.startswith("--name")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a sweep, by hand; running them is in attack_binary_test."""
+"""The cells of a sweep, by hand; running them is in commands/attack_test."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def cells(tasks=TASKS, **settings):
 
 
 def test_groups():
-    each = (("seg",), ("depth",), ("normal",))
-    assert parse_groups(("each",), TASKS) == each
-    assert parse_groups(("all", "Each"), TASKS) == (TASKS, *each)
+    singles = (("seg",), ("depth",), ("normal",))
+    assert parse_groups(("each",), TASKS) == singles
+    assert parse_groups(("all", "Each"), TASKS) == (TASKS, *singles)
     assert parse_groups(("n+s",), TASKS) == (("seg", "normal"),)
     assert parse_groups(("depth_zbuffer", "d"), TASKS) == (("depth",),)
     assert parse_groups(("each", "all"), ("seg",)) == (("seg",),)
@@ -37,27 +37,29 @@ def test_groups():
 
 
 def test_own_tasks_are_named_by_their_aliases_too():
-    """And one in the place of a known task by that one's aliases and letter."""
-    own = tasks_lib.TaskSet(
+    """A task in the place of a known one has that one's aliases and letter, too."""
+    tasks = tasks_lib.TaskSet(
         (
             tasks_lib.Task("flow", aliases=("Motion", "of")),
             tasks_lib.Task("depth", aliases=("range",)),
             tasks_lib.Task("scene", classes=("in", "out")),
         )
     )
-    given = ("motion+d", "OF", "range", "depth_zbuffer+scene")
+    names = ("motion+d", "OF", "range", "depth_zbuffer+scene")
     groups = (("flow", "depth"), ("flow",), ("depth",), ("depth", "scene"))
-    assert parse_groups(given, own) == groups
-    (cell,) = cells(own, eps=(1.0,), attack_tasks=("scene+of",), spare=("range",))
+    assert parse_groups(names, tasks) == groups
+    (cell,) = cells(tasks, eps=(1.0,), attack_tasks=("scene+of",), spare=("range",))
     assert cell.tasks == ("flow", "scene")
     assert cell.objective.spare == ("depth",)
     with pytest.raises(InputError, match="Unknown task 'motoin'. Did you mean 'flow'"):
-        parse_groups(("motoin",), own)
+        parse_groups(("motoin",), tasks)
 
 
 def test_the_product_without_repetitions():
-    found = cells(attack=("pgd", "fgsm"), eps=(8, 1, 8), attack_tasks=("seg", "s+d"))
-    assert [(c.attack.name, c.group, c.eps) for c in found] == [
+    sweep_cells = cells(
+        attack=("pgd", "fgsm"), eps=(8, 1, 8), attack_tasks=("seg", "s+d")
+    )
+    assert [(c.attack.name, c.group, c.eps) for c in sweep_cells] == [
         (attack, group, eps)
         for attack in ("pgd", "fgsm")
         for group in ("seg", "seg+depth")
@@ -91,15 +93,15 @@ def test_units_and_defaults(settings, same):
         return tf.reduce_sum(slope * tf.sin(3 * x), [1, 2, 3])
 
     numbers = [tf.constant(number, tf.float64) for number in cell.numbers]
-    found = cell.build()(objective, x, 5, *numbers)
-    np.testing.assert_array_equal(found, same(objective, x, 5))
+    result = cell.build()(objective, x, 5, *numbers)
+    np.testing.assert_array_equal(result, same(objective, x, 5))
 
 
 def test_one_graph_for_all_radii():
-    one, other = cells(eps=(1.0, 4.0), attack_tasks=("all",))
-    assert one != other
-    assert one.family == other.family
-    assert one.family != cells(attack_tasks=("seg",))[0].family
+    first, second = cells(eps=(1.0, 4.0), attack_tasks=("all",))
+    assert first != second
+    assert first.family == second.family
+    assert first.family != cells(attack_tasks=("seg",))[0].family
 
 
 def test_attacked_pixels_are_a_seeded_subset():
@@ -119,18 +121,18 @@ def test_attacked_pixels_are_a_seeded_subset():
 
 def test_scores_say_none_for_what_nobody_can_know():
     rows = {"depth": {m.name: np.zeros((4, 2)) for m in sweep_metrics("depth")}}
-    found = scores.of_rows(rows, seed=0)["depth"]["mae"]
-    assert found == {"value": None, "interval": [None, None]}
+    score = scores.of_rows(rows, seed=0)["depth"]["mae"]
+    assert score == {"value": None, "interval": [None, None]}
 
 
 def test_scores_are_those_of_the_metrics():
     rng = np.random.default_rng(0)
     counts = np.stack((rng.uniform(1, 9, 50), np.full(50, 10.0)), axis=-1)
     rows = {"depth": {m.name: counts for m in sweep_metrics("depth")}}
-    found = scores.of_rows(rows, seed=5)["depth"]["mae"]
-    assert found["value"] == pytest.approx(counts[:, 0].mean() / 10)
+    score = scores.of_rows(rows, seed=5)["depth"]["mae"]
+    assert score["value"] == pytest.approx(counts[:, 0].mean() / 10)
     interval = intervals.of_metric(sweep_metrics("depth")[0], counts, seed=5)
-    assert found["interval"] == pytest.approx(interval)
+    assert score["interval"] == pytest.approx(interval)
     # Of a mean: about 2 standard errors to either side.
     error = 1.96 * counts[:, 0].std() / 10 / np.sqrt(50)
     assert interval[1] - interval[0] == pytest.approx(2 * error, rel=0.15)

@@ -62,15 +62,15 @@ def specks(split: str) -> Columns:
     random = np.random.default_rng(0)
     images = random.integers(60, 196, (COUNT, SIDE, SIDE, 3), np.uint8)
     light = images.mean(axis=-1)
-    known = random.integers(0, 4, (COUNT, SIDE, SIDE)) > 0
-    known[1] = False
+    valid = random.integers(0, 4, (COUNT, SIDE, SIDE)) > 0
+    valid[1] = False
     return Columns(
         images=images,
         targets={
             "seg": (light > 128).astype(np.uint8),
             "depth": (light[..., np.newaxis] / 255).astype(np.float32),
         },
-        masks={"depth": known},
+        masks={"depth": valid},
     )
 
 
@@ -118,11 +118,11 @@ def config_of(folder, **changes) -> AttackConfig:
     return AttackConfig(ckpt=str(folder), **{**settings, **changes})
 
 
-def chosen(records, quantity, **where):
+def chosen(records, quantity, **fields):
     return [
         r
         for r in records
-        if r["quantity"] == quantity and all(r.get(k) == v for k, v in where.items())
+        if r["quantity"] == quantity and all(r.get(k) == v for k, v in fields.items())
     ]
 
 
@@ -150,25 +150,25 @@ def test_command_files_and_resumption(run_directory, monkeypatch):
     check_tensorboard(folder / "measures", records)
 
     # The same command computes nothing; a lost or damaged part is made again.
-    before = (folder / "measures.json").read_text()
+    content = (folder / "measures.json").read_text()
     parts = sorted((folder / "measures").glob("*.npz"))
-    called = []
-    real = passes.Pass.__call__
+    calls = []
+    original = passes.Pass.__call__
 
-    def counted(self, *arguments):
-        called.append(self)
-        return real(self, *arguments)
+    def counting_call(self, *arguments):
+        calls.append(self)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(passes.Pass, "__call__", counted)
-    monkeypatch.setattr(theory, "save_run", lambda *_: [])  # They take seconds.
+    monkeypatch.setattr(passes.Pass, "__call__", counting_call)
+    monkeypatch.setattr(theory, "save_run", lambda *_: [])  # Takes seconds.
     attack_job.attack(config_of(run_directory, batch_size=3))
-    assert not called
-    assert (folder / "measures.json").read_text() == before
+    assert not calls
+    assert (folder / "measures.json").read_text() == content
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:100])
     attack_job.attack(config_of(run_directory))
-    assert called
-    assert (folder / "measures.json").read_text() == before
+    assert calls
+    assert (folder / "measures.json").read_text() == content
     assert sorted((folder / "measures").glob("*.npz")) == parts
 
 
@@ -181,37 +181,39 @@ def check_records(records):
     (magnitude,) = chosen(records, "abs_cosine", tasks=["seg", "depth"])
     assert abs(cosine["value"]) <= magnitude["value"] <= 1
     assert cosine["interval"][0] <= cosine["value"] <= cosine["interval"][1]
-    (both,) = chosen(
+    (pair,) = chosen(
         records,
         "norm_of_mean",
         norm="l2",
         normalisation="raw",
         count=2,
     )
-    assert both["tasks"] == ["seg", "depth"]
-    assert both["value"] <= both["predicted"] * (1 + 1e-6)  # Jensen.
-    assert both["norm_of_sum"] == pytest.approx(2 * both["value"])
+    assert pair["tasks"] == ["seg", "depth"]
+    assert pair["value"] <= pair["predicted"] * (1 + 1e-6)  # Jensen.
+    assert pair["norm_of_sum"] == pytest.approx(2 * pair["value"])
     for measure in ("pixels", "blocks"):
-        found = chosen(
+        matches = chosen(
             records, "gradient_norm", measure=measure, norm="l2", tasks=["seg"]
         )
-        assert [r["count"] for r in found] == [1, 4, 16, 64]
-        assert found[0]["relative"] == 1
-        rights = chosen(records, "attacked_pixels", measure=measure, tasks=["seg"])
-        for right in rights:
-            if right["metric"] == "pixel_accuracy":
-                assert right["value"] <= right["clean"]
+        assert [r["count"] for r in matches] == [1, 4, 16, 64]
+        assert matches[0]["relative"] == 1
+        pixel_attacks = chosen(
+            records, "attacked_pixels", measure=measure, tasks=["seg"]
+        )
+        for record in pixel_attacks:
+            if record["metric"] == "pixel_accuracy":
+                assert record["value"] <= record["clean"]
             else:
-                assert right["value"] >= right["clean"]
+                assert record["value"] >= record["clean"]
     rises = chosen(records, "rise", tasks=["seg"])
     assert [r["eps"] for r in rises] == [0.125, 0.5, 2]
     assert rises[0]["ratio"] == pytest.approx(1, abs=0.05)
 
-    found = chosen(records, "corrupted", tasks=["seg"], metric="miou")
-    assert len(found) == 40
-    assert {r["clean"] for r in found} == {found[0]["clean"]}
+    matches = chosen(records, "corrupted", tasks=["seg"], metric="miou")
+    assert len(matches) == 40
+    assert {r["clean"] for r in matches} == {matches[0]["clean"]}
     (mean,) = chosen(records, "mean_corrupted", tasks=["seg"], metric="miou")
-    assert mean["value"] == pytest.approx(np.mean([r["value"] for r in found]))
+    assert mean["value"] == pytest.approx(np.mean([r["value"] for r in matches]))
 
 
 def check_tensorboard(folder, records):
@@ -221,63 +223,63 @@ def check_tensorboard(folder, records):
         event.step: float(tf.make_ndarray(event.tensor_proto))
         for event in events.Tensors("measure_pixels/seg_gradient_l2")
     }
-    found = chosen(records, "gradient_norm", measure="pixels", norm="l2", tasks=["seg"])
-    assert values == pytest.approx({r["count"]: r["value"] for r in found})
+    norms = chosen(records, "gradient_norm", measure="pixels", norm="l2", tasks=["seg"])
+    assert values == pytest.approx({r["count"]: r["value"] for r in norms})
 
 
 def test_passes_depend_on_neither_batch_size_nor_replicas(model, mirrored, monkeypatch):
-    # Between GPUs that takes no bool, as "valid" is.
+    # Between GPUs, `gather` takes no booleans, which "valid" is.
     monkeypatch.delattr(tf.distribute.Strategy, "gather")
 
     def arrays(subject, model):
         step = steps.gradients(model, TASKS)
-        seen = []
-        made = passes.Pass(subject, step)(seen.append)
-        assert sum(seen) == COUNT
-        return made
+        counts = []
+        result = passes.Pass(subject, step)(counts.append)
+        assert sum(counts) == COUNT
+        return result
 
-    plain = arrays(subject_of(model), model)
-    other = arrays(subject_of(model, batch_size=3), model)
+    expected = arrays(subject_of(model), model)
+    odd_batches = arrays(subject_of(model, batch_size=3), model)
     with mirrored.scope():
         copy = models.build("tiny", TASKS, INFO.image_shape, 2)
     copy.set_weights(model.get_weights())
-    spread = arrays(subject_of(copy, mirrored, 4), copy)
-    for name, array in plain.items():
+    replicated = arrays(subject_of(copy, mirrored, 4), copy)
+    for name, array in expected.items():
         assert len(array) == COUNT
-        np.testing.assert_allclose(other[name], array, rtol=1e-4, atol=1e-9)
-        np.testing.assert_allclose(spread[name], array, rtol=1e-4, atol=1e-9)
-    np.testing.assert_array_equal(plain["valid"][:, 1], np.arange(COUNT) != 1)
+        np.testing.assert_allclose(odd_batches[name], array, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(replicated[name], array, rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(expected["valid"][:, 1], np.arange(COUNT) != 1)
 
 
 def test_a_killed_measure_goes_on(tmp_path):
-    made = []
+    names = []
 
     def part(name, fails=False):
         def make(advance):
             if fails:
                 raise KeyboardInterrupt
-            made.append(name)
+            names.append(name)
             return {"value": np.full(COUNT, ord(name))}
 
         return passes.Part({"part": name}, 1, make)
 
-    alone = Workers(tf.distribute.get_strategy())
-    parts = passes.Parts(tmp_path, {"model": "m"}, alone)
+    worker = Workers(tf.distribute.get_strategy())
+    parts = passes.Parts(tmp_path, {"model": "m"}, worker)
     with pytest.raises(KeyboardInterrupt):
         parts.finish([part("a"), part("b", fails=True)], COUNT)
-    found = parts.finish([part("a"), part("b")], COUNT)
-    assert made == ["a", "b"]
-    assert [int(arrays["value"][0]) for arrays in found] == [97, 98]
-    other = passes.Parts(tmp_path, {"model": "another"}, alone)
-    other.finish([part("a")], COUNT)
-    assert made == ["a", "b", "a"]
+    results = parts.finish([part("a"), part("b")], COUNT)
+    assert names == ["a", "b"]
+    assert [int(arrays["value"][0]) for arrays in results] == [97, 98]
+    other_parts = passes.Parts(tmp_path, {"model": "another"}, worker)
+    other_parts.finish([part("a")], COUNT)
+    assert names == ["a", "b", "a"]
 
 
 def test_sets_of_pixels():
     for make in (measure_lib.random_sets, measure_lib.block_sets):
         sets = make(8, 12, draws=3, seed=0)
-        again = make(8, 12, draws=3, seed=0)
-        other = make(8, 12, draws=3, seed=1)
+        repeat = make(8, 12, draws=3, seed=0)
+        other_seed = make(8, 12, draws=3, seed=1)
         assert list(sets)[-1] == 96
         for count, masks in sets.items():
             assert len(masks) == (3 if count < 96 else 1)
@@ -285,57 +287,60 @@ def test_sets_of_pixels():
                 assert mask.shape == (8, 12)
                 assert set(np.unique(mask)) <= {0, 1}
                 assert mask.sum() == count
-            np.testing.assert_array_equal(masks, again[count])
-        assert not np.array_equal(sets[4], other[4])
+            np.testing.assert_array_equal(masks, repeat[count])
+        assert not np.array_equal(sets[4], other_seed[4])
     assert list(measure_lib.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
     assert list(measure_lib.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
     rows, columns = np.nonzero(measure_lib.block_sets(8, 12, 1, 0)[16][0])
     assert (np.ptp(rows), np.ptp(columns)) == (3, 3)
-    small = measure_lib.random_sets(1, 1, 2, 0)
-    assert {count: len(masks) for count, masks in small.items()} == {1: 1}
+    tiny_sets = measure_lib.random_sets(1, 1, 2, 0)
+    assert {count: len(masks) for count, masks in tiny_sets.items()} == {1: 1}
 
 
 def test_attacks_on_pixels_are_judged_on_these_pixels(model):
-    # Against the attack called by hand and NumPy.
+    # Against a direct call of the attack, and NumPy.
     subject = subject_of(model, batch_size=COUNT)
     pgd = attacks.PGD(8 / 255, 2 / 255, 5, random_start=False)
     mask = attacks.random_pixels(SIDE, SIDE, 7, 3)
     step = steps.pixel_attack(subject, "seg", pgd)
-    found = passes.Pass(subject, step)(lambda n: None, tf.constant(mask))
+    arrays = passes.Pass(subject, step)(lambda n: None, tf.constant(mask))
     images = (subject.columns.images / np.float32(255)).astype("f")
     labels = subject.columns.targets["seg"].astype(np.int32)
     masks = {"seg": np.broadcast_to(mask, labels.shape)}
     goal = attacks.objective(model, {"seg": labels}, masks, ("seg",))
     for kind, image in (("clean", images), ("attacked", pgd(goal, images))):
         logits = model(image, training=False)["seg"].numpy()
-        right = ((logits.argmax(-1) == labels) * mask).sum((1, 2))
-        rows = found[f"{kind}/pixel_accuracy"]
-        np.testing.assert_array_equal(rows, np.stack([right, [7] * COUNT], 1))
-        normed = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        own = -np.take_along_axis(normed, labels[..., None], -1)[..., 0]
-        losses = (own * mask).sum((1, 2)) / 7
-        np.testing.assert_allclose(found[f"{kind}/loss"][:, 0], losses, rtol=1e-3)
+        hits = ((logits.argmax(-1) == labels) * mask).sum((1, 2))
+        rows = arrays[f"{kind}/pixel_accuracy"]
+        np.testing.assert_array_equal(rows, np.stack([hits, [7] * COUNT], 1))
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        cross_entropy = -np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+        losses = (cross_entropy * mask).sum((1, 2)) / 7
+        np.testing.assert_allclose(arrays[f"{kind}/loss"][:, 0], losses, rtol=1e-3)
 
 
 def test_a_task_with_mean_iou_alone_is_judged_by_its_loss_once():
-    alone = Task("seg", classes=("a", "b"), metrics=[metrics.miou()])
-    for task, names in ((alone, ["loss"]), (KNOWN["seg"], ["pixel_accuracy", "loss"])):
+    miou_task = Task("seg", classes=("a", "b"), metrics=[metrics.miou()])
+    for task, names in (
+        (miou_task, ["loss"]),
+        (KNOWN["seg"], ["pixel_accuracy", "loss"]),
+    ):
         assert [m.name for m in pixel_records.shown_metrics(task)] == names
 
 
 @pytest.mark.parametrize("name", ["tasks", "pixels", "blocks", "first_order"])
 def test_gradients_of_numbers_need_targets_of_their_own(name):
     tasks = TaskSet([Task("seg", kind="classes"), Task("age", places=0)])
-    age = measure_lib.MeasureSettings((name,), (("seg", "age"),))
-    if name in ("pixels", "blocks"):  # They are about maps alone.
-        measure_lib.check_own_targets(age, tasks)
+    settings = measure_lib.MeasureSettings((name,), (("seg", "age"),))
+    if name in ("pixels", "blocks"):  # These are about maps only.
+        measure_lib.check_own_targets(settings, tasks)
         tasks = TaskSet([tasks["seg"], tasks["age"].bound(places=2)])
     with pytest.raises(InputError, match=f"--measure={name} .*--targets=own .* of age"):
-        measure_lib.check_own_targets(age, tasks)
-    of_classes = dataclasses.replace(age, groups=(("seg",),))
-    measure_lib.check_own_targets(of_classes, TaskSet([tasks["seg"]]))
-    corruptions = dataclasses.replace(age, measures=("corruptions",))
-    measure_lib.check_own_targets(corruptions, tasks)
+        measure_lib.check_own_targets(settings, tasks)
+    class_settings = dataclasses.replace(settings, groups=(("seg",),))
+    measure_lib.check_own_targets(class_settings, TaskSet([tasks["seg"]]))
+    corruption_settings = dataclasses.replace(settings, measures=("corruptions",))
+    measure_lib.check_own_targets(corruption_settings, tasks)
 
 
 @pytest.mark.parametrize(
@@ -359,8 +364,8 @@ def test_sets_of_too_many_tasks_are_refused():
     config = AttackConfig(ckpt="x", measure=("tasks",))
     names = [f"t{number}" for number in range(gradients_lib.MOST_TASKS + 1)]
     measure_lib.settings_of(config, names[:-1])
-    pixels = dataclasses.replace(config, measure=("pixels",))
-    measure_lib.settings_of(pixels, names)
+    pixel_config = dataclasses.replace(config, measure=("pixels",))
+    measure_lib.settings_of(pixel_config, names)
     for make in (
         lambda: measure_lib.settings_of(config, names),
         lambda: gradients_lib.members(len(names)),
@@ -378,41 +383,41 @@ def test_records_of_tasks_by_hand():
         "l1": np.abs(gradients).sum(axis=2),
         "valid": np.ones((2, 2), bool),
     }
-    chosen_sets = gradients_lib.members(2)
+    members = gradients_lib.members(2)
     l1 = {
-        how: np.abs(chosen_sets @ (gradients * _by_hand(arrays, how))).sum(axis=2)
-        for how in gradients_lib.NORMALISATIONS
+        name: np.abs(members @ (gradients * _scale_column(arrays, name))).sum(axis=2)
+        for name in gradients_lib.NORMALISATIONS
     }
     records = measure_records.of_tasks(arrays, l1, TASKS, seed=0)
     raw = {"norm": "l2", "normalisation": "raw"}
     values = [r["value"] for r in chosen(records, "norm_of_mean", **raw)]
-    both = (np.sqrt(50) / 2 + 15 / 2) / 2
-    np.testing.assert_allclose(values, [7.5, 5, both])
-    (theory,) = (
+    pair_value = (np.sqrt(50) / 2 + 15 / 2) / 2
+    np.testing.assert_allclose(values, [7.5, 5, pair_value])
+    (prediction,) = (
         r["predicted"] for r in chosen(records, "norm_of_mean", **raw, count=2)
     )
-    assert theory == pytest.approx(np.sqrt((50 / 4 + 225 / 4) / 2))
+    assert prediction == pytest.approx(np.sqrt((50 / 4 + 225 / 4) / 2))
     (size,) = chosen(records, "norm_by_size", **raw, count=1)
     assert size["value"] == pytest.approx(6.25)
     (size,) = chosen(records, "norm_by_size", **raw, count=2)
     rho = 25 / ((62.5 + 25) / 2)
     assert size["factor"] == pytest.approx(np.sqrt((1 + rho) / 2))
-    assert size["predicted"] == pytest.approx(theory)
+    assert size["predicted"] == pytest.approx(prediction)
     first, second = (
         r["root_mean_square"] for r in chosen(records, "norm_by_size", **raw)
     )
     assert second == pytest.approx(first * size["factor"])
     (slope,) = chosen(records, "slope", **raw)
-    assert slope["value"] == pytest.approx(np.log2(both / 6.25))
+    assert slope["value"] == pytest.approx(np.log2(pair_value / 6.25))
     unit = chosen(records, "norm_by_size", norm="l1", normalisation="unit")
     # (3, 4) / 7 + (4, -3) / 7 has l1 norm 8 / 7; the second image's add up to 2.
     np.testing.assert_allclose([r["value"] for r in unit], [1, (4 / 7 + 1) / 2])
     (cosine,) = chosen(records, "cosine", tasks=list(TASKS))
     (covariance,) = chosen(records, "covariance", tasks=list(TASKS))
-    (related,) = chosen(records, "correlation", tasks=list(TASKS))
+    (correlation,) = chosen(records, "correlation", tasks=list(TASKS))
     assert cosine["value"] == pytest.approx(0.5)
     assert covariance["value"] == pytest.approx(25)
-    assert related["value"] == pytest.approx(25 / np.sqrt(62.5 * 25))
+    assert correlation["value"] == pytest.approx(25 / np.sqrt(62.5 * 25))
     (mean,) = chosen(records, "mean_cosine")
     assert mean["value"] == pytest.approx(0.5)
 
@@ -429,22 +434,25 @@ def test_intervals_of_means_are_those_of_metrics():
         expected = intervals.of_metric(mean, rows, resamples=200, seed=5)
         rtol = 1e-2 if (i, j) == (1, 0) else 1e-7  # Of 29 images there.
         np.testing.assert_allclose(ends[:, i, j], expected, rtol=rtol)
-    nothing = intervals.resampled_means(np.full((3, 1), np.nan), seed=0)
-    assert np.isnan(intervals.percentiles(nothing)).all()
+    nan_draws = intervals.resampled_means(np.full((3, 1), np.nan), seed=0)
+    assert np.isnan(intervals.percentiles(nan_draws)).all()
 
 
-def _by_hand(arrays, how):
-    return gradients_lib.scales(arrays["l1"], how)[..., np.newaxis]
+def _scale_column(arrays, name):
+    return gradients_lib.scales(arrays["l1"], name)[..., np.newaxis]
 
 
 def test_one_task_and_no_pixels_give_numbers_that_json_takes():
     arrays = {"gram": np.zeros((2, 1, 1)), "l1": np.zeros((2, 1))}
     arrays["valid"] = np.array([[True], [False]])
-    l1 = {how: np.zeros((2, 1)) for how in gradients_lib.NORMALISATIONS}
+    l1 = {name: np.zeros((2, 1)) for name in gradients_lib.NORMALISATIONS}
     records = measure_records.of_tasks(arrays, l1, TASKS[:1], seed=0)
-    empty = np.full((2, 3, 1), np.nan)
-    found = {1: {"l2": empty, "l1": empty}, 4: {"l2": empty, "l1": empty}}
-    records += pixel_records.of_pixel_gradients("pixels", found, TASKS[:1], 0)
+    nan_norms = np.full((2, 3, 1), np.nan)
+    norms = {
+        1: {"l2": nan_norms, "l1": nan_norms},
+        4: {"l2": nan_norms, "l1": nan_norms},
+    }
+    records += pixel_records.of_pixel_gradients("pixels", norms, TASKS[:1], 0)
     json.dumps(records, allow_nan=False)
     figure = theory.sizes_of_run(records)
     assert len(figure.axes) == 6

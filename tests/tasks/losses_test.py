@@ -29,17 +29,17 @@ def test_l1_by_hand():
 def test_l2_by_hand():
     target, output = regression_batch()
     mask = np.array([[[1, 1]], [[0, 1]]], np.float32)
-    # Of the squares 1, 4, 9, 0; and of 16, 16, the second pixel alone.
+    # The mean of the squares 1, 4, 9, 0; then of 16, 16, of the second pixel only.
     np.testing.assert_allclose(losses.l2(target, output, mask), [3.5, 16.0])
 
 
 def test_cross_entropy_by_hand():
     # Softmax of (0, ln 3) is (1/4, 3/4); of equal logits (1/2, 1/2).
     logits = np.array([[[[0, math.log(3)], [7, 7]]]], np.float32)
-    both = np.ones((1, 1, 2), np.float32)
-    loss = losses.cross_entropy(np.array([[[0, 1]]]), logits, both)
+    mask = np.ones((1, 1, 2), np.float32)
+    loss = losses.cross_entropy(np.array([[[0, 1]]]), logits, mask)
     np.testing.assert_allclose(loss, [(math.log(4) + math.log(2)) / 2], rtol=1e-6)
-    loss = losses.cross_entropy(np.array([[[1, 1]]]), logits, both * [1, 0])
+    loss = losses.cross_entropy(np.array([[[1, 1]]]), logits, mask * [1, 0])
     np.testing.assert_allclose(loss, [math.log(4 / 3)], rtol=1e-6)
 
 
@@ -50,15 +50,15 @@ def test_cross_entropy_is_tensorflows(scale):
     target = rng.integers(0, 7, (2, 8, 8)).astype(np.int32)
     mask = np.ones((2, 8, 8), np.float32)
 
-    def of_tensorflow(target, output, mask):
+    def reference(target, output, mask):
         del mask
         pixels = tf.nn.sparse_softmax_cross_entropy_with_logits(target, output)
         return tf.reduce_mean(pixels, axis=(1, 2))
 
-    ours = loss_and_gradient(losses.cross_entropy, target, logits, mask)
-    theirs = loss_and_gradient(of_tensorflow, target, logits, mask)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-6)
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5, atol=1e-9)
+    result = loss_and_gradient(losses.cross_entropy, target, logits, mask)
+    expected = loss_and_gradient(reference, target, logits, mask)
+    np.testing.assert_allclose(result[0], expected[0], rtol=2e-6)
+    np.testing.assert_allclose(result[1], expected[1], rtol=1e-5, atol=1e-9)
 
 
 def test_cross_entropy_of_logits_that_are_not_finite():
@@ -130,7 +130,7 @@ def test_gradient_against_finite_differences(loss):
     ahead = loss(target, output + step, mask).numpy().sum()
     behind = loss(target, output - step, mask).numpy().sum()
     expected = (ahead - behind) / 2e-2
-    # |x| has a kink, which a pixel may lie within a step of.
+    # |x| has a kink, and a pixel may lie within a step of it.
     tolerance = 0.05 if loss is losses.l1 else 2e-3
     assert np.sum(gradient * direction) == pytest.approx(expected, abs=tolerance)
 
@@ -142,16 +142,16 @@ def test_any_float_output_is_computed_in_float32(loss, dtype):
     output = output.astype(dtype)
     value = loss(target, output, mask)
     assert value.dtype == tf.float32
-    exact = loss(target, output.astype(np.float32), mask)
-    np.testing.assert_array_equal(value, exact)
+    expected = loss(target, output.astype(np.float32), mask)
+    np.testing.assert_array_equal(value, expected)
 
 
 def test_images_do_not_scale_each_other():
     target, output, mask = arguments(losses.l2, np.random.default_rng(4), (0, 0))
     together = losses.l2(target, output, mask).numpy()
     for i in range(3):
-        alone = losses.l2(target[i : i + 1], output[i : i + 1], mask[i : i + 1])
-        np.testing.assert_allclose(alone, together[i : i + 1], rtol=1e-6)
+        single = losses.l2(target[i : i + 1], output[i : i + 1], mask[i : i + 1])
+        np.testing.assert_allclose(single, together[i : i + 1], rtol=1e-6)
 
 
 def test_inside_a_function_of_unknown_batch():

@@ -50,13 +50,13 @@ def brute_force_miou(target, prediction, mask, classes):
     """Pixel by pixel over all images, by the definition."""
     ious = []
     for c in range(classes):
-        both = either = 0
+        hits = union = 0
         for t, p, m in zip(target.flat, prediction.flat, mask.flat, strict=True):
             if m:
-                both += t == c and p == c
-                either += t == c or p == c
-        if either:
-            ious.append(both / either)
+                hits += t == c and p == c
+                union += t == c or p == c
+        if union:
+            ious.append(hits / union)
     return sum(ious) / len(ious)
 
 
@@ -76,7 +76,7 @@ def test_rows_of_classes_are_per_image():
     logits = one_hot_logits(np.array([[[1, 1]], [[0, 1]]]), 2)
     mask = np.array([[[1, 1]], [[1, 0]]], np.float32)
     rows = metrics.miou().statistics(target, logits, mask, 2)
-    # Right ones, targets, predictions, of classes 0 and 1 each.
+    # Right pixels, targets and predictions, each of classes 0 and 1.
     np.testing.assert_array_equal(rows, [[0, 1, 1, 1, 0, 2], [0, 0, 0, 1, 1, 0]])
 
 
@@ -94,11 +94,11 @@ def test_a_label_that_is_no_class_is_wrong_and_stays_in_its_image(label, in_grap
     target = rng.integers(0, 3, (3, 4, 5)).astype(np.int32)
     logits = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
     mask = np.ones((3, 4, 5), np.float32)
-    spoilt = target.copy()
-    spoilt[1, 2, 3] = label
-    hidden = mask.copy()
-    hidden[1, 2, 3] = 0
-    predicted = logits[1, 2, 3].argmax()
+    bad_target = target.copy()
+    bad_target[1, 2, 3] = label
+    hidden_mask = mask.copy()
+    hidden_mask[1, 2, 3] = 0
+    prediction = logits[1, 2, 3].argmax()
 
     def rows(metric, target, mask):
         call = metric.statistics
@@ -107,20 +107,20 @@ def test_a_label_that_is_no_class_is_wrong_and_stays_in_its_image(label, in_grap
         return call(*map(tf.constant, (target, logits, mask)), 3).numpy()
 
     miou, accuracy = metrics.miou(), metrics.pixel_accuracy()
-    expected = rows(miou, target, hidden)
-    expected[1, 6 + predicted] += 1  # Predicted, and never a target.
-    np.testing.assert_array_equal(rows(miou, spoilt, mask), expected)
-    expected = rows(accuracy, target, hidden)
+    expected = rows(miou, target, hidden_mask)
+    expected[1, 6 + prediction] += 1  # Predicted, and never a target.
+    np.testing.assert_array_equal(rows(miou, bad_target, mask), expected)
+    expected = rows(accuracy, target, hidden_mask)
     expected[1, 1] += 1
-    np.testing.assert_array_equal(rows(accuracy, spoilt, mask), expected)
+    np.testing.assert_array_equal(rows(accuracy, bad_target, mask), expected)
 
 
 def test_rows_of_counts_are_compiled_too():
     batch = batch_for(metrics.miou(), np.random.default_rng(3))
     for metric in (metrics.miou(), metrics.pixel_accuracy()):
         compiled = tf.function(metric.statistics, jit_compile=True, autograph=False)
-        found = compiled(*map(tf.constant, batch), 3)
-        np.testing.assert_array_equal(found, metric.statistics(*batch, 3))
+        rows = compiled(*map(tf.constant, batch), 3)
+        np.testing.assert_array_equal(rows, metric.statistics(*batch, 3))
 
 
 @pytest.mark.slow
@@ -201,14 +201,14 @@ def test_angular_error_by_hand(output, degrees):
 
 @pytest.mark.parametrize("channels", [2, 3])
 def test_a_target_that_points_nowhere_is_neither_right_nor_wrong(channels):
-    """As where a data set writes 0 for a normal that is not known."""
+    """As where a data set writes 0 for an unknown normal."""
     target, output = np.zeros((2, 1, 1, 3, channels), np.float32)
     target[..., :2, 0] = 1  # The third is unknown.
     output[..., 0, 0], output[..., 1:, 1] = 2, 1  # Right; off by 90 degrees.
-    known = value_of(metrics.angular_error(), target, output, ones(1, 1, 3))
-    assert known == pytest.approx(45)
-    near = value_of(metrics.within_angle(30), target, output, ones(1, 1, 3))
-    assert near == pytest.approx(1 / 2)
+    error = value_of(metrics.angular_error(), target, output, ones(1, 1, 3))
+    assert error == pytest.approx(45)
+    share = value_of(metrics.within_angle(30), target, output, ones(1, 1, 3))
+    assert share == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("channels", [2, 3])
@@ -264,17 +264,17 @@ def test_masked_pixels_change_nothing(metric, junk):
     np.testing.assert_array_equal(clean, dirty)
     assert not clean[6:].numpy().any()
     assert clean[:6].numpy().any(axis=1).all()
-    counts = metric.better == "higher"
-    assert clean.dtype == (tf.int64 if counts else tf.float64)
+    is_count = metric.better == "higher"
+    assert clean.dtype == (tf.int64 if is_count else tf.float64)
 
 
 @BY_NAME
 def test_half_precision_outputs(metric):
     target, output, mask = batch_for(metric, np.random.default_rng(1))
-    half = output.astype(np.float16)
+    half_output = output.astype(np.float16)
     np.testing.assert_array_equal(
-        metric.statistics(target, half, mask, 3),
-        metric.statistics(target, half.astype(np.float32), mask, 3),
+        metric.statistics(target, half_output, mask, 3),
+        metric.statistics(target, half_output.astype(np.float32), mask, 3),
     )
 
 
@@ -284,8 +284,8 @@ def test_two_replicas_give_the_rows_of_one(metric, mirrored):
     expected = metric.statistics(*batch, 3)
 
     def value_fn(context):
-        half = slice(context.replica_id_in_sync_group * 4, None)
-        return tuple(tf.constant(array[half][:4]) for array in batch)
+        start = slice(context.replica_id_in_sync_group * 4, None)
+        return tuple(tf.constant(array[start][:4]) for array in batch)
 
     @tf.function(autograph=False)
     def rows(*batch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and metrics of a user's own: what they are given, and how they are known."""
+"""Losses and metrics of a user's own: their inputs and the digests of their code."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_a_keras_loss_of_one_number_per_image_is_that_of_each_image():
     target, logits, mask = labels(4, 4)
     mask[3] = 0
     loss = lesion(loss=keras.losses.Dice(axis=(1, 2, 3))).loss
-    found = loss(*map(tf.constant, (target, logits, mask)))
+    values = loss(*map(tf.constant, (target, logits, mask)))
     p, axes = sigmoid(logits), (1, 2, 3)
-    both, sums = (p * target).sum(axes), (p + target).sum(axes)
-    expected = 1 - 2 * both / sums
-    np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-4)
-    assert found[3] == 0
-    np.testing.assert_allclose(loss(target[:1], logits[:1], mask[:1]), found[:1], 1e-5)
+    overlap, sums = (p * target).sum(axes), (p + target).sum(axes)
+    expected = 1 - 2 * overlap / sums
+    np.testing.assert_allclose(values[:3], expected[:3], rtol=1e-4)
+    assert values[3] == 0
+    np.testing.assert_allclose(loss(target[:1], logits[:1], mask[:1]), values[:1], 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_masked_places_do_not_count_in_losses_of_one_number_per_image(loss):
     output = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(output)
-        found = lesion(loss=loss).loss(target, output, mask)
+        values = lesion(loss=loss).loss(target, output, mask)
     part = np.s_[:, :4, :4]
-    alone = loss.call(tf.constant(target[part]), tf.sigmoid(logits[part]))
-    np.testing.assert_allclose(found, alone, rtol=1e-4)
-    slope = tape.gradient(found, output).numpy()
+    expected = loss.call(tf.constant(target[part]), tf.sigmoid(logits[part]))
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    slope = tape.gradient(values, output).numpy()
     assert np.all(slope[part])
     assert not slope[mask == 0].any()
 
@@ -100,11 +100,11 @@ def test_places_of_a_class_that_the_loss_ignores_do_not_count():
         channels=3,
         loss=keras.losses.SparseCategoricalCrossentropy(ignore_class=2),
     )
-    found = task.loss(*map(tf.constant, (target, logits, mask)))
-    known = mask * (target != 2)
-    expected = losses.cross_entropy(target, logits, known)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert found[3] == 0
+    values = task.loss(*map(tf.constant, (target, logits, mask)))
+    valid = mask * (target != 2)
+    expected = losses.cross_entropy(target, logits, valid)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert values[3] == 0
 
 
 OF_CLASSES = {
@@ -120,9 +120,9 @@ OF_CLASSES = {
 
 @pytest.mark.parametrize(("make", "said"), OF_CLASSES.items())
 def test_losses_and_metrics_that_take_no_class_numbers_are_refused(make, said):
-    given = make()
-    is_loss = isinstance(given, keras.losses.Loss)
-    fields = {"loss": given} if is_loss else {"metrics": [given]}
+    instance = make()
+    is_loss = isinstance(instance, keras.losses.Loss)
+    fields = {"loss": instance} if is_loss else {"metrics": [instance]}
     with pytest.raises(InputError, match=f"must take whole numbers as .*{said}"):
         Task("parts", classes=("a", "b", "c"), **fields)
     lesion(**fields)
@@ -136,14 +136,14 @@ class OwnAccuracy(keras.metrics.CategoricalAccuracy):
 
 @pytest.mark.parametrize("places", [(), (4, 4)])
 def test_metrics_that_take_class_numbers_are_right(places):
-    """Of outputs that are right but for every fourth place."""
+    """The outputs are right except at every fourth place."""
     target = RNG.integers(0, 3, (4, *places)).astype(np.int32)
-    flat = target.reshape(-1).copy()
-    flat[::4] = (flat[::4] + 1) % 3
-    logits = tf.one_hot(flat.reshape(target.shape), 3) * 8 - 4
-    hits = [np.sum((flat == i) & (target.ravel() == i)) for i in range(3)]
-    either = [np.sum((flat == i) | (target.ravel() == i)) for i in range(3)]
-    found = [
+    predictions = target.reshape(-1).copy()
+    predictions[::4] = (predictions[::4] + 1) % 3
+    logits = tf.one_hot(predictions.reshape(target.shape), 3) * 8 - 4
+    hits = [np.sum((predictions == i) & (target.ravel() == i)) for i in range(3)]
+    unions = [np.sum((predictions == i) | (target.ravel() == i)) for i in range(3)]
+    values = [
         metric.value(
             np.sum(metric.statistics(target, logits, np.ones_like(target), 3), axis=0)
         )
@@ -159,43 +159,43 @@ def test_metrics_that_take_class_numbers_are_right(places):
             ],
         ).metrics[:-1]
     ]
-    iou_by_hand = np.mean([h / e for h, e in zip(hits, either, strict=True) if e])
-    np.testing.assert_allclose(found, [0.75] * 3 + [iou_by_hand], rtol=1e-6)
+    iou_by_hand = np.mean([h / e for h, e in zip(hits, unions, strict=True) if e])
+    np.testing.assert_allclose(values, [0.75] * 3 + [iou_by_hand], rtol=1e-6)
 
 
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_keras_cross_entropy_is_ours_however_it_was_made(from_logits):
-    """As compiled for a model with a softmax, which is taken off; of sure ones too."""
-    classes = Task("parts", classes=("a", "b", "c"))
-    own = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-    task = Task("parts", classes=("a", "b", "c"), loss=own)
+    """As compiled for a model with a softmax, which is taken off; logits are large."""
+    standard = Task("parts", classes=("a", "b", "c"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    task = Task("parts", classes=("a", "b", "c"), loss=loss)
     target = tf.constant(RNG.integers(0, 3, (2, 4, 4)), tf.int32)
     logits = tf.constant(RNG.normal(size=(2, 4, 4, 3)) * 30, tf.float32)
     gradients = []
-    for each in (classes, task):
+    for variant in (standard, task):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            value = each.loss(target, logits, tf.ones((2, 4, 4)))
+            value = variant.loss(target, logits, tf.ones((2, 4, 4)))
         gradients.append((value, tape.gradient(value, logits)))
-    for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
 def test_losses_of_labels_get_what_they_were_made_for():
     target, logits, mask = labels()
     square = np.square(sigmoid(logits) - target).mean((1, 2, 3))
-    found = lesion(loss=keras.losses.MeanSquaredError()).loss(target, logits, mask)
-    np.testing.assert_allclose(found, square, rtol=1e-4)
+    values = lesion(loss=keras.losses.MeanSquaredError()).loss(target, logits, mask)
+    np.testing.assert_allclose(values, square, rtol=1e-4)
     hinge = np.maximum(1 - (2 * target - 1) * logits, 0).mean((1, 2, 3))
-    found = lesion(loss=keras.losses.Hinge()).loss(target, logits, mask)
-    np.testing.assert_allclose(found, hinge, rtol=1e-4)
+    values = lesion(loss=keras.losses.Hinge()).loss(target, logits, mask)
+    np.testing.assert_allclose(values, hinge, rtol=1e-4)
 
     class Own(keras.losses.Loss):
         def call(self, y_true, y_pred):
             return tf.reduce_mean(tf.abs(y_true - y_pred), -1)
 
-    found = lesion(loss=Own()).loss(target, logits, mask)
-    np.testing.assert_allclose(found, np.abs(logits - target).mean((1, 2, 3)), 1e-4)
+    values = lesion(loss=Own()).loss(target, logits, mask)
+    np.testing.assert_allclose(values, np.abs(logits - target).mean((1, 2, 3)), 1e-4)
 
 
 def test_a_function_is_0_of_images_without_a_target_and_so_is_its_gradient():
@@ -222,7 +222,7 @@ def test_a_function_is_0_of_images_without_a_target_and_so_is_its_gradient():
 
 @pytest.mark.parametrize("half", [tf.float16, tf.bfloat16])
 def test_losses_and_metrics_get_float32_whatever_a_model_computes_in(half):
-    """300^2 is no number of float16, and 300.5 none of bfloat16."""
+    """float16 cannot hold 300^2, and bfloat16 cannot hold 300.5."""
 
     def square(target, output, mask):
         return tf.reduce_mean(tf.square(output - target), [1, 2, 3])
@@ -239,11 +239,11 @@ def test_losses_and_metrics_get_float32_whatever_a_model_computes_in(half):
 
 
 def test_outputs_in_float64_stay_so():
-    """Own code may cast its targets to that; 1e-9 beside 1 is no number of float32."""
+    """Own code may cast its targets to float64; float32 cannot hold 1 + 1e-9."""
 
     def square(target, output, mask):
-        far = output - tf.cast(target, tf.float64)
-        return tf.reduce_mean(tf.square(far), [1, 2, 3]) * 1e18
+        error = output - tf.cast(target, tf.float64)
+        return tf.reduce_mean(tf.square(error), [1, 2, 3]) * 1e18
 
     square.better = "lower"
     target, mask = tf.ones((1, 2, 2, 1)), tf.ones((1, 2, 2))
@@ -273,17 +273,19 @@ def test_losses_keep_their_names():
 
 def test_keras_metrics_get_probabilities_of_labels():
     target, logits, mask = labels(8)
-    sure = {"threshold": 0.9, "name": "sure"}
+    options = {"threshold": 0.9, "name": "sure"}
     for make in (
         keras.metrics.BinaryAccuracy,
-        functools.partial(keras.metrics.BinaryAccuracy, **sure),
+        functools.partial(keras.metrics.BinaryAccuracy, **options),
         keras.metrics.AUC,
     ):
         metric = lesion(metrics=[make()]).metrics[0]
         rows = metric.statistics(*map(tf.constant, (target, logits, mask)), None)
-        alone = make()
-        alone.update_state(target, sigmoid(logits))
-        assert metric.value(rows.numpy().sum(0)) == pytest.approx(float(alone.result()))
+        reference = make()
+        reference.update_state(target, sigmoid(logits))
+        assert metric.value(rows.numpy().sum(0)) == pytest.approx(
+            float(reference.result())
+        )
 
 
 def test_a_binary_iou_of_several_labels():
@@ -300,8 +302,8 @@ def test_a_binary_iou_of_several_labels():
             metrics=[keras.metrics.BinaryIoU([1])],
         )
         rows = task.metrics[0].statistics(*map(tf.constant, (target, logits, mask)), 3)
-        there, given = logits[mask > 0] > 0, target[mask > 0] > 0
-        expected = (there & given).sum() / (there | given).sum()
+        prediction, label = logits[mask > 0] > 0, target[mask > 0] > 0
+        expected = (prediction & label).sum() / (prediction | label).sum()
         assert task.metrics[0].over(rows.numpy()) == pytest.approx(expected)
 
 
@@ -340,23 +342,23 @@ def test_a_metric_says_which_values_are_better(metric):
 )
 def test_a_metric_of_the_whole_batch_or_of_each_place_is_refused(metric):
     metric.better = "lower"
-    own = lesion(metrics=[metric]).metrics[0]
+    own_metric = lesion(metrics=[metric]).metrics[0]
     with pytest.raises(InputError, match=r"A metric .* each image, \[batch\], but"):
-        own.statistics(*map(tf.constant, labels()), None)
+        own_metric.statistics(*map(tf.constant, labels()), None)
     with pytest.raises(InputError, match=r"A loss .* each image, \[batch\], but"):
         metrics.mean_loss(metric).statistics(*map(tf.constant, labels()), None)
 
 
 def test_keras_counts_know_which_values_are_better():
-    found = {
+    directions = {
         name: lesion(metrics=[getattr(keras.metrics, name)()]).metrics[0].better
         for name in ("TruePositives", "FalsePositives", "FalseNegatives")
     }
-    assert list(found.values()) == ["higher", "lower", "lower"]
+    assert list(directions.values()) == ["higher", "lower", "lower"]
 
 
 def outputs_of(wrong, count):
-    """(target, logits, mask) of so many images with one label, some of them wrong."""
+    """(target, logits, mask) of `count` images with one label; `wrong` are wrong."""
     target = np.zeros((count, 1), "f4")
     logits = np.where(np.arange(count) < wrong, 5, -5)[:, np.newaxis].astype("f4")
     return target, logits, np.ones(count, "f4")
@@ -364,8 +366,8 @@ def outputs_of(wrong, count):
 
 def value_and_ends(metric, wrong, count):
     task = Task("tag", kind="labels", channels=1, places=0, metrics=[metric])
-    given = map(tf.constant, outputs_of(wrong, count))
-    rows = task.metrics[0].statistics(*given, None).numpy()
+    batch = map(tf.constant, outputs_of(wrong, count))
+    rows = task.metrics[0].statistics(*batch, None).numpy()
     return task.metrics[0].over(rows), *intervals.of_metric(
         task.metrics[0], rows, seed=0
     )
@@ -373,9 +375,9 @@ def value_and_ends(metric, wrong, count):
 
 def test_intervals_of_keras_metrics_are_those_of_ours_and_end_where_values_do():
     for wrong in (0, 1):
-        found = value_and_ends(keras.metrics.BinaryAccuracy(), wrong, 8)
+        result = value_and_ends(keras.metrics.BinaryAccuracy(), wrong, 8)
         expected = value_and_ends(metrics.label_accuracy(), wrong, 8)
-        np.testing.assert_allclose(found, expected)
+        np.testing.assert_allclose(result, expected)
     assert value_and_ends(keras.metrics.FalsePositives(), 1, 8)[1] == 0
     assert value_and_ends(keras.metrics.MeanSquaredError(), 1, 8)[1] == 0
 
@@ -383,22 +385,22 @@ def test_intervals_of_keras_metrics_are_those_of_ours_and_end_where_values_do():
 def test_counts_are_over_images_with_none_too():
     value, *ends = value_and_ends(keras.metrics.FalsePositives(), 5, 100)
     assert value == 5
-    drawn = scipy.stats.binom(100, 0.05).ppf([0.025, 0.975])
-    np.testing.assert_allclose(ends, drawn, atol=1.1)
+    expected = scipy.stats.binom(100, 0.05).ppf([0.025, 0.975])
+    np.testing.assert_allclose(ends, expected, atol=1.1)
 
 
 def test_bounds_and_harm_of_keras_metrics():
-    found = {
-        each: lesion(metrics=[each]).metrics[0]
-        for each in (keras.metrics.BinaryAccuracy(), keras.metrics.AUC())
+    own_metrics = {
+        metric: lesion(metrics=[metric]).metrics[0]
+        for metric in (keras.metrics.BinaryAccuracy(), keras.metrics.AUC())
     }
-    assert [metric.bounds for metric in found.values()] == [(0, 1), (0, 1)]
-    assert [metric.measures_harm for metric in found.values()] == [True, False]
+    assert [metric.bounds for metric in own_metrics.values()] == [(0, 1), (0, 1)]
+    assert [metric.measures_harm for metric in own_metrics.values()] == [True, False]
     cosine = lesion(metrics=[keras.metrics.CosineSimilarity()]).metrics[0]
     assert (cosine.bounds, cosine.measures_harm) == ((-1, 1), False)
-    own = OwnMetric()
-    own.better = "higher"
-    assert lesion(metrics=[own]).metrics[0].bounds == (-np.inf, np.inf)
+    mean = OwnMetric()
+    mean.better = "higher"
+    assert lesion(metrics=[mean]).metrics[0].bounds == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
@@ -430,9 +432,12 @@ def test_metrics_of_one_name_are_refused():
 
 def test_names_that_keras_gave_are_the_same_in_each_process_and_task():
     def names():
-        made = [keras.metrics.AUC(), keras.metrics.AUC(curve="PR")]
-        made += [keras.metrics.AUC(name="auc_of_7"), keras.metrics.F1Score("macro")]
-        return [metric.name for metric in lesion(metrics=made).metrics]
+        keras_metrics = [keras.metrics.AUC(), keras.metrics.AUC(curve="PR")]
+        keras_metrics += [
+            keras.metrics.AUC(name="auc_of_7"),
+            keras.metrics.F1Score("macro"),
+        ]
+        return [metric.name for metric in lesion(metrics=keras_metrics).metrics]
 
     assert names() == ["auc", "auc-2", "auc_of_7", "f1_score", "loss"]
     assert names() == names()
@@ -446,8 +451,8 @@ def test_names_that_keras_gave_are_the_same_in_each_process_and_task():
     assert digests[0] == digests[1]
 
 
-def names_of(*given):
-    return [metric.name for metric in metrics.as_metrics(given)]
+def names_of(*own_metrics):
+    return [metric.name for metric in metrics.as_metrics(own_metrics)]
 
 
 def precisions(*names):
@@ -471,8 +476,8 @@ def test_names_that_are_not_keras_s_stay(names):
 def test_a_name_never_stands_for_another_metric():
     ious = [keras.metrics.IoU(3, [i], name=f"iou_{i}") for i in (1, 2)]
     assert names_of(*ious) == ["iou_1", "iou_2"]
-    given = [keras.metrics.MeanAbsoluteError(name="mean_absolute_error_1")]
-    assert names_of(*given) == ["mean_absolute_error_1"]
+    errors = [keras.metrics.MeanAbsoluteError(name="mean_absolute_error_1")]
+    assert names_of(*errors) == ["mean_absolute_error_1"]
     # These may be Keras's own.
     for names in (("precision", "precision_1"), ("precision_1", "precision_2")):
         assert names_of(*precisions(*names)) == ["precision", "precision-2"]
@@ -482,11 +487,11 @@ def test_a_name_never_stands_for_another_metric():
         return mask[:, 0]
 
     precision.better = "higher"
-    both = [precision, *precisions("precision_3")]
-    assert names_of(*both) == ["precision", "precision_3"]
+    pair = [precision, *precisions("precision_3")]
+    assert names_of(*pair) == ["precision", "precision_3"]
 
 
-# How they are known.
+# Digests.
 
 
 def above(limit):
@@ -538,10 +543,10 @@ class Weighted(keras.losses.Loss):
 
 def test_the_digest_is_the_same_before_and_after_use_and_in_each_process():
     task = lesion(loss=Weighted(), metrics=[keras.metrics.AUC(), above(0.5)])
-    before = own_code.digest(task)
+    digest = own_code.digest(task)
     for metric in task.metrics:
         metric.statistics(*map(tf.constant, labels()), None)
-    assert own_code.digest(task) == before
+    assert own_code.digest(task) == digest
     assert known(loss=Weighted()) == known(loss=Weighted())  # Keras numbers names.
     SEEN.append(1)
     first = known(loss=noting)
@@ -558,10 +563,10 @@ def noting(target, output, mask):
 
 
 def test_what_a_function_refers_to_counts(monkeypatch):
-    before = known(loss=with_limit)
-    assert known(loss=with_limit) == before
+    digest = known(loss=with_limit)
+    assert known(loss=with_limit) == digest
     monkeypatch.setitem(globals(), "LIMIT", 3.0)
-    assert known(loss=with_limit) != before
+    assert known(loss=with_limit) != digest
 
 
 LIMIT = 2.0
@@ -572,10 +577,10 @@ def with_limit(target, output, mask):
 
 
 def test_bounds_of_keras_metrics_count():
-    """Intervals, which are kept with finished work, end there."""
+    """Intervals, which are saved with finished work, end at the bounds."""
     metric = metrics.of_keras(keras.metrics.BinaryAccuracy())
-    wide = dataclasses.replace(metric, bounds=(-np.inf, np.inf))
-    assert known(metrics=[metric]) != known(metrics=[wide]) != ""
+    unbounded = dataclasses.replace(metric, bounds=(-np.inf, np.inf))
+    assert known(metrics=[metric]) != known(metrics=[unbounded]) != ""
 
 
 def test_those_of_the_kind_have_none():
@@ -609,17 +614,17 @@ REL_FIRST = (metrics.rel(), metrics.mae("m"), metrics.rmse("m"))
     ids=lambda task: task.name,
 )
 def test_results_of_a_task_unlike_the_eleven_are_known_by_it(task):
-    (known,) = resolving._own_tasks(TaskSet([task]))
-    assert known["name"] == task.name
-    assert known["kind"] == task.kind
+    (record,) = resolving._own_tasks(TaskSet([task]))
+    assert record["name"] == task.name
+    assert record["kind"] == task.kind
     standard = TaskSet([TASKS["depth"], TASKS["reshading"], TASKS["seg"]])
     assert resolving._own_tasks(standard) == ()
 
 
 def test_a_loss_of_another_kind_counts():
-    """Beside the kind, of which there is that of the metrics alone."""
-    one, other = (
+    """The metrics are those of the task's kind, but the loss is of another kind."""
+    first, second = (
         resolving._own_tasks(TaskSet([Task("reshading", kind="image", **loss)]))
         for loss in ({}, {"loss": losses.l1})
     )
-    assert one != other
+    assert first != second

@@ -21,8 +21,10 @@ def test_classes():
     picture = palettes.classes_to_rgb(np.array([1, 0, 255, -1, 2]), colors)
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture, [[4, 5, 6], [1, 2, 3], BLACK, BLACK, BLACK])
-    masked = palettes.classes_to_rgb(np.array([1, 0]), colors, np.array([0.0, 1.0]))
-    np.testing.assert_array_equal(masked, [BLACK, [1, 2, 3]])
+    masked_picture = palettes.classes_to_rgb(
+        np.array([1, 0]), colors, np.array([0.0, 1.0])
+    )
+    np.testing.assert_array_equal(masked_picture, [BLACK, [1, 2, 3]])
 
 
 def test_scalars_use_viridis_and_clip_to_the_range():
@@ -51,8 +53,8 @@ def test_scalars_without_a_range_ignore_outliers_and_what_is_masked():
 @pytest.mark.parametrize("values", [(5, 5), (NAN, INF), (0, 0)])
 def test_scalars_of_one_value_or_none(values):
     assert palettes.scalar_to_rgb(column(*values)).shape == (2, 3)
-    nothing = palettes.scalar_to_rgb(column(*values), mask=np.zeros(2))
-    assert not nothing.any()
+    picture = palettes.scalar_to_rgb(column(*values), mask=np.zeros(2))
+    assert not picture.any()
 
 
 def test_vectors():

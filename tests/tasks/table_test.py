@@ -37,8 +37,8 @@ def test_the_table_is_the_designs():
         assert (task.name, task.letter, task.channels) == (name, letter, channels)
         assert task.discrete == (name == "seg")
         assert task.output_channels(17) == (channels or 17)
-        for given in (name, letter, taskonomy, name.upper(), taskonomy.title()):
-            assert tasks.resolve([given]) == (name,)
+        for alias in (name, letter, taskonomy, name.upper(), taskonomy.title()):
+            assert tasks.resolve([alias]) == (name,)
 
 
 def test_metrics_by_task():
@@ -110,20 +110,20 @@ def test_every_task_has_losses_and_rows_inside_a_function():
     outputs, targets, masks = batch(names, 5, np.random.default_rng(0))
 
     @tf.function(autograph=False)
-    def both(outputs, targets, masks):
+    def losses_and_rows(outputs, targets, masks):
         return (
             tasks.task_losses(names, outputs, targets, masks),
             tasks.statistics(names, outputs, targets, masks, 5),
         )
 
-    losses, rows = both(outputs, targets, masks)
+    losses, rows = losses_and_rows(outputs, targets, masks)
     assert list(losses) == list(rows) == list(names)
     for name in names:
         assert losses[name].shape == (4,)
         assert losses[name].dtype == tf.float32
         assert losses[name][3] == 0
-        of_metrics = [metric.name for metric in tasks.TASKS[name].metrics]
-        assert list(rows[name]) == [*of_metrics, tasks.NOT_FINITE]
+        metric_names = [metric.name for metric in tasks.TASKS[name].metrics]
+        assert list(rows[name]) == [*metric_names, tasks.NOT_FINITE]
         for metric in tasks.TASKS[name].metrics:
             row = rows[name][metric.name].numpy()
             assert not row[3].any()
@@ -168,14 +168,14 @@ def test_logits_and_labels_are_painted_alike():
 
 
 def test_a_label_is_there_where_its_logit_is_above_0():
-    """Whatever the other logits of the batch are; in targets, where it is above 0.5."""
+    """Whatever the batch's other logits are; in targets, where a value is above 0.5."""
     colors = ((10, 0, 0), (0, 20, 0))
     tags = tasks.Task("tags", kind="labels", channels=2, colors=colors)
     logits = np.array([[[0.2, 0.1], [0.3, 0.4], [0.0, 0.0]]], np.float32)
     for values in (logits, logits - [0, 0.01]):
-        ((*there, nowhere),) = tags.to_rgb(values, INFO, output=True)
-        np.testing.assert_array_equal(there, colors)
-        np.testing.assert_array_equal(tags.to_rgb(values, INFO), [[nowhere] * 3])
+        ((*label_colors, background),) = tags.to_rgb(values, INFO, output=True)
+        np.testing.assert_array_equal(label_colors, colors)
+        np.testing.assert_array_equal(tags.to_rgb(values, INFO), [[background] * 3])
     info = types.SimpleNamespace(image_shape=(6, 6))
     line = tags.bound(places=1).to_rgb(logits, info, output=True)
     assert {tuple(color) for color in line.reshape(-1, 3)} >= set(colors)
@@ -193,6 +193,6 @@ def test_a_picture_of_numbers_spans_the_values_that_it_shows():
 
 def test_depth_is_painted_in_the_data_sets_range():
     paint = tasks.TASKS["depth"].to_rgb
-    near = paint(np.array([[[1.0], [2.0]]]), INFO)
-    far = paint(np.array([[[1.0], [9.0]]]), INFO)
-    np.testing.assert_array_equal(near[0, 0], far[0, 0])
+    narrow_picture = paint(np.array([[[1.0], [2.0]]]), INFO)
+    wide_picture = paint(np.array([[[1.0], [9.0]]]), INFO)
+    np.testing.assert_array_equal(narrow_picture[0, 0], wide_picture[0, 0])

@@ -39,10 +39,10 @@ def test_metrics_of_the_kind_follow_the_places_and_own_ones_stay():
     parts = tasks.Task("parts", kind="classes", classes=["a", "b"])
     assert parts.metrics[0].name == "miou"
     assert parts.bound(places=0).metrics[0].name == "accuracy"
-    own = tasks.Task(
+    own_task = tasks.Task(
         "parts", kind="classes", classes=["a", "b"], metrics=[metrics.miou()]
     )
-    assert [m.name for m in own.bound(places=0).metrics] == ["miou", "loss"]
+    assert [m.name for m in own_task.bound(places=0).metrics] == ["miou", "loss"]
 
 
 def test_the_last_metric_is_the_loss():
@@ -53,14 +53,14 @@ def test_the_last_metric_is_the_loss():
     with pytest.raises(InputError, match="2 are named loss"):
         tasks.Task("flow", channels=2, metrics=[loss])
     flow = tasks.Task("flow", channels=2, metrics=[metrics.mae()])
-    given = (tf.zeros((1, 4, 4, 2)), tf.fill((1, 4, 4, 2), 3.0), tf.ones((1, 4, 4)))
+    batch = (tf.zeros((1, 4, 4, 2)), tf.fill((1, 4, 4, 2), 3.0), tf.ones((1, 4, 4)))
     for task, value in (
         (flow, 3),
         (dataclasses.replace(flow, unit="px"), 3),
         (dataclasses.replace(flow, loss=keras.losses.MeanSquaredError()), 9),
     ):
         assert [metric.name for metric in task.metrics] == ["mae", "loss"]
-        rows = task.metrics[-1].statistics(*given, None)
+        rows = task.metrics[-1].statistics(*batch, None)
         np.testing.assert_array_equal(rows, [[value, 1]])
 
 
@@ -68,9 +68,9 @@ def test_the_last_metric_is_the_loss():
 def test_rows_of_any_places_are_those_by_hand(places):
     count, classes = 3, 4
     names = [f"c{i}" for i in range(classes)]
-    chosen = tasks.Task("parts", kind="classes", classes=names, places=len(places))
-    numbers = tasks.Task("flow", channels=2, places=len(places))
-    labels = tasks.Task("tags", kind="labels", classes=names, places=len(places))
+    parts = tasks.Task("parts", kind="classes", classes=names, places=len(places))
+    flow = tasks.Task("flow", channels=2, places=len(places))
+    tags = tasks.Task("tags", kind="labels", classes=names, places=len(places))
     mask = RNG.integers(0, 2, (count, *places)).astype(np.float32)
     mask[0] = 1
     targets = {
@@ -86,7 +86,7 @@ def test_rows_of_any_places_are_those_by_hand(places):
         "tags": RNG.normal(size=(count, *places, classes)),
     }
     rows = tasks.statistics(
-        [chosen, numbers, labels],
+        [parts, flow, tags],
         {name: tf.constant(y, tf.float32) for name, y in outputs.items()},
         {name: tf.constant(y) for name, y in targets.items()},
         dict.fromkeys(targets, tf.constant(mask)),
@@ -97,27 +97,31 @@ def test_rows_of_any_places_are_those_by_hand(places):
         (metric,) = [m for m in task.metrics if m.name == name]
         return metric.value(np.asarray(rows[task.name][name]).sum(axis=0))
 
-    there = mask != 0
-    right = outputs["parts"].argmax(-1) == targets["parts"]
-    accuracy = next(m.name for m in chosen.metrics if "accuracy" in m.name)
-    assert value(chosen, accuracy) == pytest.approx(right[there].mean())
-    error = np.abs(outputs["flow"] - targets["flow"])[there]
-    assert value(numbers, "mae") == pytest.approx(error.mean(), rel=1e-6)
-    given, said = targets["tags"][there] > 0, outputs["tags"][there] > 0
-    assert value(labels, "label_accuracy") == pytest.approx((given == said).mean())
+    valid = mask != 0
+    hits = outputs["parts"].argmax(-1) == targets["parts"]
+    accuracy = next(m.name for m in parts.metrics if "accuracy" in m.name)
+    assert value(parts, accuracy) == pytest.approx(hits[valid].mean())
+    error = np.abs(outputs["flow"] - targets["flow"])[valid]
+    assert value(flow, "mae") == pytest.approx(error.mean(), rel=1e-6)
+    label, prediction = targets["tags"][valid] > 0, outputs["tags"][valid] > 0
+    assert value(tags, "label_accuracy") == pytest.approx((label == prediction).mean())
     f1 = [
-        2 * (given & said)[:, i].sum() / (given[:, i].sum() + said[:, i].sum())
+        2
+        * (label & prediction)[:, i].sum()
+        / (label[:, i].sum() + prediction[:, i].sum())
         for i in range(classes)
-        if given[:, i].any() or said[:, i].any()
+        if label[:, i].any() or prediction[:, i].any()
     ]
-    assert value(labels, "f1") == pytest.approx(np.mean(f1))
+    assert value(tags, "f1") == pytest.approx(np.mean(f1))
     bce = np.log1p(np.exp(outputs["tags"])) - targets["tags"] * outputs["tags"]
     axes = tuple(range(1, bce.ndim))
-    per_image = np.where(there[..., None], bce, 0).sum(axes) / np.maximum(
-        there.reshape(count, -1).sum(-1) * classes, 1
+    per_image = np.where(valid[..., None], bce, 0).sum(axes) / np.maximum(
+        valid.reshape(count, -1).sum(-1) * classes, 1
     )
-    valid = there.reshape(count, -1).any(-1)
-    assert value(labels, "loss") == pytest.approx(per_image[valid].mean(), rel=1e-5)
+    valid_images = valid.reshape(count, -1).any(-1)
+    assert value(tags, "loss") == pytest.approx(
+        per_image[valid_images].mean(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,9 +138,9 @@ def test_keras_metrics_of_numbers_are_keras(make):
     mask = RNG.integers(0, 2, (5, 4, 4)).astype(np.float32)
     metric = task.metrics[0]
     rows = metric.statistics(*map(tf.constant, (target, output, mask)), None)
-    alone = make()
-    alone.update_state(target[mask != 0], output[mask != 0])
-    expected = float(alone.result())
+    reference = make()
+    reference.update_state(target[mask != 0], output[mask != 0])
+    expected = float(reference.result())
     if make is keras.metrics.RootMeanSquaredError:
         expected = np.sqrt(np.square(target - output)[mask != 0].mean())
     assert metric.value(rows.numpy().sum(0)) == pytest.approx(expected, rel=1e-4)
@@ -158,24 +162,24 @@ def test_keras_metrics_of_nothing_are_no_numbers(metric):
     """Keras says 0, which is perfect for an error."""
     numbers = metric.name.startswith(("mean", "root", "r2"))
     kind = {"kind": "numbers" if numbers else "labels", "channels": 2}
-    one = tasks.Task("mine", metrics=[metric], **kind).metrics[0]
+    score = tasks.Task("mine", metrics=[metric], **kind).metrics[0]
     target = RNG.integers(0, 2, (3, 4, 4, 2)).astype(np.float32)
     output = (2 * target - 1) * 9  # A right answer everywhere.
-    masked = np.zeros((3, 4, 4), np.float32)
-    rows = one.statistics(*map(tf.constant, (target, output, masked)), None).numpy()
-    assert math.isnan(one.over(rows))
-    masked[1, 2, 3] = 1
-    rows = one.statistics(*map(tf.constant, (target, output, masked)), None).numpy()
-    assert not math.isnan(one.over(rows))
+    mask = np.zeros((3, 4, 4), np.float32)
+    rows = score.statistics(*map(tf.constant, (target, output, mask)), None).numpy()
+    assert math.isnan(score.over(rows))
+    mask[1, 2, 3] = 1
+    rows = score.statistics(*map(tf.constant, (target, output, mask)), None).numpy()
+    assert not math.isnan(score.over(rows))
 
 
 def test_a_precision_of_no_prediction_is_still_keras():
-    """Its state is 0 as where nothing was counted, but something was."""
-    one = tasks.Task(
+    """Its state is 0, as if nothing had been counted, although something was."""
+    metric = tasks.Task(
         "tag", kind="labels", channels=1, places=0, metrics=[keras.metrics.Precision()]
     ).metrics[0]
-    given = np.zeros((2, 1), "f4"), np.full((2, 1), -9, "f4"), np.ones(2, "f4")
-    assert one.over(one.statistics(*map(tf.constant, given), None).numpy()) == 0
+    batch = np.zeros((2, 1), "f4"), np.full((2, 1), -9, "f4"), np.ones(2, "f4")
+    assert metric.over(metric.statistics(*map(tf.constant, batch), None).numpy()) == 0
 
 
 def test_keras_metrics_of_labels_and_classes_are_keras():
@@ -188,26 +192,26 @@ def test_keras_metrics_of_labels_and_classes_are_keras():
     )
     target = RNG.integers(0, 2, (20, 3)).astype(np.float32)
     output, mask = RNG.normal(size=(20, 3)).astype(np.float32), np.ones(20, "f4")
-    for metric, alone in zip(
+    for metric, reference in zip(
         tags.metrics,
         (keras.metrics.AUC(curve="PR"), keras.metrics.F1Score("macro", 0.5)),
         strict=False,
     ):
         rows = metric.statistics(*map(tf.constant, (target, output, mask)), None)
-        alone.update_state(target, 1 / (1 + np.exp(-output)))
-        again = metric.value(rows.numpy().sum(0))
-        assert again == pytest.approx(float(alone.result()), rel=1e-5)
+        reference.update_state(target, 1 / (1 + np.exp(-output)))
+        value = metric.value(rows.numpy().sum(0))
+        assert value == pytest.approx(float(reference.result()), rel=1e-5)
 
 
 def test_keras_losses_are_means_over_valid_places():
     huber = tasks.Task("flow", channels=2, loss=keras.losses.Huber(0.5))
     target, output = RNG.normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
     mask = RNG.integers(0, 2, (3, 4, 4)).astype(np.float32)
-    masked = np.where(mask[..., None] != 0, target, np.nan).astype(np.float32)
+    masked_target = np.where(mask[..., None] != 0, target, np.nan).astype(np.float32)
     error = np.abs(target - output)
-    each = np.where(error <= 0.5, error**2 / 2, 0.5 * error - 0.125).mean(-1)
-    expected = (each * mask).sum((1, 2)) / mask.sum((1, 2))
-    loss = huber.loss(*map(tf.constant, (masked, output, mask)))
+    pixel_losses = np.where(error <= 0.5, error**2 / 2, 0.5 * error - 0.125).mean(-1)
+    expected = (pixel_losses * mask).sum((1, 2)) / mask.sum((1, 2))
+    loss = huber.loss(*map(tf.constant, (masked_target, output, mask)))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -320,8 +324,8 @@ def test_whatever_takes_target_output_and_mask_is_a_loss():
         def __call__(self, target, output, mask):
             return mask[:, 0, 0]
 
-    def scaled(by, target, output, mask):
-        return by * mask[:, 0, 0]
+    def scaled(factor, target, output, mask):
+        return factor * mask[:, 0, 0]
 
     by_2 = functools.partial(scaled, 2.0)
     for loss, value in (
@@ -329,26 +333,26 @@ def test_whatever_takes_target_output_and_mask_is_a_loss():
         (Of().__call__, 1),
         (by_2, 2),
         (tf.function(Of().__call__), 1),
-        (lambda *given: 3 * given[2][:, 0, 0], 3),
-        (lambda target, output, mask, by=4: by * mask[:, 0, 0], 4),
+        (lambda *arguments: 3 * arguments[2][:, 0, 0], 3),
+        (lambda target, output, mask, factor=4: factor * mask[:, 0, 0], 4),
     ):
-        given = (tf.zeros((1, 4, 4, 1)), tf.zeros((1, 4, 4, 1)), tf.ones((1, 4, 4)))
+        batch = (tf.zeros((1, 4, 4, 1)), tf.zeros((1, 4, 4, 1)), tf.ones((1, 4, 4)))
         np.testing.assert_array_equal(
-            tasks.Task("far", loss=loss).loss(*given), [value]
+            tasks.Task("far", loss=loss).loss(*batch), [value]
         )
 
 
 def test_sets_iterate_names_and_select_by_any_name():
     flow = tasks.Task("flow", channels=2)
-    both = tasks.TASKS.replaced(flow)
-    assert tuple(both)[-1] == "flow"
-    assert "flow" in both
+    task_set = tasks.TASKS.replaced(flow)
+    assert tuple(task_set)[-1] == "flow"
+    assert "flow" in task_set
     assert "flow" not in tasks.TASKS
-    assert tuple(both.select("Flow,d,segmentsemantic")) == ("flow", "depth", "seg")
-    assert hash(both) == hash(tasks.TASKS.replaced(flow))
-    assert both == dict(both)
+    assert tuple(task_set.select("Flow,d,segmentsemantic")) == ("flow", "depth", "seg")
+    assert hash(task_set) == hash(tasks.TASKS.replaced(flow))
+    assert task_set == dict(task_set)
     with pytest.raises(InputError, match="Did you mean 'flow'"):
-        both.select("flwo")
+        task_set.select("flwo")
     with pytest.raises(InputError, match="two are named flow"):
         tasks.TaskSet([flow, flow])
     assert tasks.canonical("d,flow") == ("depth", "flow")
