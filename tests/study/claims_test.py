@@ -78,7 +78,7 @@ def study_with(tmp_path, claim, study=STUDY):
 
 
 def write(workdir, study, missing_models=()):
-    """Writes a study, with cells missing for `missing_models`: (variant, seed) pairs."""
+    """Writes a study; cells of the (variant, seed) in `missing_models` are missing."""
     cells = []
     for variant in study.variants:
         for i, seed in enumerate(study.seeds):
@@ -250,11 +250,9 @@ def test_measures(tmp_path):
     norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {fields}'
     result = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
     np.testing.assert_allclose(result.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
-    gradient_norm = (
-        'measure = "pixels", quantity = "gradient_norm", count = 1, norm = "l2"'
-    )
-    gradient_norm += ', tasks = ["seg"]'
-    result = measured(tmp_path / "c", f"{gradient_norm}, minus = {{ count = 64 }}")
+    pixels = 'measure = "pixels", quantity = "gradient_norm", count = 1, norm = "l2"'
+    pixels += ', tasks = ["seg"]'
+    result = measured(tmp_path / "c", f"{pixels}, minus = {{ count = 64 }}")
     np.testing.assert_allclose(result.by_seed, [2, 3, 4, 5, 6])
 
 
@@ -277,7 +275,7 @@ def test_a_list_that_is_not_all_there_gives_no_number(tmp_path):
 
 
 def of_corruptions(tmp_path, metric, suffix="", **directions):
-    """(study, results) of a claim about depth metrics; `directions`: {metric: better}."""
+    """(study, results) of a claim on depth; `directions` is {metric: better}."""
     text = (
         'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
         f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{suffix} }}'
@@ -302,10 +300,10 @@ def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
     study, results = of_corruptions(tmp_path, '"mae"', mae="lower")
     (claim,) = claim_file.read(study)
     np.testing.assert_array_equal(effects.of(claim, results).by_seed, -1.0)
-    referenced_claim = dataclasses.replace(
+    reference_claim = dataclasses.replace(
         claim, measure={**claim.measure, "reference": 0.9}
     )
-    np.testing.assert_allclose(effects.of(referenced_claim, results).by_seed, -0.1)
+    np.testing.assert_allclose(effects.of(reference_claim, results).by_seed, -0.1)
 
 
 def test_lists_of_metrics_are_averaged_and_said_in_words(tmp_path):
@@ -367,7 +365,7 @@ def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
 def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
     tmp_path, monkeypatch
 ):
-    """Signed gaps average to 0 over the seeds of s+d, and over both models of a seed."""
+    """Signed gaps average to 0 over seeds of s+d, and over both models of a seed."""
     monkeypatch.setitem(MIOU, ("s+d", 0), [0.65, 0.55, 0.65, 0.55, 0.60])
     monkeypatch.setitem(MIOU, ("early", 0), [0.55, 0.65, 0.55, 0.65, 0.60])
     for number, better in enumerate(('["s+d"]', '["s+d", "early"]')):
@@ -706,11 +704,9 @@ def claim(**fields):
 )
 def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, reason):
     effect = sum(interval) / 2
-    word, explanation = claims.judge(
-        claim(margin=margin), effect, interval, n, p, opposite
-    )
+    word, text = claims.judge(claim(margin=margin), effect, interval, n, p, opposite)
     assert word == verdict
-    assert reason in explanation
+    assert reason in text
 
 
 def test_reasons_of_relative_claims_are_in_points():
@@ -797,21 +793,21 @@ def test_power_needs_two_seeds_and_a_margin():
 
 def test_five_seeds_are_enough_for_one_claim_but_not_among_several():
     by_seed = 0.1 + 1e-4 * np.arange(5)
-    power_of_one, power_of_two = (
+    power_1, power_2 = (
         claims.power(by_seed, 0.01, 1),
         claims.power(by_seed, 0.01, 2),
     )
-    assert (power_of_one.least, power_of_one.seeds_needed) == (5, 5)
-    assert power_of_one.detectable > 0.01
-    assert (power_of_two.least, power_of_two.seeds_needed) == (6, 6)
-    assert power_of_two.detectable is None
+    assert (power_1.least, power_1.seeds_needed) == (5, 5)
+    assert power_1.detectable > 0.01
+    assert (power_2.least, power_2.seeds_needed) == (6, 6)
+    assert power_2.detectable is None
     opposite = -0.1 - 1e-5 * np.arange(5)
     assert claims.tests([by_seed])[1, 0] <= claims.ALPHA
     assert claims.tests([by_seed, opposite])[1, 0] > claims.ALPHA
 
 
 def test_what_seeds_find_is_found_as_often_as_is_said(monkeypatch):
-    """In random studies, effects at `detectable` exceed the margin, those of 0 do not."""
+    """Random effects at `detectable` are found above the margin, those at 0 below."""
     rng, margin, n, claim_count = np.random.default_rng(0), 0.01, 8, 10
     deviation = 0.004
     by_seed = np.array([-1.0, 1.0] * 4) * deviation * np.sqrt(7 / 8)

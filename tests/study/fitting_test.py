@@ -27,7 +27,7 @@ def test_all_tasks_change_nothing(rooms):
 
 def test_rooms_on_cityscapes(rooms):
     fitted_study = fitting.to_tasks(rooms, "cityscapes", CITYSCAPES)
-    removed_names = {spec.name for spec in rooms.variants} - {
+    removed_names = {v.name for v in rooms.variants} - {
         v.name for v in fitted_study.variants
     }
     assert removed_names == {"s+n 1", "s+n .1", "d+n 1", "d+n .1", "eleven"}
@@ -67,7 +67,7 @@ def test_a_measure_goes_with_what_is_taken_off(rooms):
 
 def test_what_needs_a_source_or_a_term_goes_with_it(rooms):
     fitted_study = fitting.to_tasks(rooms, "heights", ("depth", "normal"))
-    assert {spec.name for spec in fitted_study.variants} == {"d", "d+n 1", "d+n .1"}
+    assert {v.name for v in fitted_study.variants} == {"d", "d+n 1", "d+n .1"}
     assert [spec.name for spec in fitted_study.attacks] == ["depth"]
     claims = claim_file.read(fitted_study)
     assert [claim.id for claim in claims] == ["E5"]

@@ -287,7 +287,7 @@ def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
 
 @pytest.mark.slow
 def test_unfinished_study_says_what_is_missing(tmp_path):
-    """Also for names that look like HTML, and with the same bytes when written again."""
+    """Also with names that look like HTML, and to the same bytes when written again."""
     hostile = "<b>&s"
     file = study_fixture.EXAMPLE.replace('variants."s"', f'variants."{hostile}"')
     file = file.split("[[claims]]")[0].split('[attacks."theory"]')[0]

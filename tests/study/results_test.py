@@ -273,26 +273,21 @@ def test_the_keys_that_may_be_given_are_those_that_records_have(measured):
     tasks = ("seg", "depth", "normal")
     config = AttackConfig(ckpt="-", measure=MEASURES, attack_tasks=("each", "all"))
     for record in measured:
-        _, required_keys = claim_checks.QUANTITIES[record["measure"]][
-            record["quantity"]
-        ]
+        _, needs = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
         key_values = claim_checks._key_values(config, record, tasks, (24, 24))
         special_keys = {"measure", "quantity", "tasks", "metric"}
         keys = claim_checks.MEASURE.keys() & record.keys() - special_keys
-        assert keys == {*key_values, *required_keys} - special_keys
+        assert keys == {*key_values, *needs} - special_keys
         for key in keys - {"eps", "count", "corruption"}:  # Few are in the fixture.
             assert record[key] in key_values[key]
-        groups, record_tasks = (
+        groups, group = (
             claim_checks._groups(config, record, tasks),
             record.get("tasks"),
         )
-        if record_tasks is None:
+        if group is None:
             assert groups == []
-        elif (
-            record["quantity"] != "norm_of_mean"
-            and record_tasks[:1] != record_tasks[1:]
-        ):
-            assert sorted(record_tasks) in groups
+        elif record["quantity"] != "norm_of_mean" and group[:1] != group[1:]:
+            assert sorted(group) in groups
 
 
 def test_a_study_of_another_version(tmp_path):

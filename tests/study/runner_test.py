@@ -410,58 +410,53 @@ def test_the_nearest_cells_say_how_long_one_takes():
     train_1, pgd_1 = cells[6], cells[8]
     prices = dict.fromkeys(cells, 1.0) | {train_a: 2.0, pgd_a: 3.0, pgd_1: 1.0}
     assert clock(prices, {}).seconds(train) is None
-    estimates = clock(prices, {train: 10 + 40})  # Ten of them to start.
-    assert estimates.seconds(train_1) == 10 + 40
-    assert estimates.seconds(train_a) == 10 + 2 * 40  # By cost.
-    assert estimates.seconds(pgd) == 10 + 40  # As long as no attack is known.
-    estimates.add(pgd, 10 + 7)
-    assert estimates.seconds(pgd_a) == 10 + 3 * 7  # The same attack on another variant.
-    assert estimates.seconds(moved) == 10 + 7  # Another attack.
-    estimates.add(pgd_a, 10 + 60)
-    assert estimates.seconds(pgd_1) == 10 + 7  # The same with another seed.
+    timer = clock(prices, {train: 10 + 40})  # Ten seconds to start.
+    assert timer.seconds(train_1) == 10 + 40
+    assert timer.seconds(train_a) == 10 + 2 * 40  # By cost.
+    assert timer.seconds(pgd) == 10 + 40  # As long as no attack is known.
+    timer.add(pgd, 10 + 7)
+    assert timer.seconds(pgd_a) == 10 + 3 * 7  # The same attack on another variant.
+    assert timer.seconds(moved) == 10 + 7  # Another attack.
+    timer.add(pgd_a, 10 + 60)
+    assert timer.seconds(pgd_1) == 10 + 7  # The same with another seed.
 
 
 def test_time_left_by_hand():
     cells = cells_of()
     train, train_a, pgd, moved, *_ = cells
-    estimates = clock(dict.fromkeys(cells, 1.0), {train: 10 + 20})  # 30 s each.
+    timer = clock(dict.fromkeys(cells, 1.0), {train: 10 + 20})  # 30 s each.
     assert clock({}, {}).left([train], [], 1) is None
-    assert estimates.left([], [], 2) == 0
-    assert estimates.left([train, train_a], [], 1) == 60
-    assert estimates.left([train, train_a], [], 2) == 30
-    assert estimates.left([train, train_a, pgd], [], 2) == 45
-    assert (
-        estimates.left([train, train_a, pgd, moved], [], 8) == 30
-    )  # One cell at least.
-    assert estimates.left([pgd], [(train, 25.0)], 1) == 5 + 30
-    assert estimates.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
-    assert estimates.left([pgd, moved, train_a], [(train, 20.0)], 2) == 50
+    assert timer.left([], [], 2) == 0
+    assert timer.left([train, train_a], [], 1) == 60
+    assert timer.left([train, train_a], [], 2) == 30
+    assert timer.left([train, train_a, pgd], [], 2) == 45
+    assert timer.left([train, train_a, pgd, moved], [], 8) == 30  # One cell at least.
+    assert timer.left([pgd], [(train, 25.0)], 1) == 5 + 30
+    assert timer.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
+    assert timer.left([pgd, moved, train_a], [(train, 20.0)], 2) == 50
 
 
 def test_costs_are_in_proportion():
-    def training_cost(**fields):
+    def cost(**fields):
         return costs.of_training(TrainConfig(**{"train_examples": 100, **fields}))
 
-    assert training_cost(epochs=40) == 2 * training_cost(epochs=20)
-    assert training_cost(image_size="128") == 4 * training_cost()
-    assert training_cost(tasks=("seg", "depth", "normal")) == 2 * training_cost(
-        tasks=("seg",)
-    )
-    assert (
-        training_cost(adversarial_tasks="main", adversarial_steps=5)
-        == 3 * training_cost()
-    )
+    assert cost(epochs=40) == 2 * cost(epochs=20)
+    assert cost(image_size="128") == 4 * cost()
+    assert cost(tasks=("seg", "depth", "normal")) == 2 * cost(tasks=("seg",))
+    assert cost(adversarial_tasks="main", adversarial_steps=5) == 3 * cost()
 
     run = TrainConfig(tasks=("seg", "depth"))
 
     def attack_cost(**fields):
         return costs.of_attack(AttackConfig(ckpt="x", **fields), run)
 
-    cost = attack_cost(attack_tasks=("each",), steps=10)
+    each_cost = attack_cost(attack_tasks=("each",), steps=10)
     assert attack_cost(attack_tasks=("each", "all"), steps=10) == pytest.approx(
-        1.5 * cost
+        1.5 * each_cost
     )
-    assert attack_cost(attack_tasks=("each",), steps=10, eps=(0.0, 1.0)) == cost / 4
+    assert (
+        attack_cost(attack_tasks=("each",), steps=10, eps=(0.0, 1.0)) == each_cost / 4
+    )
     assert attack_cost(steps=100) > 8 * attack_cost(steps=10)
     no_attack = {"attack": ("none",), "measure": ("pixels",)}
     assert attack_cost(**no_attack, measure_draws=8) == 2 * attack_cost(
@@ -473,8 +468,8 @@ def test_a_cell_without_an_attack_takes_time_too():
     cells = cells_of()
     run = TrainConfig(tasks=("seg",))
     price = costs.of_attack(AttackConfig(ckpt="x", eps=(0.0,)), run)
-    estimates = clock({cell: price for cell in cells}, {cells[2]: 10 + 20})
-    assert estimates.seconds(cells[3]) == pytest.approx(10 + 20)
+    timer = clock({cell: price for cell in cells}, {cells[2]: 10 + 20})
+    assert timer.seconds(cells[3]) == pytest.approx(10 + 20)
 
 
 # Running.
