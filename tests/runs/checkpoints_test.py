@@ -49,35 +49,35 @@ def made_run(tmp_path_factory, camvid_dir):
 
 @pytest.fixture
 def run(made_run, tmp_path):
-    """A copy of it, to be changed at will."""
+    """A copy of `made_run` that a test may change."""
     return shutil.copytree(made_run, tmp_path / "runs" / "one")
 
 
 def test_the_newest_are_kept_and_the_best(tmp_path):
     model = tiny()
-    made = keeper(tmp_path, model)
+    run_keeper = keeper(tmp_path, model)
     for step, score in ((1, 0.1), (2, 0.7), (3, 0.5), (4, float("nan"))):
         model.trainable_variables[0].assign_add(
             tf.ones_like(model.trainable_variables[0])
         )
-        made.save_if_best(step, score, "higher")
-        made.save(step)
+        run_keeper.save_if_best(step, score, "higher")
+        run_keeper.save(step)
     names = {path.stem for path in (tmp_path / "checkpoints").glob("*.index")}
     best = {path.stem for path in (tmp_path / "checkpoints/best").glob("*.index")}
     assert names == {"ckpt-3", "ckpt-4"}
     assert best == {"ckpt-2"}
-    fresh = tiny(seed=5)
-    again = keeper(tmp_path, fresh)
-    assert again.restore() == 4
-    assert loading.fingerprint(fresh) == loading.fingerprint(model)
-    again.save_if_best(5, 0.6, "higher")  # The best score so far came back, too.
+    new_model = tiny(seed=5)
+    new_keeper = keeper(tmp_path, new_model)
+    assert new_keeper.restore() == 4
+    assert loading.fingerprint(new_model) == loading.fingerprint(model)
+    new_keeper.save_if_best(5, 0.6, "higher")  # The best score so far came back, too.
     assert {p.stem for p in (tmp_path / "checkpoints/best").glob("*.index")} == best
 
 
 def test_lower_can_be_better_and_the_first_number_beats_nan(tmp_path):
-    made = keeper(tmp_path, tiny())
+    run_keeper = keeper(tmp_path, tiny())
     for step, score in ((1, float("nan")), (2, 0.7), (3, 0.5), (4, 0.6)):
-        made.save_if_best(step, score, "lower")
+        run_keeper.save_if_best(step, score, "lower")
     best = [path.stem for path in (tmp_path / "checkpoints/best").glob("*.index")]
     assert best == ["ckpt-3"]
 
@@ -93,18 +93,18 @@ def test_a_killed_save_leaves_nothing_that_matters(tmp_path):
 
 
 def test_from_a_damaged_checkpoint_to_the_one_before(tmp_path):
-    made = keeper(tmp_path, tiny())
+    run_keeper = keeper(tmp_path, tiny())
     for step in (1, 2):
-        made.save(step)
-    for damaged, found in ((2, 1), (1, None)):
-        path = next((tmp_path / "checkpoints").glob(f"ckpt-{damaged}.data*"))
+        run_keeper.save(step)
+    for damaged_step, expected in ((2, 1), (1, None)):
+        path = next((tmp_path / "checkpoints").glob(f"ckpt-{damaged_step}.data*"))
         path.write_bytes(path.read_bytes()[:100])
-        again = keeper(tmp_path, tiny())
-        if found:
-            assert again.restore() == found
+        new_keeper = keeper(tmp_path, tiny())
+        if expected:
+            assert new_keeper.restore() == expected
         else:
             with pytest.raises(InputError, match="all checkpoints .* are damaged"):
-                again.restore()
+                new_keeper.restore()
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_an_unfinished_run_is_its_newest_checkpoint(run):
 
 
 def test_a_checkpoint_keeps_the_runs_precision(run):
-    kept = json.loads((run / "config.json").read_text())
-    kept["train"]["precision"] = "mixed_bfloat16"
-    (run / "config.json").write_text(json.dumps(kept))
+    content = json.loads((run / "config.json").read_text())
+    content["train"]["precision"] = "mixed_bfloat16"
+    (run / "config.json").write_text(json.dumps(content))
     model = loading.load_run(str(run / "checkpoints")).model
     assert model.get_layer("encoder_stem_conv").compute_dtype == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
@@ -148,24 +148,24 @@ def test_fingerprints_tell_weights_apart():
 
 
 def test_fingerprints_tell_architectures_apart():
-    def scaled(by):
+    def scaled(factor):
         image = keras.Input((8, 8, 3), name="image")
         return keras.Model(
-            image, {"autoencoder": keras.layers.Rescaling(by, name="scale")(image)}
+            image, {"autoencoder": keras.layers.Rescaling(factor, name="scale")(image)}
         )
 
-    prints = {loading.fingerprint(scaled(by)) for by in (1.0, 10.0)}
+    prints = {loading.fingerprint(scaled(factor)) for factor in (1.0, 10.0)}
     assert len(prints) == 2
 
 
 def own_model(path, outputs=None):
     image = keras.Input((32, 48, 3))
-    made = {
+    tensors = {
         name: keras.layers.Conv2D(1, 1)(image) for name in outputs or ("depth_zbuffer",)
     }
     if outputs is None:
-        (made,) = made.values()
-    keras.Model(image, made).save(path)
+        (tensors,) = tensors.values()
+    keras.Model(image, tensors).save(path)
     return str(path)
 
 
@@ -205,9 +205,9 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
 def test_a_damaged_file_is_explained(tmp_path, damage):
     path = tmp_path / "m.keras"
     own_model(path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     path.write_bytes(
-        {"truncated": whole[:1000], "foreign": b"PNG", "empty": b""}[damage]
+        {"truncated": content[:1000], "foreign": b"PNG", "empty": b""}[damage]
     )
     with pytest.raises(InputError, match=r"cannot be loaded as a .keras file"):
         loading.load_run(str(path))
@@ -231,9 +231,9 @@ def test_a_checkpoint_that_is_not_there_lists_those_that_are(run):
 
 
 def test_a_checkpoint_of_another_model_is_explained(run):
-    kept = json.loads((run / "config.json").read_text())
-    kept["train"]["tasks"] = ["seg", "edge_texture"]
-    (run / "config.json").write_text(json.dumps(kept))
+    content = json.loads((run / "config.json").read_text())
+    content["train"]["tasks"] = ["seg", "edge_texture"]
+    (run / "config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="damaged or belongs to another model"):
         loading.load_run(str(run / "checkpoints"))
 

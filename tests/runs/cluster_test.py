@@ -29,12 +29,12 @@ def tf_config(jobs, kind, index):
 
 
 def test_tf_config_with_and_without_a_chief():
-    two = tf_config({"worker": ["a:1", "b:2"]}, "worker", 1)
-    found = cluster.from_environment(two)
-    assert (found.addresses, found.index, found.several) == (("a:1", "b:2"), 1, True)
+    environment = tf_config({"worker": ["a:1", "b:2"]}, "worker", 1)
+    result = cluster.from_environment(environment)
+    assert (result.addresses, result.index, result.several) == (("a:1", "b:2"), 1, True)
     jobs = {"chief": ["c:1"], "worker": ["a:1", "b:2"]}
-    found = cluster.from_environment(tf_config(jobs, "worker", 0))
-    assert (found.addresses, found.index) == (("c:1", "a:1", "b:2"), 1)
+    result = cluster.from_environment(tf_config(jobs, "worker", 0))
+    assert (result.addresses, result.index) == (("c:1", "a:1", "b:2"), 1)
     assert cluster.from_environment(tf_config(jobs, "chief", 0)).index == 0
 
 
@@ -64,9 +64,9 @@ def test_a_tf_config_that_is_none_is_one_sentence(text):
 
 
 def test_slurm_numbers_nodes_as_it_lists_them():
-    found = cluster.from_environment(SLURM)
-    assert found.addresses == ("gpu9:15112", "gpu10:15112", "big:15112", "big:15113")
-    assert found.index == 3
+    result = cluster.from_environment(SLURM)
+    assert result.addresses == ("gpu9:15112", "gpu10:15112", "big:15112", "big:15113")
+    assert result.index == 3
     assert cluster.from_environment(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}).index == 0
     assert not cluster.from_environment({"SLURM_STEP_NUM_TASKS": "1"}).several
 
@@ -92,9 +92,9 @@ def test_lists_of_nodes(text, hosts):
 
 
 def test_what_runs_in_one_process_is_refused_where_there_are_several():
-    two = tf_config({"worker": ["a:1", "b:2"]}, "worker", 1)
+    environment = tf_config({"worker": ["a:1", "b:2"]}, "worker", 1)
     with pytest.raises(InputError, match=r"^mtr_tf.export runs in one process, and TF"):
-        cluster.refuse("mtr_tf.export", two)
+        cluster.refuse("mtr_tf.export", environment)
     cluster.refuse("mtr_tf.export", tf_config({"worker": ["a:1"]}, "worker", 0))
 
 

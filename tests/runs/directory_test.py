@@ -20,8 +20,8 @@ from mtr_tf.runs import directory
 
 
 def write_half(path, error):
-    with files.whole_file(path) as beside:
-        beside.write_text("half")
+    with files.whole_file(path) as temporary:
+        temporary.write_text("half")
         raise error
 
 
@@ -101,10 +101,10 @@ def test_the_flagfile_repeats_the_settings(tmp_path):
 
 def test_what_a_result_is_traced_by(tmp_path):
     directory.write_config(tmp_path, TrainConfig())
-    kept = json.loads((tmp_path / "config.json").read_text())
-    assert kept["train"]["seed"] == 0
-    assert {"python", "tensorflow", "keras", "numpy"} <= set(kept["versions"])
-    assert {"command", "commit", "time", "platform"} <= set(kept)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["train"]["seed"] == 0
+    assert {"python", "tensorflow", "keras", "numpy"} <= set(content["versions"])
+    assert {"command", "commit", "time", "platform"} <= set(content)
 
 
 def test_a_damaged_config_is_explained(tmp_path):
@@ -153,13 +153,13 @@ def test_a_run_is_made_longer_where_its_first_steps_stay_what_they_were(
     config = TrainConfig(epochs=4, **changes)
     directory.begin(tmp_path, config, resume=True)
     (tmp_path / "model.keras").touch()
-    longer = dataclasses.replace(config, **now)
+    longer_config = dataclasses.replace(config, **now)
     if message:
         with pytest.raises(InputError, match=message):
-            directory.begin(tmp_path, longer, resume=True)
+            directory.begin(tmp_path, longer_config, resume=True)
     else:
-        directory.begin(tmp_path, longer, resume=True)
-    assert directory.read_config(tmp_path) == (config if message else longer)
+        directory.begin(tmp_path, longer_config, resume=True)
+    assert directory.read_config(tmp_path) == (config if message else longer_config)
     assert (tmp_path / "model.keras").exists() == bool(message)
 
 
@@ -167,15 +167,17 @@ def test_the_model_stays_if_the_settings_of_a_longer_run_cannot_be_written(tmp_p
     config = TrainConfig(epochs=4, schedule="constant")
     directory.begin(tmp_path, config, resume=True)
     (tmp_path / "model.keras").touch()
-    longer = dataclasses.replace(config, epochs=9)
+    longer_config = dataclasses.replace(config, epochs=9)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        directory.begin(tmp_path, longer, True, facts={"normalization": math.nan})
+        directory.begin(
+            tmp_path, longer_config, True, facts={"normalization": math.nan}
+        )
     assert (tmp_path / "model.keras").exists()
     assert directory.read_config(tmp_path) == config
 
 
 def test_runs_whose_autoencoder_had_other_targets_are_not_continued(tmp_path):
-    """Of `released`, which once meant depth alone; see `directory.older_targets`."""
+    """With `released`, which once meant depth alone; see `directory.older_targets`."""
     config = TrainConfig(
         dataset="cityscapes",
         depth_target="released",
@@ -183,21 +185,23 @@ def test_runs_whose_autoencoder_had_other_targets_are_not_continued(tmp_path):
         data_dir="x",
     )
 
-    def began(config, *facts):
+    def begin_run(config, *facts):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         directory.write_config(folder, config, *facts)
         return folder
 
-    known = tasks.TASKS.select(["seg", "autoencoder"])
-    old = began(config, known, {"depth": (0.0, 25.0)})
-    assert "pictures in [0, 1]" in directory.older_targets(old)
+    task_set = tasks.TASKS.select(["seg", "autoencoder"])
+    old_run = begin_run(config, task_set, {"depth": (0.0, 25.0)})
+    assert "pictures in [0, 1]" in directory.older_targets(old_run)
     with pytest.raises(InputError, match="cannot be continued: its autoencoder was"):
-        directory.begin(old, config, resume=True)
-    assert not directory.older_targets(began(config, known, {"autoencoder": (-2, 4)}))
+        directory.begin(old_run, config, resume=True)
+    assert not directory.older_targets(
+        begin_run(config, task_set, {"autoencoder": (-2, 4)})
+    )
     for changes in ({"depth_target": "disparity"}, {"tasks": ("seg", "depth")}):
         assert not directory.older_targets(
-            began(dataclasses.replace(config, **changes))
+            begin_run(dataclasses.replace(config, **changes))
         )
-    (old / "conversion.json").write_text("{}")
-    assert not directory.older_targets(old)
+    (old_run / "conversion.json").write_text("{}")
+    assert not directory.older_targets(old_run)

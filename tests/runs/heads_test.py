@@ -19,9 +19,9 @@ def model():
     return keras.Model(image, {"main": keras.layers.Conv2D(3, 1)(image)})
 
 
-def found(model, task, *own):
-    known = TASKS.replaced(*own)
-    (task,) = heads.find("it", model, [("main", task)], known).tasks.values()
+def found(model, task, *own_tasks):
+    task_set = TASKS.replaced(*own_tasks)
+    (task,) = heads.find("it", model, [("main", task)], task_set).tasks.values()
     return task.name, task.kind
 
 
@@ -31,7 +31,7 @@ def test_a_task_after_an_output_has_no_word_for_a_name(model):
 
 def test_a_task_that_is_called_as_a_kind_is_meant_before_the_kind(model):
     assert found(model, "labels") == ("output_main", "labels")
-    own = Task("labels", kind="classes", classes=("a", "b", "c"))
-    assert found(model, "labels", own) == ("labels", "classes")
+    own_task = Task("labels", kind="classes", classes=("a", "b", "c"))
+    assert found(model, "labels", own_task) == ("labels", "classes")
     with pytest.raises(InputError, match="'labells' is neither"):
-        found(model, "labells", own)
+        found(model, "labells", own_task)

@@ -30,7 +30,7 @@ NAMES = [
 
 @functools.cache
 def learner(units):
-    """A model of so many units and its optimizer."""
+    """A model with this number of units, and its optimizer."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.build(model.trainable_variables)
@@ -46,9 +46,9 @@ def kept(workdir):
 
 
 def saved(workdir, *steps, **options):
-    made = keeper(workdir, **options)
+    run_keeper = keeper(workdir, **options)
     for step in steps:
-        made.save(step)
+        run_keeper.save(step)
     return workdir / "checkpoints"
 
 
@@ -70,7 +70,7 @@ def told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def neighbours(tmp_path_factory):
-    """A folder of runs, beside which others are made."""
+    """A folder of runs, in which tests make further runs."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("vXY", "vX", "a", "x"):
         saved(folder / name, 7)
@@ -79,19 +79,19 @@ def neighbours(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_no_pattern(neighbours, name, told):
-    """Its oldest are deleted and none of a neighbour's, and it goes on from its own."""
-    others = contents(neighbours)
+    """A run deletes only its own oldest checkpoints and goes on from its own newest."""
+    neighbour_files = contents(neighbours)
     workdir = neighbours / name
-    made = keeper(workdir)
+    run_keeper = keeper(workdir)
     for step in (1, 2, 3):
-        made.save(step)
-        made.save_if_best(step, step, "higher")
+        run_keeper.save(step)
+        run_keeper.save_if_best(step, step, "higher")
     assert kept(workdir) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
     data = [p.name for p in (workdir / "checkpoints").glob("*.data-*")]
     assert len(data) == 2
     assert keeper(workdir).restore(3) == 3
     shutil.rmtree(workdir)
-    assert contents(neighbours) == others
+    assert contents(neighbours) == neighbour_files
     assert not told
 
 
@@ -106,16 +106,16 @@ def test_other_readers_find_the_newest(tmp_path):
 
 
 def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
-    """As versions before wrote them."""
-    made = keeper(tmp_path)
+    """As earlier versions wrote them."""
+    run_keeper = keeper(tmp_path)
     manager = tf.train.CheckpointManager(
-        made._checkpoint, str(tmp_path / "checkpoints"), max_to_keep=2
+        run_keeper._checkpoint, str(tmp_path / "checkpoints"), max_to_keep=2
     )
-    made._step.assign(4)
+    run_keeper._step.assign(4)
     manager.save(checkpoint_number=4)
-    again = keeper(tmp_path)
-    assert again.restore() == 4
-    again.save(8)
+    new_keeper = keeper(tmp_path)
+    assert new_keeper.restore() == 4
+    new_keeper.save(8)
     assert kept(tmp_path) == ["ckpt-4.index", "ckpt-8.index"]
 
 
@@ -149,54 +149,57 @@ def test_a_checkpoint_that_is_gone_is_told(tmp_path, told):
 
 
 def test_checkpoints_of_others_are_skipped_told_and_kept(tmp_path, told):
-    longer, other = saved(tmp_path / "longer", 99), saved(tmp_path / "o", 12, units=9)
+    longer_run, wider_run = (
+        saved(tmp_path / "longer", 99),
+        saved(tmp_path / "o", 12, units=9),
+    )
     folder = saved(tmp_path / "run", 4)
-    for file in (*longer.glob("ckpt-*"), *other.glob("ckpt-*")):
+    for file in (*longer_run.glob("ckpt-*"), *wider_run.glob("ckpt-*")):
         shutil.copy(file, folder)
-    for file in longer.glob("ckpt-99*"):  # By a wrong name.
+    for file in longer_run.glob("ckpt-99*"):  # Under a wrong name.
         shutil.copy(file, folder / file.name.replace("99", "10"))
-    foreign = [
+    foreign_names = [
         "ckpt-99.index",
         "ckpt-12.index",
         "notes.txt",
         "ckpt-new.index",
         "a_temp",
     ]
-    for name in foreign[2:]:
+    for name in foreign_names[2:]:
         (folder / name).write_text("mine")
-    again = keeper(tmp_path / "run")
-    assert again.restore(16) == 4
+    new_keeper = keeper(tmp_path / "run")
+    assert new_keeper.restore(16) == 4
     assert [line.split(" is damaged")[0][-7:] for line in told] == [
         "ckpt-99",
         "ckpt-12",
         "ckpt-10",
     ]
     for step in (5, 6, 7):
-        again.save(step)
-    assert {*foreign, "ckpt-6.index", "ckpt-7.index"} <= {
+        new_keeper.save(step)
+    assert {*foreign_names, "ckpt-6.index", "ckpt-7.index"} <= {
         p.name for p in folder.iterdir()
     }
     assert not (folder / "ckpt-5.index").exists()
 
 
 def test_a_checkpoint_is_on_the_disk_before_another_is_deleted(tmp_path, monkeypatch):
-    made = keeper(tmp_path, keep=1)
-    made.save(1)
+    run_keeper = keeper(tmp_path, keep=1)
+    run_keeper.save(1)
     events = []
     settle, unlink = files.settle, type(tmp_path).unlink
 
-    def settled(path):
+    def logged_settle(path):
         events.append(path.name)
         settle(path)
 
-    def unlinked(path, **options):
+    def logged_unlink(path, **options):
         if path.name.startswith("ckpt"):
             events.append(f"-{path.name}")
         unlink(path, **options)
 
-    monkeypatch.setattr(files, "settle", settled)
-    monkeypatch.setattr(type(tmp_path), "unlink", unlinked)
-    made.save(2)
+    monkeypatch.setattr(files, "settle", logged_settle)
+    monkeypatch.setattr(type(tmp_path), "unlink", logged_unlink)
+    run_keeper.save(2)
     data = "ckpt-{}.data-00000-of-00001"
     assert events == [
         data.format(2), "ckpt-2.index", "checkpoints", tmp_path.name,
@@ -255,7 +258,7 @@ def test_a_run_at_a_link_that_leads_nowhere_is_refused(tmp_path):
 def test_a_file_system_without_locks_is_told_and_used(
     tmp_path, monkeypatch, told, code
 ):
-    def flock(file, how):
+    def flock(file, operation):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -274,8 +277,8 @@ def test_leftovers_of_killed_processes_are_cleared(tmp_path):
     for name in ("model.keras", "checkpoints/checkpoint", ".hidden"):
         subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False)
     (tmp_path / ".12 notes").write_text("mine")
-    before = [p.name for p in tmp_path.rglob(".*")]
-    assert len(before) == 4
+    names = [p.name for p in tmp_path.rglob(".*")]
+    assert len(names) == 4
     with files.locked(tmp_path):
         keeper(tmp_path)
     assert {p.name for p in tmp_path.rglob(".*")} == {".12 notes", ".lock"}
@@ -297,9 +300,9 @@ def test_the_system_word_about_a_file_is_one_sentence(tmp_path):
     for path in (tmp_path / ("x" * 256), tmp_path / "link", tmp_path):
         with pytest.raises(OSError, match=path.name) as raised:
             files.read_text(path)
-        told = files.what_failed(raised.value)
-        assert told.startswith(f"{path} cannot be used: ")
-        assert told.count("\n") == 0
+        message = files.what_failed(raised.value)
+        assert message.startswith(f"{path} cannot be used: ")
+        assert message.count("\n") == 0
     assert files.what_failed(OSError("no file is named")) is None
 
 

@@ -36,9 +36,9 @@ def weights(model):
 
 @pytest.fixture(params=["net.keras", "net.weights.h5", "net.h5", "run"])
 def saved(request, tmp_path):
-    """A net of seed 1, and where it lies."""
+    """A net of seed 1, and the path at which it is saved."""
     model = tiny(1, classes=5)
-    for variable in model.weights:  # Batch norms' statistics, too, are unlike new ones.
+    for variable in model.weights:  # So batch norms' statistics differ from new ones.
         variable.assign(variable.numpy() + 0.25)
     path = tmp_path / request.param
     if request.param == "run":
@@ -54,14 +54,16 @@ def saved(request, tmp_path):
 def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
     source, path = saved
     model = tiny(2, ("seg", "normal", "depth"))
-    before, there = weights(model), weights(source)
+    old_values, source_values = weights(model), weights(source)
     with caplog.at_level(logging.INFO, logger="absl"):
         initial_weights.start_from(model, str(path))
-    after = weights(model)
-    assert {p for p in after if p.startswith(("encoder", "head_depth"))} <= set(there)
-    for name, value in after.items():
+    new_values = weights(model)
+    assert {p for p in new_values if p.startswith(("encoder", "head_depth"))} <= set(
+        source_values
+    )
+    for name, value in new_values.items():
         is_new = "normal" in name or name.startswith("head_seg")
-        expected = before[name] if is_new else there[name]
+        expected = old_values[name] if is_new else source_values[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
     assert "layers with weights start from" in caplog.text
     assert "head_normal" in caplog.text
@@ -71,12 +73,12 @@ def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
 def test_stages_that_a_task_has_to_itself_start_from_the_shared_ones(tmp_path):
     path = tmp_path / "net.keras"
     (source := tiny(1, classes=5)).save(path)
-    there = weights(source)
+    source_values = weights(source)
     model = models.build("tiny", ("seg",), SHAPE, 5, width=4, seed=2, shared_stages=1)
     initial_weights.start_from(model, str(path), tasks=("seg",))
     for name, value in weights(model).items():
-        shared = name.replace("encoder_seg_", "encoder_")
-        np.testing.assert_array_equal(value, there[shared], err_msg=name)
+        shared_name = name.replace("encoder_seg_", "encoder_")
+        np.testing.assert_array_equal(value, source_values[shared_name], err_msg=name)
 
 
 def test_stages_of_a_task_whose_name_begins_with_anothers_start_from_shared_ones(
@@ -85,13 +87,13 @@ def test_stages_of_a_task_whose_name_begins_with_anothers_start_from_shared_ones
     tasks = ("depth", "depth_euclidean")
     path = str(tmp_path / "net.keras")
     (source := tiny(1, tasks)).save(path)
-    there = weights(source)
+    source_values = weights(source)
     model = models.build("tiny", tasks, SHAPE, 5, width=4, seed=2, shared_stages=0)
     with caplog.at_level(logging.INFO):
         initial_weights.start_from(model, path, ("encoder",), tasks)
     for name, value in weights(model).items():
-        shared = re.sub("encoder_(depth_euclidean|depth)_", "encoder_", name)
-        np.testing.assert_array_equal(value, there[shared], err_msg=name)
+        shared_name = re.sub("encoder_(depth_euclidean|depth)_", "encoder_", name)
+        np.testing.assert_array_equal(value, source_values[shared_name], err_msg=name)
     assert "new weights" not in caplog.text
     with pytest.raises(InputError, match="encoder_depth_.* are not there"):
         initial_weights.start_from(model, path, ("encoder",))  # A model of one's own.
@@ -113,13 +115,13 @@ def test_weights_from_images_that_were_standardised_otherwise_are_told(
     models.build("tiny", ("seg",), SHAPE, 5, width=4, mean=mean, std=std).save(path)
     model = models.build("tiny", ("seg",), SHAPE, 5, width=4)
     initial_weights.start_from(model, path, tasks=("seg",))
-    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == bool(said)
-    assert re.search(said, "".join(warned))
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == bool(said)
+    assert re.search(said, "".join(warnings))
 
 
 def normalize(**settings):
-    """A net with a layer that is called as ours which standardises images."""
+    """A net with a layer of the same name as ours that standardises images."""
     rescaling = keras.layers.Rescaling(**settings, name="normalize")
     head = keras.layers.Dense(2, name="head")
     return keras.Sequential([keras.Input(SHAPE), rescaling, head])
@@ -146,15 +148,15 @@ def test_nothing_is_said_of_how_other_nets_standardise(tmp_path, caplog, config)
 
 def test_a_training_starts_own_stages_from_shared_ones(tmp_path):
     mean, std = (0.5,) * 3, (0.25,) * 3
-    known = task_set(("seg", "depth"))
-    info = DatasetInfo("d", SHAPE, ("a", "b"), (), known, {}, mean, std, {})
+    tasks = task_set(("seg", "depth"))
+    info = DatasetInfo("d", SHAPE, ("a", "b"), (), tasks, {}, mean, std, {})
     config = TrainConfig(tasks=("seg", "depth"), model="tiny", width=4)
     building.new_model(config, info).save(path := tmp_path / "net.keras")
-    there = weights(keras.models.load_model(path))
+    source_values = weights(keras.models.load_model(path))
     config = dataclasses.replace(config, init=str(path), shared_stages=0, seed=1)
     for name, value in weights(building.new_model(config, info)).items():
-        shared = re.sub("encoder_(seg|depth)_", "encoder_", name)
-        np.testing.assert_array_equal(value, there[shared], err_msg=name)
+        shared_name = re.sub("encoder_(seg|depth)_", "encoder_", name)
+        np.testing.assert_array_equal(value, source_values[shared_name], err_msg=name)
 
 
 def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
@@ -170,7 +172,7 @@ def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
 
 
 def test_weights_as_keras_2_wrote_them(tmp_path):
-    """As the files of Keras Applications: groups by layer, names with `:0`."""
+    """As in files of Keras Applications: groups by layer, names with `:0`."""
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(2, 3, name="c1")])
     kernel, bias = np.full((3, 3, 3, 2), 0.5, np.float32), np.array([1, 2], np.float32)
     for names in (["c1/kernel:0", "c1/bias:0"], ["c1_W_1:0", "c1_b_1:0"]):
@@ -200,13 +202,13 @@ def test_an_encoder_inside_another_model(tmp_path):
         inner.build((None, *SHAPE))
         return inner
 
-    alone = encoder()
-    alone.save(tmp_path / "encoder.keras")
+    source = encoder()
+    source.save(tmp_path / "encoder.keras")
     image = keras.Input(SHAPE)
     model = keras.Model(image, keras.layers.Dense(2, name="head")(encoder()(image)))
     initial_weights.start_from(model, str(tmp_path / "encoder.keras"))
-    for mine, theirs in zip(model.weights[:4], alone.weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for value, source_value in zip(model.weights[:4], source.weights, strict=True):
+        np.testing.assert_array_equal(value, source_value)
 
 
 @pytest.mark.parametrize(
@@ -266,31 +268,31 @@ def test_weights_that_are_none_are_one_sentence(tmp_path, change, message):
 
 
 def test_a_damaged_archive_is_one_sentence(tmp_path):
-    path, packed = tmp_path / "net.keras", tmp_path / "packed.keras"
+    path, packed_path = tmp_path / "net.keras", tmp_path / "packed.keras"
     dense().save(path)
     with (
         zipfile.ZipFile(path) as file,
-        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again,
+        zipfile.ZipFile(packed_path, "w", zipfile.ZIP_DEFLATED) as output,
     ):
-        again.writestr("model.weights.h5", file.read("model.weights.h5"))
-    content = bytearray(packed.read_bytes())
+        output.writestr("model.weights.h5", file.read("model.weights.h5"))
+    content = bytearray(packed_path.read_bytes())
     content[60:80] = bytes(20)
-    packed.write_bytes(content)
+    packed_path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot be read \(error: Error -3 while dec"):
-        initial_weights.start_from(dense(), str(packed))
+        initial_weights.start_from(dense(), str(packed_path))
 
 
 def test_weights_in_bfloat16_are_numbers(tmp_path):
     """HDF5 knows no such type."""
-    model, other = dense("bfloat16"), dense()
+    model, target = dense("bfloat16"), dense()
     model.save(tmp_path / "net.keras")
-    initial_weights.start_from(other, str(tmp_path / "net.keras"))
-    np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
+    initial_weights.start_from(target, str(tmp_path / "net.keras"))
+    np.testing.assert_array_equal(target.get_weights()[0], model.get_weights()[0])
 
 
 def test_nothing_that_matches_is_refused(tmp_path):
-    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="theirs")])
-    other.save(tmp_path / "other.keras")
+    source = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="theirs")])
+    source.save(tmp_path / "other.keras")
     with pytest.raises(
         InputError, match="encoder.* are not there: the file has theirs"
     ):
@@ -304,7 +306,7 @@ def test_nothing_that_matches_is_refused(tmp_path):
     [
         (("encoder",), ""),
         (("encoder", "head_depth"), ""),
-        (("head",), "head_seg, head_normal"),  # Of other classes; of no such task.
+        (("head",), "head_seg, head_normal"),  # Other classes; no such task.
         (("encoder", "decoder_normal"), "decoder_normal"),
     ],
 )
@@ -317,10 +319,12 @@ def test_layers_are_frozen_only_with_the_weights_of_the_file(tmp_path, frozen, l
         return
     with pytest.raises(InputError) as raised:
         initial_weights.start_from(model, path, frozen)
-    said = str(raised.value)
-    assert said.startswith(f"--frozen={','.join(frozen)} keeps layers as --init={path}")
-    assert all(name in said for name in lacking.split(", "))
-    assert "head_depth" not in said
+    message = str(raised.value)
+    assert message.startswith(
+        f"--frozen={','.join(frozen)} keeps layers as --init={path}"
+    )
+    assert all(name in message for name in lacking.split(", "))
+    assert "head_depth" not in message
 
 
 def test_frozen_layers_are_not_trained():
@@ -328,16 +332,16 @@ def test_frozen_layers_are_not_trained():
     initial_weights.freeze(model, ())
     count = len(model.trainable_variables)
     initial_weights.freeze(model, ("encoder", "head_seg"))
-    kept = [v.path for v in model.trainable_variables]
-    assert kept
-    assert len(kept) < count
-    assert not any(path.startswith(("encoder", "head_seg")) for path in kept)
+    paths = [v.path for v in model.trainable_variables]
+    assert paths
+    assert len(paths) < count
+    assert not any(path.startswith(("encoder", "head_seg")) for path in paths)
     images = np.random.default_rng(0).random((4, *SHAPE), np.float32)
-    before = weights(model)
+    old_values = weights(model)
     model(images, training=True)  # Frozen batch norms keep their statistics.
-    after = weights(model)
-    moved = {p for p in after if (before[p] != after[p]).any()}
-    assert not any(path.startswith("encoder") for path in moved)
+    new_values = weights(model)
+    changed_paths = {p for p in new_values if (old_values[p] != new_values[p]).any()}
+    assert not any(path.startswith("encoder") for path in changed_paths)
     with pytest.raises(
         InputError, match="begins with 'decodr'; its layers are encoder"
     ):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models to train of a user's function: what is taken, and what is refused."""
+"""Models to train from a user's function: which are taken, and which are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASKS = TaskSet(
 
 
 def net(image_shape, tasks, **changes):
-    """A head for each task, of whatever shape."""
+    """A head for each task, with outputs of any shape."""
     image = keras.Input(image_shape)
     x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
     pooled = keras.layers.GlobalAveragePooling2D()(x)
@@ -47,7 +47,7 @@ def net(image_shape, tasks, **changes):
 
 @pytest.fixture
 def build(monkeypatch):
-    """Builds a model by a function of the module own_net."""
+    """Builds a model with a function as `make` of the module own_net."""
 
     def build(function, tasks=TASKS, shape=SHAPE):
         module = types.ModuleType("own_net")
@@ -72,14 +72,14 @@ def test_outputs_come_in_the_order_of_the_tasks(build):
 
 
 def test_outputs_beside_the_tasks_are_left_out_and_one_needs_no_name(build):
-    whole = build(lambda shape, tasks: net(shape, TASKS), TASKS.select("scene"))
-    assert list(whole.output) == ["scene"]
+    model = build(lambda shape, tasks: net(shape, TASKS), TASKS.select("scene"))
+    assert list(model.output) == ["scene"]
 
-    def bare(shape, tasks):
-        made = net(shape, tasks)
-        return keras.Model(made.input, made.output["scene"])
+    def bare_net(shape, tasks):
+        base = net(shape, tasks)
+        return keras.Model(base.input, base.output["scene"])
 
-    assert list(build(bare, TASKS.select("scene")).output) == ["scene"]
+    assert list(build(bare_net, TASKS.select("scene")).output) == ["scene"]
 
 
 class Unknown(keras.layers.Layer):
@@ -91,15 +91,15 @@ class Unknown(keras.layers.Layer):
 
 
 def lambda_net(shape, tasks):
-    made = net(shape, tasks)
-    x = keras.layers.Lambda(lambda y: 2 * y)(made.output["scene"])
-    return keras.Model(made.input, {**made.output, "scene": x})
+    base = net(shape, tasks)
+    x = keras.layers.Lambda(lambda y: 2 * y)(base.output["scene"])
+    return keras.Model(base.input, {**base.output, "scene": x})
 
 
 def of_two_inputs(shape, tasks):
-    made, more = net(shape, tasks), keras.Input((2,))
-    scene = keras.layers.Add()([made.output["scene"], more])
-    return keras.Model([made.input, more], {**made.output, "scene": scene})
+    base, second_input = net(shape, tasks), keras.Input((2,))
+    scene = keras.layers.Add()([base.output["scene"], second_input])
+    return keras.Model([base.input, second_input], {**base.output, "scene": scene})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def of_two_inputs(shape, tasks):
         (lambda shape, tasks: net(shape, tasks.select("scene")), "it has .* scene"),
         (
             lambda shape, tasks: keras.Model(
-                (made := net(shape, tasks)).input, list(made.output.values())
+                (base := net(shape, tasks)).input, list(base.output.values())
             ),
             "it has a list of outputs",
         ),
@@ -127,8 +127,8 @@ def of_two_inputs(shape, tasks):
         ),
         (
             lambda shape, tasks: keras.Model(
-                (made := net(shape, tasks)).input,
-                {**made.output, "scene": [made.output["scene"]] * 2},
+                (base := net(shape, tasks)).input,
+                {**base.output, "scene": [base.output["scene"]] * 2},
             ),
             "output for scene .* must be one tensor, but it is a list of tensors",
         ),
@@ -145,12 +145,12 @@ def test_models_that_cannot_be_trained(build, function, message):
 def test_an_output_must_be_of_logits_where_losses_take_probabilities(build):
     names = ("parts", "joints")
 
-    def ending(shape, tasks):
-        made = net(shape, TASKS)
-        ends = {name: keras.layers.Softmax()(made.output[name]) for name in names}
-        return keras.Model(made.input, {**made.output, **ends})
+    def softmax_net(shape, tasks):
+        base = net(shape, TASKS)
+        ends = {name: keras.layers.Softmax()(base.output[name]) for name in names}
+        return keras.Model(base.input, {**base.output, **ends})
 
-    model = build(ending)
+    model = build(softmax_net)
     with pytest.raises(InputError) as raised:
         own_models.check_logits("own_net:make", model, TASKS)
     assert str(raised.value) == (
@@ -171,7 +171,7 @@ class Times(keras.layers.Layer):
 
 
 def described(times=Times, rate=0.5, dtype=None, last="softmax", swapped=False):
-    """A net whose layers Keras numbers, some of them in others."""
+    """A net whose layers Keras numbers, some of them nested in others."""
     x = image = keras.Input(SHAPE)
     x = keras.Sequential([keras.layers.Conv2D(3, 1, dtype=dtype), times()])(x)
     x = keras.layers.RandomCrop(8, 12)(keras.layers.Dropout(rate)(x))
@@ -188,14 +188,14 @@ def test_a_digest_of_a_model_is_of_what_it_computes(monkeypatch):
     assert own_models.digest(described()) == digest  # Keras counts on.
     keras.utils.clear_session()
     assert own_models.digest(described()) == digest
-    compiled = described()
-    compiled.compile("adam", "mse")
-    assert own_models.digest(compiled) == digest
+    compiled_model = described()
+    compiled_model.compile("adam", "mse")
+    assert own_models.digest(compiled_model) == digest
     changes = [{"rate": 0.4}, {"dtype": "float16"}, {"last": "tanh"}, {"swapped": True}]
-    others = {own_models.digest(described(**change)) for change in changes}
+    digests = {own_models.digest(described(**change)) for change in changes}
     monkeypatch.setattr(Times, "call", lambda self, x: 3 * x)
-    others.add(own_models.digest(described()))
-    assert len(others - {digest}) == 5
+    digests.add(own_models.digest(described()))
+    assert len(digests - {digest}) == 5
 
 
 def test_a_file_that_names_the_function_runs_nothing():
@@ -227,8 +227,10 @@ def test_our_models_have_heads_for_values_of_the_image():
     dense = model.get_layer("head_scene")
     by_hand = np.mean(features, axis=(1, 2)) @ dense.kernel.numpy() + dense.bias.numpy()
     np.testing.assert_allclose(outputs["scene"], by_hand, rtol=1e-5, atol=1e-6)
-    alone = models.build("tiny", tasks.select("scene"), (8, 12, 4), None)
-    np.testing.assert_array_equal(alone.get_layer("head_scene").kernel, dense.kernel)
+    scene_model = models.build("tiny", tasks.select("scene"), (8, 12, 4), None)
+    np.testing.assert_array_equal(
+        scene_model.get_layer("head_scene").kernel, dense.kernel
+    )
     with pytest.raises(
         InputError, match="joints have 1 axes .* --model=module:function"
     ):
@@ -237,31 +239,31 @@ def test_our_models_have_heads_for_values_of_the_image():
 
 @keras.saving.register_keras_serializable("own_models_test")
 class Doubling(keras.Model):
-    """Functional, but for what it is called by."""
+    """A functional model with a `call` of its own."""
 
     def call(self, inputs, training=None, mask=None):
         return super().call(2 * inputs, training=training, mask=mask)
 
 
 def test_a_call_of_its_own_is_kept_or_refused(build):
-    def doubling(image_shape, tasks, **more):
+    def doubling_net(image_shape, tasks, **outputs):
         inner = net(image_shape, tasks)
-        return Doubling(inner.inputs[0], {**inner.output, **more})
+        return Doubling(inner.inputs[0], {**inner.output, **outputs})
 
     images = np.ones((1, *SHAPE), np.float32)
-    model = build(doubling)
-    once = model(images / 2)["scene"]
+    model = build(doubling_net)
+    output = model(images / 2)["scene"]
     graph = keras.Model(model.inputs[0], model.output)
-    np.testing.assert_allclose(once, graph(images)["scene"], rtol=1e-6)
+    np.testing.assert_allclose(output, graph(images)["scene"], rtol=1e-6)
 
-    def with_another(image_shape, tasks):
+    def net_with_extra(image_shape, tasks):
         image = keras.Input(image_shape)
-        other = {"other": image}
+        extra = {"other": image}
         inner = net(image_shape, tasks)
-        return Doubling(image, {**inner(image), **other})
+        return Doubling(image, {**inner(image), **extra})
 
     with pytest.raises(InputError, match="has a call of its own, so its outputs must"):
-        build(with_another)
+        build(net_with_extra)
 
 
 def test_what_another_layer_calls_normalize_standardises_nothing():

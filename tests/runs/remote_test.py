@@ -40,7 +40,7 @@ from mtr_tf.runs import remote
 from mtr_tf.training import loop as training
 
 SIZE = (8, 8)
-PLACE = addresses.place  # As it is where tests do not watch it.
+PLACE = addresses.place  # The original, which no test watches.
 SETTINGS = {
     "dataset": "own_remote:examples",
     "tasks": ("seg",),
@@ -74,15 +74,15 @@ def examples():
 
 @pytest.fixture(scope="module", autouse=True)
 def module():
-    made = types.ModuleType("own_remote")
-    made.examples = examples
+    own_module = types.ModuleType("own_remote")
+    own_module.examples = examples
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "own_remote", made)
+        patch.setitem(sys.modules, "own_remote", own_module)
         yield
 
 
 def attack(ckpt, **changes):
-    """Attacks with settings of its own; returns what is printed."""
+    """Attacks with the settings of these tests; returns what is printed."""
     settings = {"attack": ("fgsm",), "eps": (4.0,), "checks": False, **changes}
     return attack_job.attack(
         AttackConfig(
@@ -105,7 +105,7 @@ def here(tmp_path_factory):
 
 
 class Watched:
-    """A place that keeps all that is written there, and may fail at one of these."""
+    """A place that records all writes, and may fail at one of them."""
 
     def __init__(self, inner, fail_at=None, error=None):
         self.inner, self.fail_at = inner, fail_at
@@ -131,15 +131,17 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Makes all places watched; returns a table of them by their addresses."""
-    plain, found = addresses.place, {}
+    """Wraps all places in `Watched`; {address: place}, and "settings" for `Watched`."""
+    real_place, places = addresses.place, {}
 
     def place(address, flag):
-        found[address] = Watched(plain(address, flag), **found.get("settings", {}))
-        return found[address]
+        places[address] = Watched(
+            real_place(address, flag), **places.get("settings", {})
+        )
+        return places[address]
 
     monkeypatch.setattr(addresses, "place", place)
-    return found
+    return places
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +154,7 @@ def copies_folder(tmp_path_factory, monkeypatch):
 
 @contextlib.contextmanager
 def log_lines():
-    """What is logged inside, whatever listens otherwise."""
+    """The lines that are logged inside, whatever other handlers there are."""
     lines, logger = [], logging.get_absl_logger()
     handler, level = standard_logging.Handler(), logger.level
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -181,7 +183,7 @@ def contents(address):
 
 
 def hold(address):
-    """What a command does that finds nothing to do."""
+    """Holds an address, as a command does that finds nothing to do."""
     with remote.copies(), remote.held(remote.local(address, "--workdir")):
         pass
 
@@ -196,33 +198,36 @@ def write(address, files):
 @pytest.mark.slow
 def test_a_run_at_an_address(here, memory, watched, capsys, monkeypatch, tmp_path):
     address = "ram://bucket/runs/run"
-    first = TrainConfig(**SETTINGS | {"epochs": 1})
-    train_command.main(first, RunPlace(workdir=address))
+    short_config = TrainConfig(**SETTINGS | {"epochs": 1})
+    train_command.main(short_config, RunPlace(workdir=address))
     steps = [watched[address].written]
     train_command.main(CONFIG, RunPlace(workdir=address))
     steps.append(watched[address].written)
-    printed = attack(address)
+    output = attack(address)
 
-    # Nothing speaks of the copy, and all is as in the folder.
-    found, local = contents(address), here / "attacks"
-    assert f"results:  {address}/attacks/" in printed
-    assert not [name for name, content in found.items() if b"/mtr_tf-" in content]
-    assert remote.RUNNING not in found
-    assert ".lock" not in found
-    (name,) = (folder.name for folder in local.iterdir())
+    # Nothing mentions the copy, and all is as in the folder.
+    files, local_attacks = contents(address), here / "attacks"
+    assert f"results:  {address}/attacks/" in output
+    assert not [name for name, content in files.items() if b"/mtr_tf-" in content]
+    assert remote.RUNNING not in files
+    assert ".lock" not in files
+    (name,) = (folder.name for folder in local_attacks.iterdir())
     for file in ("results.json", "results.csv"):
-        assert found[f"attacks/{name}/{file}"] == (local / name / file).read_bytes()
-    skipped = ("events", ".flags", ".lock")
+        assert (
+            files[f"attacks/{name}/{file}"]
+            == (local_attacks / name / file).read_bytes()
+        )
+    prefixes = ("events", ".flags", ".lock")
     names = {
         file.relative_to(here).as_posix() for file in here.rglob("*") if file.is_file()
     }
-    assert {n for n in names if not n.split("/")[-1].startswith(skipped)} == {
-        n for n in found if not n.split("/")[-1].startswith(skipped)
+    assert {n for n in names if not n.split("/")[-1].startswith(prefixes)} == {
+        n for n in files if not n.split("/")[-1].startswith(prefixes)
     }
-    same_checkpoint(here, save(found, tmp_path / "copy"))
+    same_checkpoint(here, save(files, tmp_path / "copy"))
 
-    # TensorBoard forgets what was shown after the checkpoint.
-    events = [n for n in found if n.startswith("train/events") and "before" in n]
+    # TensorBoard drops what was written after the checkpoint.
+    events = [n for n in files if n.startswith("train/events") and "before" in n]
     kinds = [
         tf.compat.v1.Event.FromString(record.numpy()).session_log.status
         for record in tf.data.TFRecordDataset(str(tmp_path / "copy" / events[0]))
@@ -232,8 +237,8 @@ def test_a_run_at_an_address(here, memory, watched, capsys, monkeypatch, tmp_pat
     # A second attack computes nothing, and both can be compared.
     monkeypatch.setattr(sweep, "Evaluator", None)
     attack(address)
-    written = [name for name, _ in watched[address].written]
-    assert not [name for name in written if "/cells/" in name]
+    written_names = [name for name, _ in watched[address].written]
+    assert not [name for name in written_names if "/cells/" in name]
     train_command.main(CONFIG, RunPlace(workdir=address))
     capsys.readouterr()
     compare.main(compare.CompareConfig(runs=(str(here), address), format="json"))
@@ -244,12 +249,12 @@ def test_a_run_at_an_address(here, memory, watched, capsys, monkeypatch, tmp_pat
     assert len({str(records) for records in by_model.values()}) == 1
     every_stop_can_go_on(steps, tmp_path / "stopped")
 
-    # One of these stops, and on: half a checkpoint is written.
+    # From one of these stops, with half a checkpoint written, the run goes on.
     writes = [write for part in steps for write in part]
-    last = "checkpoints/ckpt-3.data-00000-of-00001"
-    half = [name for name, _ in writes].index(last) + 1
-    state = {name: content for name, content in writes[:half] if content is not None}
-    write(memory, {n: c for n, c in state.items() if (n, None) not in writes[:half]})
+    last_file = "checkpoints/ckpt-3.data-00000-of-00001"
+    cut = [name for name, _ in writes].index(last_file) + 1
+    state = {name: content for name, content in writes[:cut] if content is not None}
+    write(memory, {n: c for n, c in state.items() if (n, None) not in writes[:cut]})
     training.train(CONFIG, memory)
     same_checkpoint(here, save(contents(memory), tmp_path / "again"))
 
@@ -262,21 +267,21 @@ def save(files, folder):
     return folder
 
 
-def same_checkpoint(one, other):
+def same_checkpoint(first, second):
     """The last checkpoints of two runs hold the same bits."""
-    one, other = (
+    first, second = (
         tf.train.load_checkpoint(str(folder / "checkpoints" / "ckpt-4"))
-        for folder in (one, other)
+        for folder in (first, second)
     )
-    names = one.get_variable_to_shape_map()
-    assert names == other.get_variable_to_shape_map()
+    names = first.get_variable_to_shape_map()
+    assert names == second.get_variable_to_shape_map()
     for name in names.keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
-        a, b = one.get_tensor(name), other.get_tensor(name)
+        a, b = first.get_tensor(name), second.get_tensor(name)
         np.testing.assert_array_equal(a, b, name)
 
 
 def every_stop_can_go_on(steps, folder):
-    """Whatever was written last, the run that is there can be continued, or begun."""
+    """After any of the writes, the run can be continued from its files, or begun."""
     state, pairs = {}, {}
     for epochs, writes in zip((1, 2), steps, strict=True):
         for count, (name, content) in enumerate(writes):
@@ -296,10 +301,10 @@ def every_stop_can_go_on(steps, folder):
                 pair = state[data], state[index]
                 assert pairs.setdefault(index, pair) == pair, index
             directory.check_workdir(place, CONFIG, resume=True)
-            if "model.keras" in state:  # Never that of a shorter run.
-                kept = directory.read_config(place).epochs
+            if "model.keras" in state:  # Never the model of a shorter run.
+                model_epochs = directory.read_config(place).epochs
                 model = state["model.keras"]
-                assert pairs.setdefault(f"model of {kept}", model) == model
+                assert pairs.setdefault(f"model of {model_epochs}", model) == model
     assert {f"checkpoints/ckpt-{n}.index" for n in (1, 2, 3, 4)} <= pairs.keys()
     assert {"model of 1", "model of 2"} <= pairs.keys()
     assert sorted(checkpoints.steps(place / "checkpoints")) == [3, 4]
@@ -315,7 +320,7 @@ def test_a_folder_is_copied_worked_on_and_brought_up_to_date(scheme, watched, re
         folder = remote.local(address, "--workdir")
         assert folder.name == "run"
         (folder / "cells").mkdir()
-        # Written in the wrong order: what says that the others are complete, first.
+        # Written in the wrong order: first the files that mark others as complete.
         for name in ("cells/a.json", "ckpt-1.index", "config.json", "checkpoint"):
             (folder / name).write_text(name)
             os.utime(folder / name, (1, 1))
@@ -331,12 +336,12 @@ def test_a_folder_is_copied_worked_on_and_brought_up_to_date(scheme, watched, re
             *("cells/a.npz", "ckpt-1.data-00000-of-00001", "events"),
             *("cells/a.json", "checkpoint", "ckpt-1.index", "config.json"),
         ]
-        # Nothing new: nobody is asked.
+        # Nothing is new, so the place is not asked.
         place = watched[address].inner
         watched[address].inner = None
         remote.push(folder)
         watched[address].inner = place
-        # What is new first, then what is gone; a changed file again.
+        # New and changed files come first, then deletions.
         (folder / "ckpt-1.index").unlink()
         (folder / "ckpt-1.data-00000-of-00001").unlink()
         (folder / "ckpt-2.index").write_text("new")
@@ -349,33 +354,38 @@ def test_a_folder_is_copied_worked_on_and_brought_up_to_date(scheme, watched, re
             ("ckpt-1.data-00000-of-00001", None),
         ]
     assert not folder.exists()
-    found = contents(address)
-    assert sorted(found) == [
+    files = contents(address)
+    assert sorted(files) == [
         *("cells/a.json", "cells/a.npz", "checkpoint"),
         *("ckpt-2.index", "config.json", "events"),
     ]
-    assert found["events"] == b"events and more"
+    assert files["events"] == b"events and more"
     with remote.copies():
-        again = remote.local(address, "--workdir")
-        assert again != folder
-        with remote.held(again, skip="cells/"):
-            there = {file.name for file in again.rglob("*")}
-            assert there == {"checkpoint", "ckpt-2.index", "config.json", "events"}
-    assert contents(address).keys() == found.keys()  # What was skipped stays.
+        new_folder = remote.local(address, "--workdir")
+        assert new_folder != folder
+        with remote.held(new_folder, skip="cells/"):
+            local_names = {file.name for file in new_folder.rglob("*")}
+            assert local_names == {
+                "checkpoint",
+                "ckpt-2.index",
+                "config.json",
+                "events",
+            }
+    assert contents(address).keys() == files.keys()  # What was skipped stays.
 
 
 def test_only_what_is_held_is_written(memory):
     write(memory, {"config.json": b"{}", "train.flags": b"", "model.keras": b"m"})
-    before = contents(memory)
+    files = contents(memory)
     with remote.copies():
         folder = remote.fetched(memory, "--ckpt")
-        assert {file.name for file in folder.iterdir()} == {*before}
+        assert {file.name for file in folder.iterdir()} == {*files}
         (folder / "model.keras").unlink()
         results = folder / "attacks" / "a"
         with remote.held(results):
             (results / "results.json").write_text("[]")
         remote.push(folder)
-    assert contents(memory) == before | {"attacks/a/results.json": b"[]"}
+    assert contents(memory) == files | {"attacks/a/results.json": b"[]"}
 
 
 @pytest.mark.parametrize(
@@ -402,8 +412,10 @@ def test_what_of_a_run_is_downloaded(memory, inner, wanted):
         root = path
         for _ in pathlib.PurePosixPath(inner).parts[1:]:
             root = root.parent
-        found = {f.relative_to(root).as_posix() for f in root.rglob("*") if f.is_file()}
-        assert found == wanted | {"config.json", "train.flags"}
+        local_names = {
+            f.relative_to(root).as_posix() for f in root.rglob("*") if f.is_file()
+        }
+        assert local_names == wanted | {"config.json", "train.flags"}
         assert remote.named(str(path)) == memory + inner
 
 
@@ -411,27 +423,27 @@ def test_a_network_that_fails_in_between_is_one_sentence(memory, monkeypatch):
     write(memory, dict.fromkeys(("config.json", "train.flags", "model.keras"), b"{}"))
     exists = addresses._FsspecPlace.exists
 
-    def failing(self, name):
+    def failing_exists(self, name):
         if name == "model.keras":
             raise ConnectionError("it is gone")
         return exists(self, name)
 
-    monkeypatch.setattr(addresses._FsspecPlace, "exists", failing)
-    told = r"run cannot be read \(ConnectionError: it is gone\); check the address"
-    with remote.copies(), pytest.raises(InputError, match=told):
+    monkeypatch.setattr(addresses._FsspecPlace, "exists", failing_exists)
+    message = r"run cannot be read \(ConnectionError: it is gone\); check the address"
+    with remote.copies(), pytest.raises(InputError, match=message):
         remote.fetched(memory, "--ckpt")
 
 
 def test_models_of_ones_own_at_addresses(memory):
-    saved = {"saved_model.pb": b"p", "variables/variables.index": b"i"}
-    write(f"{memory}/saved", saved)
+    files = {"saved_model.pb": b"p", "variables/variables.index": b"i"}
+    write(f"{memory}/saved", files)
     write(memory, {"my.keras": b"k", "other": b"o"})
     with remote.copies():
         file = remote.fetched(f"{memory}/my.keras", "--ckpt")
         assert [f.read_bytes() for f in file.parent.iterdir()] == [b"k"]
         folder = remote.fetched(f"{memory}/saved", "--ckpt")
         assert {*folder.rglob("*")} == {
-            *(folder / "variables", *(folder / name for name in saved))
+            *(folder / "variables", *(folder / name for name in files))
         }
         assert not remote.fetched(f"{memory}/nothing", "--ckpt").exists()
 
@@ -468,44 +480,44 @@ def test_whichever_write_fails_nothing_is_half_there(memory, watched, error):
                     (folder / f"ckpt-{step}.{part}").write_text(f"{step}")
                     (folder / f"ckpt-{step - 2}.{part}").unlink(missing_ok=True)
                 (folder / "checkpoint").write_text(f"{step}")
-                there.append((folder, step))
+                saves.append((folder, step))
                 remote.push(folder)
                 assert_whole()
 
     def assert_whole():
-        found = contents(memory)
-        for name in found:
+        files = contents(memory)
+        for name in files:
             if name.endswith(".index"):
                 data = name.replace("index", "data-00000-of-00001")
-                assert found[data] == found[name]
+                assert files[data] == files[name]
 
-    failed = 0
+    failures = 0
     for number in range(1, 40):
         fsspec.filesystem("memory").store.clear()
         watched.clear()
-        watched["settings"], there = {"fail_at": number, "error": error}, []
+        watched["settings"], saves = {"fail_at": number, "error": error}, []
         with contextlib.suppress(InputError, stopping.Stopped):
             work()
         assert_whole()
-        failed += len(watched[memory].written) >= number
-        if there:  # The mark was written.
-            step = there[-1][1]
+        failures += len(watched[memory].written) >= number
+        if saves:  # The mark was written.
+            step = saves[-1][1]
             assert checkpoints_of(contents(memory)) == {step - 1, step} - {-1}
             assert contents(memory)["checkpoint"] == b"%d" % step
-    assert 12 < failed < 30
+    assert 12 < failures < 30
 
 
 @contextlib.contextmanager
-def signal_at(monkeypatch, wanted):
-    """Ctrl-C comes while a file is uploaded, as it does to a command."""
+def signal_at(monkeypatch, file_name):
+    """Sends Ctrl-C, as to a command, while the file `file_name` is uploaded."""
     put = Watched.put
 
-    def interrupted(self, file, name):
-        if name == wanted:
+    def put_with_signal(self, file, name):
+        if name == file_name:
             signal.raise_signal(signal.SIGINT)
         put(self, file, name)
 
-    monkeypatch.setattr(Watched, "put", interrupted)
+    monkeypatch.setattr(Watched, "put", put_with_signal)
     with stopping.handled():
         yield
 
@@ -533,16 +545,18 @@ def test_a_signal_while_the_model_is_uploaded_loses_nothing(
 ):
     with (
         signal_at(monkeypatch, "model.keras"),
-        pytest.raises(stopping.Stopped) as told,
+        pytest.raises(stopping.Stopped) as raised,
     ):
         training.train(CONFIG, memory)
-    assert str(told.value) == (f"Training had already finished: {memory} is complete.")
+    assert str(raised.value) == (
+        f"Training had already finished: {memory} is complete."
+    )
     assert "model.keras" in contents(memory)
     assert remote.RUNNING not in contents(memory)
 
 
-def checkpoints_of(found):
-    return {int(n[5:-6]) for n in found if n.endswith(".index")}
+def checkpoints_of(files):
+    return {int(n[5:-6]) for n in files if n.endswith(".index")}
 
 
 def test_what_could_not_be_uploaded_stays_here(memory, watched):
@@ -557,9 +571,9 @@ def test_what_could_not_be_uploaded_stays_here(memory, watched):
             (folder / "b.json").write_text("b")
             raise stopping.Stopped("Step 1 of 2 is kept.")
 
-    with pytest.raises(remote.NotUploaded) as told:
+    with pytest.raises(remote.NotUploaded) as raised:
         work()
-    assert str(told.value) == (
+    assert str(raised.value) == (
         f"{memory} could not be brought up to date (OSError: the bucket is full); all "
         f"of it is in {folder}: copy it there, or repeat the command, which does again "
         "what is missing."
@@ -578,11 +592,11 @@ def test_errors_stops_and_logs_name_the_address(memory, kind):
                 (folder / "x").read_text()
             raise kind(f"{folder}/x is kept")
 
-    with pytest.raises(kind) as told, log_lines() as lines:
+    with pytest.raises(kind) as raised, log_lines() as lines:
         work()
     assert lines == [f"in {memory}/x"]
-    assert getattr(told.value, "filename", memory).startswith(memory)
-    assert kind is OSError or str(told.value) == f"{memory}/x is kept"
+    assert getattr(raised.value, "filename", memory).startswith(memory)
+    assert kind is OSError or str(raised.value) == f"{memory}/x is kept"
 
 
 def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
@@ -591,9 +605,9 @@ def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
         with remote.copies():
             folder = remote.local(memory, "--workdir")
             with remote.held(folder):
-                mine = json.loads(contents(memory)[remote.RUNNING])
-                alive = mine | {"pid": child.pid}
-                write(memory, {remote.RUNNING: json.dumps(alive).encode()})
+                mark = json.loads(contents(memory)[remote.RUNNING])
+                child_mark = mark | {"pid": child.pid}
+                write(memory, {remote.RUNNING: json.dumps(child_mark).encode()})
                 (folder / "a").write_text("a")
                 with pytest.raises(remote.NotUploaded, match=f"process {child.pid} on"):
                     remote.push(folder)
@@ -601,13 +615,13 @@ def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
         assert list(contents(memory)) == [remote.RUNNING]
         with pytest.raises(InputError, match="in use by another"):
             hold(memory)
-        killed = alive | {"system": "before the machine started again"}
-        write(memory, {remote.RUNNING: json.dumps(killed).encode()})
+        old_mark = child_mark | {"system": "before the machine started again"}
+        write(memory, {remote.RUNNING: json.dumps(old_mark).encode()})
         hold(memory)  # The number is another process's by now.
     finally:
         child.kill()
         child.wait()
-    write(memory, {remote.RUNNING: json.dumps(alive).encode()})
+    write(memory, {remote.RUNNING: json.dumps(child_mark).encode()})
     with log_lines() as lines:
         hold(memory)  # It has ended.
     assert f"process {child.pid}" in lines[0]
@@ -625,20 +639,20 @@ def test_what_a_killed_process_was_writing_goes(memory):
 
 
 def test_copies_of_killed_processes_go(memory, copies_folder):
-    left = copies_folder / "mtr_tf-copy-0"
-    left.mkdir()
-    (left / "in_use").write_text(remote._machine())  # Nobody has locked it.
-    kept = copies_folder / "mtr_tf-copy-1"
-    kept.mkdir()
-    elsewhere = copies_folder / "mtr_tf-copy-2"
-    elsewhere.mkdir()
-    (elsewhere / "in_use").write_text("node7 0")  # Its locks may not reach us.
+    dead_copy = copies_folder / "mtr_tf-copy-0"
+    dead_copy.mkdir()
+    (dead_copy / "in_use").write_text(remote._machine())  # Nobody has locked it.
+    unmarked_copy = copies_folder / "mtr_tf-copy-1"
+    unmarked_copy.mkdir()
+    foreign_copy = copies_folder / "mtr_tf-copy-2"
+    foreign_copy.mkdir()
+    (foreign_copy / "in_use").write_text("node7 0")  # Its locks may not reach us.
     with remote.copies():
-        used = remote.local(memory, "--workdir").parents[1]
-        assert {*copies_folder.iterdir()} == {used, kept, elsewhere}
+        used_copy = remote.local(memory, "--workdir").parents[1]
+        assert {*copies_folder.iterdir()} == {used_copy, unmarked_copy, foreign_copy}
         remote._clear_leftovers()
-        assert used.exists()
-    assert {*copies_folder.iterdir()} == {kept, elsewhere}
+        assert used_copy.exists()
+    assert {*copies_folder.iterdir()} == {unmarked_copy, foreign_copy}
 
 
 def delete_all(folder):
@@ -675,9 +689,9 @@ def test_what_others_delete_here_stays_at_the_address(memory, delete, pushes):
             if pushes:
                 remote.push(folder / "checkpoints")
 
-    with pytest.raises(remote.NotUploaded) as told:
+    with pytest.raises(remote.NotUploaded) as raised:
         work()
-    assert str(told.value).startswith(f"{memory} stays as it was at the last upload")
+    assert str(raised.value).startswith(f"{memory} stays as it was at the last upload")
     assert {n: c for n, c in contents(memory).items() if n != remote.RUNNING} == files
 
 
@@ -689,13 +703,13 @@ def test_what_cannot_be_read_here_stays_at_the_address(memory, monkeypatch):
             (folder / "new").write_text("new")
             scandir = os.scandir
 
-            def broken(path):
+            def broken_scandir(path):
                 if str(path).endswith("checkpoints"):
                     raise OSError(errno.ESTALE, "Stale file handle", str(path))
                 return scandir(path)
 
             with monkeypatch.context() as patch, log_lines() as lines:
-                patch.setattr(os, "scandir", broken)
+                patch.setattr(os, "scandir", broken_scandir)
                 remote.push(folder)
             assert "Stale file handle" in lines[0]
             assert "the next upload tries again" in lines[0]
@@ -722,18 +736,18 @@ def test_addresses_where_no_copies_are_made():
 
 def test_a_longer_run_forgets_its_model_before_it_is_longer(memory, watched):
     config = directory.canonical(TrainConfig(epochs=1, schedule="constant"))
-    longer = directory.canonical(TrainConfig(epochs=2, schedule="constant"))
+    longer_config = directory.canonical(TrainConfig(epochs=2, schedule="constant"))
     with remote.copies():
         folder = remote.local(memory, "--workdir")
         with remote.held(folder):
             directory.begin(folder, config, resume=True)
             (folder / "model.keras").write_text("of one epoch")
             remote.push(folder)
-            directory.begin(folder, longer, resume=True)
-    written = watched[memory].written
-    gone = written.index(("model.keras", None))
-    again = [i for i, (name, _) in enumerate(written) if name == "config.json"]
-    assert again[0] < gone < again[1]
+            directory.begin(folder, longer_config, resume=True)
+    writes = watched[memory].written
+    removal = writes.index(("model.keras", None))
+    uploads = [i for i, (name, _) in enumerate(writes) if name == "config.json"]
+    assert uploads[0] < removal < uploads[1]
 
 
 @pytest.mark.slow
@@ -747,7 +761,7 @@ def test_what_reads_and_writes_runs_at_addresses(here, memory, tmp_path, monkeyp
             if file.is_file() and "attacks" not in file.parts
         },
     )
-    before = contents(memory)
+    files = contents(memory)
     # A checkpoint at an address, results at another.
     results = mtr_tf.evaluate(
         f"{memory}/checkpoints",
@@ -758,25 +772,27 @@ def test_what_reads_and_writes_runs_at_addresses(here, memory, tmp_path, monkeyp
         attack_tasks="all",
         checks=False,
     )
-    (local,) = here.glob("attacks/*/results.json")
+    (local_results,) = here.glob("attacks/*/results.json")
     keys = ("task", "metric", "clean", "attacked_value", "model_fingerprint")
-    there, local = (
+    remote_results, local_results = (
         [[record[key] for key in keys] for record in records]
-        for records in (results.records, json.loads(local.read_text()))
+        for records in (results.records, json.loads(local_results.read_text()))
     )
-    assert there == local
+    assert remote_results == local_results
     assert results.folder == f"{memory}-results"
     assert results.gallery().axes  # Its pictures are in memory by now.
     assert "results.json" in contents(f"{memory}-results")
-    assert contents(memory) == before
+    assert contents(memory) == files
 
-    # A model made from one, and what is exported of it.
+    # A model that starts from one, and an export of one.
     config = TrainConfig(**SETTINGS | {"init": memory, "epochs": 1})
     train_command.main(config, RunPlace(workdir="new"))
     assert directory.read_config(pathlib.Path("new")).init == memory
     out = f"{memory}-export"
     export.main(export.ExportConfig(ckpt=memory, out=out))
-    found = contents(out)
-    assert {"model.json", "model.keras", "saved_model/saved_model.pb"} <= {*found}
-    assert json.loads(found["model.json"])["run"]["name"] == "run"
-    assert [name.name for name in tmp_path.iterdir()] == ["new"]
+    export_files = contents(out)
+    assert {"model.json", "model.keras", "saved_model/saved_model.pb"} <= {
+        *export_files
+    }
+    assert json.loads(export_files["model.json"])["run"]["name"] == "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -19,14 +19,14 @@ SECONDS = 60
 @pytest.fixture
 def addresses() -> tuple[str, ...]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
     return tuple(f"127.0.0.1:{port}" for port in ports)
 
 
 def meeting(addresses, facts=({}, {}, {}), order=(0, 1, 2)) -> list:
-    """What comes of each worker, where they come in this order: None or an error."""
+    """None or the error of each worker, where workers come in this `order`."""
 
     def come(index):
         time.sleep(0.1 * order.index(index))
@@ -52,16 +52,16 @@ def test_who_is_none_of_them_is_sent_away(addresses):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         chief = pool.submit(rendezvous.meet, Cluster(addresses[:2], 0, "TF_CONFIG"), {})
         place = ("127.0.0.1", int(addresses[0].split(":")[1]))
-        for said in (b"GET / HTTP/1.1\n", b"[1]\n", b'{"index": 7}\n', b""):
-            until = time.monotonic() + SECONDS
+        for request in (b"GET / HTTP/1.1\n", b"[1]\n", b'{"index": 7}\n', b""):
+            deadline = time.monotonic() + SECONDS
             while True:
                 try:
                     stranger = socket.create_connection(place, SECONDS)
                     break
                 except OSError:  # It does not listen yet.
-                    assert time.monotonic() < until
+                    assert time.monotonic() < deadline
             with stranger:
-                stranger.sendall(said)
+                stranger.sendall(request)
                 stranger.shutdown(socket.SHUT_WR)
                 assert stranger.recv(1) == b""
         assert not chief.done()
@@ -71,21 +71,24 @@ def test_who_is_none_of_them_is_sent_away(addresses):
 
 def test_what_differs_is_told_to_all(addresses):
     facts = [{"replicas": 2}, {"replicas": 2}, {"replicas": 1}]
-    for told in meeting(addresses, facts):
+    for message in meeting(addresses, facts):
         assert (
-            f"worker 2 ({addresses[2]}) differs: replicas are 1 there and 2 at" in told
+            f"worker 2 ({addresses[2]}) differs: replicas are 1 there and 2 at"
+            in message
         )
 
 
 def test_a_port_that_is_taken_is_told_to_all(addresses):
     with socket.create_server(("127.0.0.1", int(addresses[1].split(":")[1]))):
-        chief, taken, other = meeting(addresses)
-    assert taken.startswith(f"worker 1 must have the address {addresses[1]} for itself")
-    assert chief == other == f"worker 1 ({addresses[1]}) says: {taken}"
+        chief_error, port_error, other_error = meeting(addresses)
+    assert port_error.startswith(
+        f"worker 1 must have the address {addresses[1]} for itself"
+    )
+    assert chief_error == other_error == f"worker 1 ({addresses[1]}) says: {port_error}"
 
 
 def test_what_many_have_said_is_long(addresses):
-    """Each tells the addresses of all, so what the chief answers grows as a square."""
+    """Each sends the addresses of all, so the chief's answer grows as their square."""
     facts = [{"addresses": "a" * 600_000}] * 2
     assert meeting(addresses[:2], facts) == [None] * 2
 

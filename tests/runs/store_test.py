@@ -19,9 +19,9 @@ ARRAYS = {"row/seg": np.arange(6.0).reshape(3, 2), "unit": np.array([0, 0, 1])}
 
 @pytest.fixture
 def kept(tmp_path):
-    made = store.Store(tmp_path)
-    made.write(KEY, CONTENT, ARRAYS)
-    return made
+    new_store = store.Store(tmp_path)
+    new_store.write(KEY, CONTENT, ARRAYS)
+    return new_store
 
 
 def test_what_is_kept_comes_back(kept):
@@ -41,7 +41,7 @@ def test_the_name_is_the_hash_of_sorted_json(kept):
 
 
 def other(kept):
-    """Another entry, of the same form."""
+    """The path of another entry of the same form."""
     kept.write(KEY | {"eps": 4.0}, CONTENT | {"count": 2}, ARRAYS)
     return kept.path(KEY | {"eps": 4.0})
 

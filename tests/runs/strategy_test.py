@@ -17,9 +17,9 @@ needs_cpu = pytest.mark.skipif(
 @needs_cpu
 @pytest.mark.parametrize("name", ["auto", "one_device", "mirrored"])
 def test_one_cpu_is_one_device(name):
-    made = strategy.create(name)
-    assert isinstance(made, tf.distribute.OneDeviceStrategy)
-    assert made.num_replicas_in_sync == 1
+    result = strategy.create(name)
+    assert isinstance(result, tf.distribute.OneDeviceStrategy)
+    assert result.num_replicas_in_sync == 1
 
 
 @needs_cpu
@@ -57,10 +57,12 @@ def test_workers_must_be_named(name):
 def test_workers_speak_by_nccl_on_gpus_unless_the_ring_is_asked_for(
     monkeypatch, devices, name, collectives
 ):
-    met = {}
+    sent_facts = {}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: devices)
     monkeypatch.setattr(strategy, "_split_cpu", lambda count: ["CPU:0"])
-    monkeypatch.setattr(strategy.rendezvous, "meet", lambda _, facts: met.update(facts))
+    monkeypatch.setattr(
+        strategy.rendezvous, "meet", lambda _, facts: sent_facts.update(facts)
+    )
     monkeypatch.setattr(strategy, "_MultiWorker", lambda *arguments: arguments)
     cluster = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
     assert strategy.create(name, 0, cluster) == (
@@ -68,7 +70,7 @@ def test_workers_speak_by_nccl_on_gpus_unless_the_ring_is_asked_for(
         devices or ["CPU:0"],
         collectives,
     )
-    assert met["collectives"] == collectives
+    assert sent_facts["collectives"] == collectives
 
 
 DTYPES = (tf.bool, tf.uint8, tf.int32, tf.int64, tf.float16, tf.bfloat16, tf.float32)
@@ -78,17 +80,19 @@ DTYPES = (tf.bool, tf.uint8, tf.int32, tf.int64, tf.float16, tf.bfloat16, tf.flo
 def test_results_of_replicas_are_joined_in_order_whatever_their_type(
     mirrored, replicas
 ):
-    made = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    replica_strategy = (
+        mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    )
     rows = np.array([[0, 1], [1, 0], [1, 1]])
 
     def step():
         second = tf.distribute.get_replica_context().replica_id_in_sync_group == 1
-        own = tf.constant(1 - rows if second else rows)
-        return {dtype.name: {"leaf": tf.cast(own, dtype)} for dtype in DTYPES}
+        values = tf.constant(1 - rows if second else rows)
+        return {dtype.name: {"leaf": tf.cast(values, dtype)} for dtype in DTYPES}
 
-    found = strategy.gathered(made, made.run(step))
+    results = strategy.gathered(replica_strategy, replica_strategy.run(step))
     for dtype in DTYPES:
-        array = found[dtype.name]["leaf"]
+        array = results[dtype.name]["leaf"]
         assert array.dtype == dtype.as_numpy_dtype
         want = np.concatenate([rows, 1 - rows][:replicas])
         np.testing.assert_array_equal(array, want)

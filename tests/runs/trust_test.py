@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code that a file of others names is not run unless the user names it too."""
+"""Code that somebody else's file names is run only if the user names it, too."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_a_run_directory_runs_no_code(theirs, finished, given):
 
 def test_nor_does_the_run_that_images_are_made_on(theirs, tmp_path):
     finish(theirs)
-    own = tmp_path / "own"
-    directory.write_config(own, TrainConfig(tasks=("seg",), model="tiny"))
-    finish(own)
+    own_run = tmp_path / "own"
+    directory.write_config(own_run, TrainConfig(tasks=("seg",), model="tiny"))
+    finish(own_run)
     (theirs / "model.keras").unlink()
-    config = AttackConfig(ckpt=str(own), source_ckpt=str(theirs))
+    config = AttackConfig(ckpt=str(own_run), source_ckpt=str(theirs))
     with pytest.raises(InputError, match=f"give --dataset={DATASET} if you trust"):
         attack_job.attack(config)
     assert not ran(theirs)
@@ -88,10 +88,10 @@ def test_with_the_flag_it_is_opened_as_in_training(theirs):
     assert ran(theirs) == ["imported"]  # For its layers; the model needs no data.
     loading.open_data(config, run)
     assert ran(theirs) == ["imported", "called"]
-    # Results go where they went when nothing was asked.
-    named = dataclasses.replace(config, dataset="")
+    # Results go to the same folder as without --dataset.
+    default_config = dataclasses.replace(config, dataset="")
     job = attack_job.resolve(config)
-    assert job.folder.name == attack_job.default_name(named, run.fingerprint)
+    assert job.folder.name == attack_job.default_name(default_config, run.fingerprint)
 
 
 OWN_LAYER = """
@@ -107,20 +107,20 @@ class Scale(keras.layers.Layer):
 def test_a_run_may_have_layers_of_the_module_that_the_user_names(theirs):
     module = theirs.parent / "theirs_test.py"
 
-    def registered():
+    def registered_names():
         return [n for n in keras.saving.get_custom_objects() if n.startswith("theirs>")]
 
     def forget():
         sys.modules.pop("theirs_test", None)
-        for name in registered():
+        for name in registered_names():
             del keras.saving.get_custom_objects()[name]
         for name in ("imported", "called"):
             (theirs.parent / name).unlink(missing_ok=True)
 
     module.write_text(CODE + OWN_LAYER)
-    own = importlib.import_module("theirs_test")
+    own_module = importlib.import_module("theirs_test")
     image = keras.Input((16, 16, 3))
-    x = keras.layers.Conv2D(2, 1)(own.Scale()(image))
+    x = keras.layers.Conv2D(2, 1)(own_module.Scale()(image))
     keras.Model(image, {"seg": x}).save(theirs / "model.keras")
 
     forget()
@@ -129,15 +129,17 @@ def test_a_run_may_have_layers_of_the_module_that_the_user_names(theirs):
             loading.load_run(str(theirs))  # Only its config.json names the module.
         assert not ran(theirs)
         run = loading.load_run(str(theirs), dataset=DATASET)
-        again = loading.load_run(str(theirs), dataset=DATASET)
-        assert run.fingerprint == again.fingerprint != loading.fingerprint(run.model)
+        second_run = loading.load_run(str(theirs), dataset=DATASET)
+        assert (
+            run.fingerprint == second_run.fingerprint != loading.fingerprint(run.model)
+        )
 
         # Its results are known by what the layer does.
         forget()
         module.write_text((CODE + OWN_LAYER).replace("2.0 * x", "2.125 * x"))
-        changed = loading.load_run(str(theirs), dataset=DATASET)
-        assert changed.fingerprint != run.fingerprint
-        assert loading.fingerprint(changed.model) == loading.fingerprint(run.model)
+        changed_run = loading.load_run(str(theirs), dataset=DATASET)
+        assert changed_run.fingerprint != run.fingerprint
+        assert loading.fingerprint(changed_run.model) == loading.fingerprint(run.model)
     finally:
         forget()
 

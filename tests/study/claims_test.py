@@ -77,8 +77,8 @@ def study_with(tmp_path, claim, study=STUDY):
     return study_file.load(str(file))
 
 
-def write(workdir, study, absent=()):
-    """All cells but those (variant, seed) that are absent."""
+def write(workdir, study, missing_models=()):
+    """Writes a study; cells of the (variant, seed) in `missing_models` are missing."""
     cells = []
     for variant in study.variants:
         for i, seed in enumerate(study.seeds):
@@ -86,10 +86,10 @@ def write(workdir, study, absent=()):
                 if variant.name not in spec.variants:
                     continue
                 folder = f"{variant.name}-{seed}-{spec.name}"
-                state = "missing" if (variant.name, seed) in absent else "done"
-                about = {"variant": variant.name, "seed": seed, "attack": spec.name}
+                state = "missing" if (variant.name, seed) in missing_models else "done"
+                fields = {"variant": variant.name, "seed": seed, "attack": spec.name}
                 cells.append(
-                    {"kind": "attack", "folder": folder, "state": state} | about
+                    {"kind": "attack", "folder": folder, "state": state} | fields
                 )
                 (workdir / folder).mkdir(parents=True)
                 if spec.name == "theory":
@@ -146,29 +146,29 @@ def effect(tmp_path, text, **settings):
 
 
 def test_better_than_is_a_mean_over_models_and_radii(tmp_path):
-    found = effect(tmp_path, COMPARED + 'than = ["s"]')
-    # Of seed 0: 0.22 less 0.20.
-    np.testing.assert_allclose(found.by_seed, [0.02, 0.02, 0.02, 0.025, 0.03])
-    assert found.mean == pytest.approx(0.023)
-    assert set(found.clean) == {"s", "s+d"}
-    np.testing.assert_allclose(found.clean["s"], 0.6)
+    result = effect(tmp_path, COMPARED + 'than = ["s"]')
+    # In seed 0: 0.22 minus 0.20.
+    np.testing.assert_allclose(result.by_seed, [0.02, 0.02, 0.02, 0.025, 0.03])
+    assert result.mean == pytest.approx(0.023)
+    assert set(result.clean) == {"s", "s+d"}
+    np.testing.assert_allclose(result.clean["s"], 0.6)
 
 
 def test_matched_takes_the_model_that_is_as_good_on_clean_images(tmp_path):
-    found = effect(tmp_path, COMPARED + 'than = { matched = ["s", "early"] }')
+    result = effect(tmp_path, COMPARED + 'than = { matched = ["s", "early"] }')
     # 0.52 is nearer to 0.50 than to 0.60; 0.62 is nearer to 0.61.
-    np.testing.assert_allclose(found.by_seed, [0.0, 0.01, 0.02, 0.035, 0.02])
+    np.testing.assert_allclose(result.by_seed, [0.0, 0.01, 0.02, 0.035, 0.02])
 
 
 def test_matched_waits_for_all_candidates(tmp_path):
     text = COMPARED + 'than = { matched = ["s", "early"] }'
-    found = effect(tmp_path, text, absent=[("early", 1)])
-    np.testing.assert_allclose(found.by_seed, [0.0, np.nan, 0.02, 0.035, 0.02])
+    result = effect(tmp_path, text, missing_models=[("early", 1)])
+    np.testing.assert_allclose(result.by_seed, [0.0, np.nan, 0.02, 0.035, 0.02])
 
 
 @pytest.mark.parametrize("before", ['[variants."s"]', 'attack = ["pgd", "apgd"]'])
 def test_models_that_agree_with_themselves_cannot_be_matched(tmp_path, before):
-    """Their clean values are the best there is; of all attacks, or of one."""
+    """Their clean values are the best possible; for all attacks, or for one."""
     table = "[attack]\n" if "variants" in before else ""
     study = STUDY.replace(before, f'{table}targets = "own"\n{before}', 1)
     text = CLAIM + COMPARED + 'than = { matched = ["s", "early"] }'
@@ -185,35 +185,35 @@ def test_a_misspelt_variant_of_a_matched_claim_is_named(tmp_path):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_claim_on_images_made_on_several_models_is_undecided(tmp_path, again):
-    moved = '[attacks."moved"]\nsource = "s"\nattack_tasks = ["seg"]\neps = [2]\n'
+    attack = '[attacks."moved"]\nsource = "s"\nattack_tasks = ["seg"]\neps = [2]\n'
     text = COMPARED.replace('"pgd"', '"moved"', 1).replace("[2, 4]", "[2]")
     text = text.replace('algorithm = "pgd"\n', "") + 'than = ["early"]'
-    study = study_with(tmp_path, moved + CLAIM + text)
+    study = study_with(tmp_path, attack + CLAIM + text)
     (claim,) = claim_file.read(study)
-    made = {"s+d": "first", "early": "second" if again else "first"}
+    sources = {"s+d": "first", "early": "second" if again else "first"}
     records = tuple(
         {"spec": "moved", "seed": 3, "variant": name, "source_fingerprint": source}
-        for name, source in made.items()
+        for name, source in sources.items()
     )
-    said = "Its numbers of s, seed 3, are of several models." if again else ""
-    assert claims._mixture_reason(claim, Results(study, tmp_path, records)) == said
+    reason = "Its numbers of s, seed 3, are of several models." if again else ""
+    assert claims._mixture_reason(claim, Results(study, tmp_path, records)) == reason
 
 
 def test_what_is_only_rounding_is_no_effect(tmp_path):
-    """A sum that is 0 but for -1e-16 in floating point, in every seed alike."""
+    """A sum that is 0 except for -1e-16 of rounding, the same in every seed."""
     points = ("weight = 0.3", "weight = 0.8", "weight = -1.1")
     terms = ", ".join(f'{{ {weight}, variant = "s", eps = 0 }}' for weight in points)
     text = f'attack = "pgd"\ntask = "seg"\nmetric = "miou"\nterms = [{terms}]'
     assert 0.3 * 0.6 + 0.8 * 0.6 - 1.1 * 0.6 != 0
-    found = effect(tmp_path, text)
-    assert not found.by_seed.any()
+    result = effect(tmp_path, text)
+    assert not result.by_seed.any()
 
 
 def test_relative_vulnerability(tmp_path):
-    found = effect(tmp_path, COMPARED + 'than = ["s"]\nrelative = true')
-    ours = np.mean([(0.52 - 0.33) / 0.52, (0.52 - 0.11) / 0.52])
-    theirs = np.mean([(0.60 - 0.30) / 0.60, (0.60 - 0.10) / 0.60])
-    assert found.by_seed[0] == pytest.approx(theirs - ours)
+    result = effect(tmp_path, COMPARED + 'than = ["s"]\nrelative = true')
+    vulnerability = np.mean([(0.52 - 0.33) / 0.52, (0.52 - 0.11) / 0.52])
+    reference = np.mean([(0.60 - 0.30) / 0.60, (0.60 - 0.10) / 0.60])
+    assert result.by_seed[0] == pytest.approx(reference - vulnerability)
 
 
 def test_terms_inherit_the_claims_fields(tmp_path):
@@ -230,9 +230,9 @@ terms = [
   { weight = 1, variant = "s", algorithm = "apgd", eps = [2, 4] },
 ]
 """
-    found = effect(tmp_path, text)
+    result = effect(tmp_path, text)
     # Of s under APGD: 0.29 and 0.09.
-    assert found.by_seed[0] == pytest.approx(0.01 - 0.10 + 0.19)
+    assert result.by_seed[0] == pytest.approx(0.01 - 0.10 + 0.19)
 
 
 def measured(tmp_path, text):
@@ -241,19 +241,19 @@ def measured(tmp_path, text):
 
 
 def test_measures(tmp_path):
-    how = 'norm = "l2", normalisation = "unit"'
-    slope = f'measure = "tasks", quantity = "slope", {how}'
-    found = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
-    np.testing.assert_allclose(found.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
-    assert -0.40 - 0.01 - -0.41 != 0  # Of seed 1, by rounding alone.
+    fields = 'norm = "l2", normalisation = "unit"'
+    slope = f'measure = "tasks", quantity = "slope", {fields}'
+    result = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
+    np.testing.assert_allclose(result.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
+    assert -0.40 - 0.01 - -0.41 != 0  # In seed 1, by rounding alone.
     assert measured(tmp_path / "d", f"{slope}, reference = -0.41").by_seed[1] == 0
-    norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {how}'
-    found = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
-    np.testing.assert_allclose(found.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
-    falls = 'measure = "pixels", quantity = "gradient_norm", count = 1, norm = "l2"'
-    falls += ', tasks = ["seg"]'
-    found = measured(tmp_path / "c", f"{falls}, minus = {{ count = 64 }}")
-    np.testing.assert_allclose(found.by_seed, [2, 3, 4, 5, 6])
+    norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {fields}'
+    result = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
+    np.testing.assert_allclose(result.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
+    pixels = 'measure = "pixels", quantity = "gradient_norm", count = 1, norm = "l2"'
+    pixels += ', tasks = ["seg"]'
+    result = measured(tmp_path / "c", f"{pixels}, minus = {{ count = 64 }}")
+    np.testing.assert_allclose(result.by_seed, [2, 3, 4, 5, 6])
 
 
 def test_a_measure_of_one_variant_less_that_of_another(tmp_path):
@@ -262,51 +262,57 @@ def test_a_measure_of_one_variant_less_that_of_another(tmp_path):
     fields = f'attack = "theory", variants = ["s+d"], {slope}'
     text = f'measure = {{ {fields}, minus = {{ variants = ["s"] }} }}'
     results = write(tmp_path / "work", study_with(tmp_path, CLAIM + text, study))
-    (found,) = claim_file.read(study_with(tmp_path, CLAIM + text, study))
-    by_seed = effects.of(found, results).by_seed
+    (claim,) = claim_file.read(study_with(tmp_path, CLAIM + text, study))
+    by_seed = effects.of(claim, results).by_seed
     np.testing.assert_allclose(by_seed, [0, 0.02, 0.04, 0.06, 0.08], atol=1e-12)
 
 
 def test_a_list_that_is_not_all_there_gives_no_number(tmp_path):
-    how = 'norm = "l2", normalisation = "unit"'
-    norm = f'measure = "tasks", quantity = "norm_by_size", {how}'
+    fields = 'norm = "l2", normalisation = "unit"'
+    norm = f'measure = "tasks", quantity = "norm_by_size", {fields}'
     assert measured(tmp_path / "a", f"{norm}, count = [2, 3]").n == 5
     assert measured(tmp_path / "b", f"{norm}, count = [2, 3, 4]").n == 0
 
 
-def of_corruptions(tmp_path, metric, more="", **better):
-    """The results of a claim about metrics of depth, of which some are better lower."""
+def of_corruptions(tmp_path, metric, suffix="", **directions):
+    """(study, results) of a claim on depth; `directions` is {metric: better}."""
     text = (
         'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
-        f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{more} }}'
+        f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{suffix} }}'
     )
     study = study_with(tmp_path, CLAIM + text)
     write(tmp_path / "work", study)
-    about = {"measure": "corruptions", "quantity": "mean_corrupted", "tasks": ["depth"]}
-    found = [
-        about | {"metric": name, "better": way, "value": place + 1.0}
-        for place, (name, way) in enumerate(better.items())
+    fields = {
+        "measure": "corruptions",
+        "quantity": "mean_corrupted",
+        "tasks": ["depth"],
+    }
+    records = [
+        fields | {"metric": name, "better": direction, "value": i + 1.0}
+        for i, (name, direction) in enumerate(directions.items())
     ]
     for path in (tmp_path / "work").rglob("measures.json"):
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(records))
     return study, Results.read(tmp_path / "work")
 
 
 def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
     study, results = of_corruptions(tmp_path, '"mae"', mae="lower")
-    (found,) = claim_file.read(study)
-    np.testing.assert_array_equal(effects.of(found, results).by_seed, -1.0)
-    above = dataclasses.replace(found, measure={**found.measure, "reference": 0.9})
-    np.testing.assert_allclose(effects.of(above, results).by_seed, -0.1)
+    (claim,) = claim_file.read(study)
+    np.testing.assert_array_equal(effects.of(claim, results).by_seed, -1.0)
+    reference_claim = dataclasses.replace(
+        claim, measure={**claim.measure, "reference": 0.9}
+    )
+    np.testing.assert_allclose(effects.of(reference_claim, results).by_seed, -0.1)
 
 
 def test_lists_of_metrics_are_averaged_and_said_in_words(tmp_path):
-    better = {"mae": "lower", "rmse": "lower"}
-    _, results = of_corruptions(tmp_path, '["mae", "rmse"]', **better)
+    directions = {"mae": "lower", "rmse": "lower"}
+    _, results = of_corruptions(tmp_path, '["mae", "rmse"]', **directions)
     (verdict,) = claims.evaluate(results)
     assert (verdict.effect, verdict.negated) == (-1.5, True)
-    said = verdicts._quantity(verdict, [])
-    assert said == "corruptions: mean_corrupted depth mae and rmse, negated"
+    text = verdicts._quantity(verdict, [])
+    assert text == "corruptions: mean_corrupted depth mae and rmse, negated"
 
 
 def test_words_go_by_what_records_say_of_a_metric(tmp_path):
@@ -325,47 +331,47 @@ def test_metrics_of_both_directions_are_refused(tmp_path, metric, more):
     study, results = of_corruptions(tmp_path, '"mae"', mae="lower", delta1="higher")
     (claim,) = claim_file.read(study)
     changes = tomllib.loads(f"metric = {metric}{more.replace(',', chr(10), 1)}")
-    mixed = dataclasses.replace(claim, measure={**claim.measure, **changes})
+    mixed_claim = dataclasses.replace(claim, measure={**claim.measure, **changes})
     with pytest.raises(InputError, match="'E4': the metrics .* must agree in whether"):
-        effects.of(mixed, results)
-    own = study.to_dict()
-    own["attack"]["metrics"] = ["delta1"]
-    own["claims"][0]["measure"] |= changes
+        effects.of(mixed_claim, results)
+    content = study.to_dict()
+    content["attack"]["metrics"] = ["delta1"]
+    content["claims"][0]["measure"] |= changes
     with pytest.raises(InputError, match="measure.*: the metrics .* must agree"):
-        claims.check(design.Study.from_dict(own))
+        claims.check(design.Study.from_dict(content))
 
 
 def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
     text = CLAIM + COMPARED + 'than = { matched = ["s", "early"] }\nmargin = '
     # Clean, s+d is .02 better than early, and .01 in the last seed.
-    for margin, unlike in ((0.0181, False), (0.0179, True)):
+    for margin, differs in ((0.0181, False), (0.0179, True)):
         study = study_with(tmp_path, text + str(margin))
         (tmp_path / str(margin)).mkdir()
         results = write(tmp_path / str(margin), study)
         (verdict,) = claims.evaluate(results)
         np.testing.assert_allclose(verdict.gaps, [0.02, 0.02, 0.02, 0.02, 0.01])
         claim, effect = verdict.claim, effects.of(verdict.claim, results)
-        said = claims._gap_reason(claim, effect)
-        assert said.startswith("No model has the same clean accuracy") == unlike
+        reason = claims._gap_reason(claim, effect)
+        assert reason.startswith("No model has the same clean accuracy") == differs
         (row,) = verdicts.rows([verdict], results.seeds, [], ())
         assert row.gaps.endswith(
             "models, by seed: 0.0200, 0.0200, 0.0200, 0.0200, 0.0100"
         )
-        relative = dataclasses.replace(claim, relative=True)
-        gaps = effects.of(relative, results).gaps
+        relative_claim = dataclasses.replace(claim, relative=True)
+        gaps = effects.of(relative_claim, results).gaps
         np.testing.assert_allclose(gaps[[0, 4]], [0.02 / 0.50, 0.01 / 0.61])
 
 
 def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
     tmp_path, monkeypatch
 ):
-    """Signed, their mean is 0 over the seeds of s+d, and over both models of a seed."""
+    """Signed gaps average to 0 over seeds of s+d, and over both models of a seed."""
     monkeypatch.setitem(MIOU, ("s+d", 0), [0.65, 0.55, 0.65, 0.55, 0.60])
     monkeypatch.setitem(MIOU, ("early", 0), [0.55, 0.65, 0.55, 0.65, 0.60])
     for number, better in enumerate(('["s+d"]', '["s+d", "early"]')):
-        compared = COMPARED.replace('["s+d"]', better)
-        for margin, unlike in ((0.039, True), (0.041, False)):
-            text = compared + f'than = {{ matched = ["s"] }}\nmargin = {margin}'
+        comparison = COMPARED.replace('["s+d"]', better)
+        for margin, differs in ((0.039, True), (0.041, False)):
+            text = comparison + f'than = {{ matched = ["s"] }}\nmargin = {margin}'
             study = study_with(tmp_path, CLAIM + text)
             folder = tmp_path / f"{number}-{margin}"
             folder.mkdir()
@@ -373,7 +379,7 @@ def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
             (claim,) = claim_file.read(study)
             effect = effects.of(claim, results)
             np.testing.assert_allclose(effect.gaps, [0.05, 0.05, 0.05, 0.05, 0])
-            assert bool(claims._gap_reason(claim, effect)) == unlike
+            assert bool(claims._gap_reason(claim, effect)) == differs
 
 
 @pytest.fixture(autouse=True)
@@ -383,21 +389,23 @@ def folders(tmp_path):
 
 
 def test_cells_that_are_not_done_leave_seeds_out(tmp_path):
-    found = effect(tmp_path, COMPARED + 'than = ["s"]', absent=[("s", 1), ("s+d", 3)])
-    np.testing.assert_allclose(found.by_seed, [0.02, np.nan, 0.02, np.nan, 0.03])
-    assert found.n == 3
+    result = effect(
+        tmp_path, COMPARED + 'than = ["s"]', missing_models=[("s", 1), ("s+d", 3)]
+    )
+    np.testing.assert_allclose(result.by_seed, [0.02, np.nan, 0.02, np.nan, 0.03])
+    assert result.n == 3
 
 
 def test_several_records_of_a_measure_that_fit_are_refused(tmp_path):
-    """Which `claims.check` finds, unless the records are of another version."""
+    """`claims.check` finds this first, unless records are of another version."""
     results = write(tmp_path / "work", study_with(tmp_path, ""))
     measure = {"attack": "theory", "variants": ("s+d",), "measure": "tasks"}
     measure |= {"quantity": "slope", "sign": 1.0, "reference": 0.0, "minus": {}}
     measure |= {"field": "value", "ratio_to": ""}
     with pytest.raises(InputError, match=r"E4.*norm \(l1, l2\)"):
         effects.of(claim(measure=measure), results)
-    absent = measure | {"norm": "l2", "field": "factor"}
-    assert effects.of(claim(measure=absent), results).n == 0
+    factor_measure = measure | {"norm": "l2", "field": "factor"}
+    assert effects.of(claim(measure=factor_measure), results).n == 0
 
 
 @pytest.mark.parametrize(
@@ -498,7 +506,7 @@ ATTACKED = (
             f'{CORRUPTED}, severity = [5, 6], corruption = "jpeg"',
             "no severity 6; there are 1, 2, 3, 4, 5",
         ),
-        # What no record of the quantity has, so that none would ever fit.
+        # Keys that no record of the quantity has, so that none would ever fit.
         (f'{COSINE}, normalisation = "unit"', "normalisation .* no mean_cosine has"),
         (f'{COSINE}, norm = "l1"', "no norm 'l1'; there are l2"),
         (f"{COSINE}, count = 2", "count must not be given, for no mean_cosine has one"),
@@ -545,9 +553,9 @@ def test_a_claim_of_nearness_has_no_margin(tmp_path):
     text = f'measure = {{ attack = "theory", variants = ["s+d"], {COSINE}, %s }}\n'
     claims.check(study_with(tmp_path, CLAIM + text % "within = 0"))
     claims.check(study_with(tmp_path, CLAIM + text % "sign = -1" + "margin = 0.1"))
-    both = study_with(tmp_path, CLAIM + text % "within = 0.1" + "margin = 0.1")
+    study = study_with(tmp_path, CLAIM + text % "within = 0.1" + "margin = 0.1")
     with pytest.raises(InputError, match="margin must not be given with within"):
-        claims.check(both)
+        claims.check(study)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +592,7 @@ def tomllib_claims(text):
 
 
 def test_images_are_resampled_together(tmp_path):
-    """On a study with rows: against a plain loop over resamples and seeds."""
+    """In a study with rows, against a plain loop over resamples and seeds."""
     text = (
         study_fixture.EXAMPLE
         + CLAIM.replace("E4", "mine")
@@ -594,13 +602,13 @@ def test_images_are_resampled_together(tmp_path):
     study = study_fixture.example(tmp_path / "work", text)
     results = Results.read(tmp_path / "work")
     claim = claim_file.read(study)[-1]
-    found = effects.of(claim, results)
-    assert found.over == "seeds and images"
+    result = effects.of(claim, results)
+    assert result.over == "seeds and images"
     images = statistics.resampled_images(12, effects.RESAMPLES, 0).astype(int)
     seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
     (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
     for i in range(5):
-        chosen = np.repeat(np.arange(12), images[i])
+        indices = np.repeat(np.arange(12), images[i])
         by_seed = []
         for seed in study.seeds:
             value = {}
@@ -609,18 +617,18 @@ def test_images_are_resampled_together(tmp_path):
                     [
                         miou.value(
                             study_fixture.rows_of(results, variant, seed, eps)[
-                                chosen
+                                indices
                             ].sum(axis=0)
                         )
                         for eps in (1, 4)
                     ]
                 )
             by_seed.append(value["s+d"] - value["s"])
-        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+        assert result.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
 
 
 def test_groups_of_images_are_resampled_whole(tmp_path):
-    """Against a plain loop, on images of which each three are of one city."""
+    """Against a plain loop, on images in groups of three per city."""
     text = (
         study_fixture.EXAMPLE
         + CLAIM.replace("E4", "mine")
@@ -628,7 +636,7 @@ def test_groups_of_images_are_resampled_whole(tmp_path):
         + 'better = ["s+d"]\nthan = ["s"]\n'
     )
     study = study_fixture.example(tmp_path / "work", text)
-    of = np.arange(12) % 4
+    units = np.arange(12) % 4
     for path in (tmp_path / "work").glob("**/results.json"):
         records = json.loads(path.read_text())
         for record in records:
@@ -637,29 +645,29 @@ def test_groups_of_images_are_resampled_whole(tmp_path):
     for path in (tmp_path / "work").glob("**/cells/*.npz"):
         with np.load(path) as arrays:
             arrays = dict(arrays)
-        np.savez(path, unit=of, **arrays)
+        np.savez(path, unit=units, **arrays)
     results = Results.read(tmp_path / "work")
     claim = claim_file.read(study)[-1]
-    found = effects.of(claim, results)
-    assert (found.over, found.units) == ("seeds and 4 cities", 4)
+    result = effects.of(claim, results)
+    assert (result.over, result.units) == ("seeds and 4 cities", 4)
     cities = statistics.resampled_images(4, effects.RESAMPLES, 0).astype(int)
     seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
     (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
     for i in range(3):
         by_seed = []
         for seed in study.seeds:
-            ours, theirs = (
+            rows, reference_rows = (
                 sum(
-                    study_fixture.rows_of(results, v, seed, 4)[of == city].sum(0)
+                    study_fixture.rows_of(results, v, seed, 4)[units == city].sum(0)
                     for city in np.repeat(np.arange(4), cities[i])
                 )
                 for v in ("s+d", "s")
             )
-            by_seed.append(miou.value(ours) - miou.value(theirs))
-        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
-    low, high = np.percentile(found.draws, (2.5, 97.5))
-    expected = resampling.widened((low, high), found.mean, 4, 0.95)
-    np.testing.assert_allclose(found.interval, expected)
+            by_seed.append(miou.value(rows) - miou.value(reference_rows))
+        assert result.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+    low, high = np.percentile(result.draws, (2.5, 97.5))
+    expected = resampling.widened((low, high), result.mean, 4, 0.95)
+    np.testing.assert_allclose(result.interval, expected)
 
 
 def claim(**fields):
@@ -696,14 +704,14 @@ def claim(**fields):
 )
 def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, reason):
     effect = sum(interval) / 2
-    word, why = claims.judge(claim(margin=margin), effect, interval, n, p, opposite)
+    word, text = claims.judge(claim(margin=margin), effect, interval, n, p, opposite)
     assert word == verdict
-    assert reason in why
+    assert reason in text
 
 
 def test_reasons_of_relative_claims_are_in_points():
-    relative = claim(margin=0.05, relative=True)
-    for ends, p, said in (
+    relative_claim = claim(margin=0.05, relative=True)
+    for interval, p, text in (
         (
             (-0.2, -0.1),
             0.02,
@@ -716,7 +724,7 @@ def test_reasons_of_relative_claims_are_in_points():
         ),
         ((-0.2, 0.06), 0.06, "The interval includes 5 points, the smallest effect"),
     ):
-        assert said in claims.judge(relative, -0.1, ends, 6, 0.9, p)[1]
+        assert text in claims.judge(relative_claim, -0.1, interval, 6, 0.9, p)[1]
 
 
 @pytest.mark.parametrize(
@@ -729,9 +737,9 @@ def test_reasons_of_relative_claims_are_in_points():
     ],
 )
 def test_nearness(interval, verdict):
-    near = claim(measure={"within": 0.1, "reference": 1.0})
-    assert claims.judge(near, 0.0, interval, 4, 1.0, 1.0)[0] == verdict
-    assert claims.judge(near, 0.0, interval, 3, 1.0, 1.0)[0] == "undecided"
+    near_claim = claim(measure={"within": 0.1, "reference": 1.0})
+    assert claims.judge(near_claim, 0.0, interval, 4, 1.0, 1.0)[0] == verdict
+    assert claims.judge(near_claim, 0.0, interval, 3, 1.0, 1.0)[0] == "undecided"
 
 
 def test_nothing_to_go_by():
@@ -747,7 +755,7 @@ def test_evaluate_corrects_over_all_claims(tmp_path):
     study = study_with(tmp_path, text + second)
     first, opposite = claims.evaluate(write(tmp_path / "work", study))
     assert (first.n, first.p) == (5, 1 / 32)
-    # The claim's opposite is a claim too: with all signs turned it is as large.
+    # The opposite claim counts, too: with all signs flipped, its t is as large.
     assert first.p_corrected == 2 / 32
     assert first.verdict == opposite.verdict == "undecided"
     assert first.effect == pytest.approx(-opposite.effect) == pytest.approx(0.023)
@@ -762,80 +770,83 @@ def test_studies_that_come_with_the_package_can_be_judged(name):
 
 def test_power_of_a_claim_against_scipy():
     by_seed = np.array([0.02, np.nan, -0.01, 0.03, 0.0, 0.01, 0.02, -0.02, 0.01])
-    known = by_seed[~np.isnan(by_seed)]
-    found = claims.power(by_seed, 0.01, claims=10)
-    assert found.deviation == pytest.approx(known.std(ddof=1))
-    # 2/2^6 is the first below .05: with all signs changed others may be as large.
-    assert (found.least, len(known)) == (6, 8)
+    values = by_seed[~np.isnan(by_seed)]
+    result = claims.power(by_seed, 0.01, claims=10)
+    assert result.deviation == pytest.approx(values.std(ddof=1))
+    # 2/2^6 is the first below .05: with all signs flipped, another t may be as large.
+    assert (result.least, len(values)) == (6, 8)
     critical = scipy.stats.t.ppf(1 - 0.005, 7)  # A tenth of .05 for each of ten claims.
-    shift = (found.detectable - 0.01) * np.sqrt(8) / known.std(ddof=1)
+    shift = (result.detectable - 0.01) * np.sqrt(8) / values.std(ddof=1)
     assert scipy.stats.nct.sf(critical, 7, shift) == pytest.approx(0.9, abs=1e-5)
-    n, ratio = found.seeds_needed, 0.01 / known.std(ddof=1)
-    for count, enough in ((n - 1, False), (n, True)):
+    n, ratio = result.seeds_needed, 0.01 / values.std(ddof=1)
+    for count, suffices in ((n - 1, False), (n, True)):
         critical = scipy.stats.t.ppf(1 - 0.005, count - 1)
-        reached = scipy.stats.nct.sf(critical, count - 1, ratio * np.sqrt(count))
-        assert (reached >= 0.9) == enough
+        power = scipy.stats.nct.sf(critical, count - 1, ratio * np.sqrt(count))
+        assert (power >= 0.9) == suffices
 
 
 def test_power_needs_two_seeds_and_a_margin():
     assert claims.power(np.array([0.1, np.nan]), 0.01, 1) is None
-    few = claims.power(np.array([0.1, 0.2]), 0.0, 1)
-    assert (few.least, few.detectable, few.seeds_needed) == (5, None, None)
+    power = claims.power(np.array([0.1, 0.2]), 0.0, 1)
+    assert (power.least, power.detectable, power.seeds_needed) == (5, None, None)
 
 
 def test_five_seeds_are_enough_for_one_claim_but_not_among_several():
-    clear = 0.1 + 1e-4 * np.arange(5)
-    one, several = claims.power(clear, 0.01, 1), claims.power(clear, 0.01, 2)
-    assert (one.least, one.seeds_needed) == (5, 5)
-    assert one.detectable > 0.01
-    assert (several.least, several.seeds_needed) == (6, 6)
-    assert several.detectable is None
+    by_seed = 0.1 + 1e-4 * np.arange(5)
+    power_1, power_2 = (
+        claims.power(by_seed, 0.01, 1),
+        claims.power(by_seed, 0.01, 2),
+    )
+    assert (power_1.least, power_1.seeds_needed) == (5, 5)
+    assert power_1.detectable > 0.01
+    assert (power_2.least, power_2.seeds_needed) == (6, 6)
+    assert power_2.detectable is None
     opposite = -0.1 - 1e-5 * np.arange(5)
-    assert claims.tests([clear])[1, 0] <= claims.ALPHA
-    assert claims.tests([clear, opposite])[1, 0] > claims.ALPHA
+    assert claims.tests([by_seed])[1, 0] <= claims.ALPHA
+    assert claims.tests([by_seed, opposite])[1, 0] > claims.ALPHA
 
 
 def test_what_seeds_find_is_found_as_often_as_is_said(monkeypatch):
-    """Of studies drawn at random with claims at what is `detectable`, and at 0."""
-    rng, margin, n, claims_ = np.random.default_rng(0), 0.01, 8, 10
+    """Random effects at `detectable` are found above the margin, those at 0 below."""
+    rng, margin, n, claim_count = np.random.default_rng(0), 0.01, 8, 10
     deviation = 0.004
-    one = np.array([-1.0, 1.0] * 4) * deviation * np.sqrt(7 / 8)
-    power = claims.power(one, margin, claims_)
+    by_seed = np.array([-1.0, 1.0] * 4) * deviation * np.sqrt(7 / 8)
+    power = claims.power(by_seed, margin, claim_count)
     assert power.deviation == pytest.approx(deviation)
     for effect, sign in ((power.detectable, 1), (0.0, -1)):
         seeds = n if sign > 0 else power.seeds_needed
-        found = 0
+        count = 0
         for _ in range(60):
-            drawn = rng.normal(effect, deviation, (claims_, seeds))
-            p = claims.tests([sign * (each - margin) for each in drawn])[1]
-            found += np.sum(p <= claims.ALPHA)
-        assert found / (60 * claims_) > 0.85  # Nine times in ten, or more often.
+            draws = rng.normal(effect, deviation, (claim_count, seeds))
+            p = claims.tests([sign * (row - margin) for row in draws])[1]
+            count += np.sum(p <= claims.ALPHA)
+        assert count / (60 * claim_count) > 0.85  # Nine times in ten, or more often.
 
 
 def test_an_effect_at_the_margin_is_not_said_to_be_above():
-    """At most 5 % of studies say so of any of ten such claims."""
+    """At most 5 % of studies say so of one or more of ten such claims."""
     rng, margin = np.random.default_rng(1), 0.01
-    wrong = 0
+    errors = 0
     for _ in range(300):
-        drawn = rng.normal(margin, 0.003, (10, 6))
-        wrong += (claims.tests(list(drawn - margin))[1] <= claims.ALPHA).any()
-    assert wrong / 300 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+        draws = rng.normal(margin, 0.003, (10, 6))
+        errors += (claims.tests(list(draws - margin))[1] <= claims.ALPHA).any()
+    assert errors / 300 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
 def test_claims_that_nothing_can_decide_do_not_stand_in_the_way_of_others():
-    clear = np.array([0.1, 0.11, 0.09, 0.1, 0.12, 0.1])
-    few = np.array([0.1, 0.1001, *[np.nan] * 4])  # Of two seeds, but a large t.
-    alone = claims.tests([clear])
-    (p, other), (corrected, of_few) = claims.tests([clear, few])
-    assert (p, corrected) == tuple(alone[:, 0]) == (1 / 64, 1 / 64)
-    assert (other, of_few) == (1 / 4, 1)
+    six_seeds = np.array([0.1, 0.11, 0.09, 0.1, 0.12, 0.1])
+    two_seeds = np.array([0.1, 0.1001, *[np.nan] * 4])  # Two seeds, but a large t.
+    p_values = claims.tests([six_seeds])
+    (p, p_two), (corrected, corrected_two) = claims.tests([six_seeds, two_seeds])
+    assert (p, corrected) == tuple(p_values[:, 0]) == (1 / 64, 1 / 64)
+    assert (p_two, corrected_two) == (1 / 4, 1)
 
 
 def test_main_claim_is_read_and_only_one(tmp_path):
     than = 'than = ["s"]\n'
     claim = CLAIM + COMPARED + than
     study = study_with(tmp_path, claim + claim.replace("E4", "E5") + "main = true\n")
-    assert [one.main for one in claim_file.read(study)] == [False, True]
-    twice = claim + "main = true\n" + claim.replace("E4", "E5") + "main = true\n"
+    assert [c.main for c in claim_file.read(study)] == [False, True]
+    text = claim + "main = true\n" + claim.replace("E4", "E5") + "main = true\n"
     with pytest.raises(InputError, match="only one claim must be main"):
-        claim_file.read(study_with(tmp_path, twice))
+        claim_file.read(study_with(tmp_path, text))

@@ -103,10 +103,15 @@ def test_what_is_said_last_holds(load):
         learning_rate=1.0,
         seed=3,
     )
-    own = {"eps": (1.0, 2.5), "steps": 3, "attack_tasks": ("seg", "each"), "seed": 1}
-    assert study.attack_fields("own", "s", 1) == own | {"data_dir": "here"}
-    other = study.attack_fields("from A", "s", 1)
-    assert (other["steps"], other["data_dir"]) == (5, "there")
+    expected = {
+        "eps": (1.0, 2.5),
+        "steps": 3,
+        "attack_tasks": ("seg", "each"),
+        "seed": 1,
+    }
+    assert study.attack_fields("own", "s", 1) == expected | {"data_dir": "here"}
+    fields = study.attack_fields("from A", "s", 1)
+    assert (fields["steps"], fields["data_dir"]) == (5, "there")
 
 
 def test_seeds_and_settings_of_the_command_line_go_before_the_files(load):
@@ -128,11 +133,11 @@ def test_a_number_or_a_word_of_a_setting(load, size):
 
 def test_it_survives_json(load):
     study = load(GOOD)
-    again = json.loads(json.dumps(study.to_dict() | {"provenance": {}}))
-    assert Study.from_dict(again) == study
-    del again["variants"][0]["train"]
+    content = json.loads(json.dumps(study.to_dict() | {"provenance": {}}))
+    assert Study.from_dict(content) == study
+    del content["variants"][0]["train"]
     with pytest.raises(InputError, match="study.json"):
-        Study.from_dict(again)
+        Study.from_dict(content)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +218,12 @@ tasks = ["seg"]
 
 def test_a_variant_comes_after_the_one_that_it_begins_with(load):
     study = load(FROM)
-    assert [each.name for each in study.variants] == ["last", "tuned", "s"]
-    assert [each.name for each in study.in_training_order] == ["s", "tuned", "last"]
+    assert [v.name for v in study.variants] == ["last", "tuned", "s"]
+    assert [v.name for v in study.in_training_order] == ["s", "tuned", "last"]
     assert study.variant("tuned") == Variant("tuned", {"tasks": ("seg",)}, "", "s")
     assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study
-    given = {name: study.train_config(name, 0).init for name in ("s", "tuned")}
-    assert given == {"s": "pretrained.keras", "tuned": ""}
+    inits = {name: study.train_config(name, 0).init for name in ("s", "tuned")}
+    assert inits == {"s": "pretrained.keras", "tuned": ""}
 
 
 def test_variants_that_begin_with_each_other_are_refused(load):
@@ -257,10 +262,10 @@ def test_the_studies_that_come_with_the_package_can_be_read(name):
 @pytest.mark.parametrize("dataset", [*data.DATASETS, "mine:examples"])
 @pytest.mark.parametrize("name", study_file.shipped())
 def test_a_study_on_other_data_has_no_settings_that_these_do_not_take(name, dataset):
-    before = study_file.load(name)
+    original = study_file.load(name)
     study = study_file.load(name, train={"dataset": dataset})
-    if dataset == before.train["dataset"]:
-        assert study == before
+    if dataset == original.train["dataset"]:
+        assert study == original
     for variant in study.variants:
         config = study.train_config(variant.name, 0)
         assert config.dataset == dataset
@@ -291,16 +296,16 @@ def test_settings_of_data_stay_with_the_data_that_take_them(load):
         depth_target = "metres"
         variants = ["s"]
         """
-    same = load(text, train={"dataset": "cityscapes", "data_dir": "here"})
-    assert same.train["depth_target"] == "metres"  # What is wrong there is told.
-    study = load(text, train={"dataset": "camvid"})
-    assert study.train == {"dataset": "camvid"}
-    assert study.variant("s").train == {"tasks": ("seg",)}
-    assert study.variant("of rooms") == same.variant("of rooms")
-    assert study.spec("own").attack == {}
-    assert study.spec("moved") == same.spec("moved")
-    takes = load(text, train={"dataset": "taskonomy"})
-    assert takes.variant("s") == same.variant("s")
+    cityscapes = load(text, train={"dataset": "cityscapes", "data_dir": "here"})
+    assert cityscapes.train["depth_target"] == "metres"  # To report its mistakes.
+    camvid = load(text, train={"dataset": "camvid"})
+    assert camvid.train == {"dataset": "camvid"}
+    assert camvid.variant("s").train == {"tasks": ("seg",)}
+    assert camvid.variant("of rooms") == cityscapes.variant("of rooms")
+    assert camvid.spec("own").attack == {}
+    assert camvid.spec("moved") == cityscapes.spec("moved")
+    taskonomy = load(text, train={"dataset": "taskonomy"})
+    assert taskonomy.variant("s") == cityscapes.variant("s")
 
 
 def test_settings_of_all_variants_count_where_they_are_made_use_of(load):
@@ -322,8 +327,8 @@ def test_settings_of_all_variants_count_where_they_are_made_use_of(load):
         aux_weight = 0.2
         """
     )
-    alone, both = (study.train_config(name, 0) for name in ("s", "s+A"))
-    assert (alone.aux_weight, alone.adversarial_eps) == (1, 8)
-    assert (both.aux_weight, both.adversarial_eps) == (0.1, 4)
+    main_config, aux_config = (study.train_config(name, 0) for name in ("s", "s+A"))
+    assert (main_config.aux_weight, main_config.adversarial_eps) == (1, 8)
+    assert (aux_config.aux_weight, aux_config.adversarial_eps) == (0.1, 4)
     with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
         study.train_config("own", 0).check_used()

@@ -73,5 +73,5 @@ def test_the_main_claim_leads_else_the_first_that_algebra_does_not_decide():
 
 
 def test_nothing_measured_yet():
-    said = leading.sentences([Row(**TEXTS | {"n": 0, "effect": "–"})])
-    assert said[0] == "“Depth helps.” (E4) is undecided: nothing is measured yet."
+    sentences = leading.sentences([Row(**TEXTS | {"n": 0, "effect": "–"})])
+    assert sentences[0] == "“Depth helps.” (E4) is undecided: nothing is measured yet."

@@ -72,7 +72,7 @@ def test_with_data_of_ours_they_are_unknown(tmp_path):
         load(tmp_path, "rooms")
 
 
-def record(metric, clean, attacked, variant="flow", seed=0, **more):
+def record(metric, clean, attacked, variant="flow", seed=0, **fields):
     return {
         "spec": "pgd",
         "variant": variant,
@@ -85,31 +85,31 @@ def record(metric, clean, attacked, variant="flow", seed=0, **more):
         "attacked_value": attacked,
         "better": "higher" if metric == "inliers" else "lower",
         "folder": "nowhere",
-        **more,
+        **fields,
     }
 
 
 def test_an_effect_of_a_metric_of_ones_own(tmp_path):
     study = load(tmp_path, "my_data:examples")
-    found = [
+    records = [
         record("epe", 1.0, (2.0 if variant == "flow" else 1.5) + seed, variant, seed)
         for variant in ("flow", "flow+scene")
         for seed in (0, 1)
     ]
-    results = Results(study, tmp_path, tuple(found))
+    results = Results(study, tmp_path, tuple(records))
     (claim,) = claim_file.read(study)
     effect = effects.of(claim, results)
     np.testing.assert_allclose(effect.by_seed, [0.5, 0.5])  # Less of it is better.
-    others = tuple(record("mae", 1, 2, v) for v in ("flow", "flow+scene"))
+    mae_records = tuple(record("mae", 1, 2, v) for v in ("flow", "flow+scene"))
     with pytest.raises(
         InputError, match="asks for 'epe' of flow, whose metrics are mae"
     ):
-        effects.of(claim, Results(study, tmp_path, others))
-    of_seg = [dataclasses.replace(point, task="seg") for point in claim.terms[0].points]
-    claim = dataclasses.replace(claim, terms=(Term(1.0, tuple(of_seg)),))
-    others = tuple(other | {"task": "seg"} for other in others)
+        effects.of(claim, Results(study, tmp_path, mae_records))
+    points = [dataclasses.replace(point, task="seg") for point in claim.terms[0].points]
+    claim = dataclasses.replace(claim, terms=(Term(1.0, tuple(points)),))
+    mae_records = tuple(r | {"task": "seg"} for r in mae_records)
     with pytest.raises(InputError, match="'epe' of seg, whose metrics are mae"):
-        effects.of(claim, Results(study, tmp_path, others))
+        effects.of(claim, Results(study, tmp_path, mae_records))
 
 
 MEASURED = """
@@ -146,15 +146,15 @@ def test_a_metric_that_no_measure_has_is_refused_once_there_are_records(
     path.write_text(text.replace("METRIC", metric))
     study = study_file.load(str(path))
     _, claim = claim_file.read(study)
-    # Nobody can know it before.
+    # Before there are records, the mistake cannot be seen.
     assert effects.of(claim, Results(study, tmp_path)).mean is None
-    measured = tuple(
+    measures = tuple(
         record(name, 1, 2)
         | {"spec": "corrupt", "measure": "corruptions", "quantity": "mean_corrupted"}
         | {"tasks": ["flow"], "value": 3.0}
         for name in ("epe", "inliers")
     )
-    results = Results(study, tmp_path, (), measured)
+    results = Results(study, tmp_path, (), measures)
     if said:
         with pytest.raises(InputError, match=f"claim 'B' asks for the metric {said}"):
             effects.of(claim, results)
@@ -163,59 +163,59 @@ def test_a_metric_that_no_measure_has_is_refused_once_there_are_records(
 
 
 def test_metrics_are_known_by_name_or_by_their_record():
-    own = effects._metric(record("inliers", 1, 1))
-    assert own.better == "higher"
-    assert own.value(np.array([6.0, 8.0])) == 0.75
+    inliers = effects._metric(record("inliers", 1, 1))
+    assert inliers.better == "higher"
+    assert inliers.value(np.array([6.0, 8.0])) == 0.75
     rmse = effects._metric(record("rmse", 1, 1))
     np.testing.assert_allclose(rmse.value(np.array([8.0, 2.0])), 2.0)
     assert effects._metric(record("f1", 1, 1)).name == "f1"
 
 
 def test_a_metric_with_the_name_of_another_has_its_own_direction():
-    known = effects._metric(record("rel", 1, 1))
-    assert (known.better, known.relative) == ("lower", True)
-    own = effects._metric(record("rel", 1, 1, better="higher"))
-    assert (own.better, own.relative) == ("higher", False)
+    metric = effects._metric(record("rel", 1, 1))
+    assert (metric.better, metric.relative) == ("lower", True)
+    own_metric = effects._metric(record("rel", 1, 1, better="higher"))
+    assert (own_metric.better, own_metric.relative) == ("higher", False)
 
 
-# Mean IoU of three classes, of which the first may be no label.
+# Mean IoU of three classes, of which the first may be ignored.
 
 SEEDS, IMAGES = 2, 5
 
 
-def write_rows(tmp_path: pathlib.Path, ignored: tuple[int, ...], said: str) -> Results:
-    """A study with rows of mean IoU; `said`: where its ignored classes stand."""
+def write_rows(tmp_path: pathlib.Path, ignored: tuple[int, ...], place: str) -> Results:
+    """A study with rows of mean IoU; `place` is where its ignored classes are kept."""
     text = STUDY.replace("DATA", "my_data:examples").replace(
         '"epe"\nattacked = ["flow", "seg"]', '"miou"'
     )
     path = tmp_path / "own.toml"
     path.write_text(text)
-    rng, found = np.random.default_rng(3), []
+    rng, records = np.random.default_rng(3), []
     for variant, seed in itertools.product(("flow", "flow+scene"), range(SEEDS)):
         run = tmp_path / f"{variant}{seed}"
         cells = run / "attacks" / "pgd" / "cells"
         cells.mkdir(parents=True)
-        of = rng.integers(20, 40, (IMAGES, 6))
-        hits = np.minimum(of[:, :3], of[:, 3:]) // 2
+        areas = rng.integers(20, 40, (IMAGES, 6))
+        hits = np.minimum(areas[:, :3], areas[:, 3:]) // 2
         if ignored:  # No target has the class, but outputs do.
-            of[:, 0] = hits[:, 0] = 0
-        rows = np.concatenate([hits, of], axis=1)
+            areas[:, 0] = hits[:, 0] = 0
+        rows = np.concatenate([hits, areas], axis=1)
         np.savez(cells / "a.npz", **{"row/flow/miou": rows})
-        about = {"folder": f"{run.name}/attacks/pgd", "better": "higher", "n": IMAGES}
-        about |= {"rows": "cells/a.npz", "clean_rows": "cells/a.npz"}
-        about |= {"ignored": list(ignored)} if said == "record" else {}
-        tasks = [{"name": "flow"} | ({"ignored": ignored} if said == "run" else {})]
+        fields = {"folder": f"{run.name}/attacks/pgd", "better": "higher", "n": IMAGES}
+        fields |= {"rows": "cells/a.npz", "clean_rows": "cells/a.npz"}
+        fields |= {"ignored": list(ignored)} if place == "record" else {}
+        tasks = [{"name": "flow"} | ({"ignored": ignored} if place == "run" else {})]
         (run / "config.json").write_text(json.dumps({"tasks": tasks}))
         value = by_hand(rows, ignored)
-        about["attacked"] = ["flow"]
-        found.append(record("miou", value, value, variant, seed) | about)
-    return Results(study_file.load(str(path)), tmp_path, tuple(found))
+        fields["attacked"] = ["flow"]
+        records.append(record("miou", value, value, variant, seed) | fields)
+    return Results(study_file.load(str(path)), tmp_path, tuple(records))
 
 
 def by_hand(rows: np.ndarray, ignored: tuple[int, ...]) -> float:
     hits, target, output = rows.sum(axis=0).reshape(3, 3)
-    kept = [c for c in range(3) if c not in ignored]
-    return float(np.mean([hits[c] / (target + output - hits)[c] for c in kept]))
+    classes = [c for c in range(3) if c not in ignored]
+    return float(np.mean([hits[c] / (target + output - hits)[c] for c in classes]))
 
 
 @pytest.mark.parametrize(
@@ -228,34 +228,35 @@ def test_images_are_drawn_without_the_classes_that_are_ignored(
     monkeypatch.setattr(effects, "RESAMPLES", 20)
     results = write_rows(tmp_path, ignored, said)
     (claim,) = claim_file.read(results.study)
-    found = effects.of(claim, results)
-    assert (found.over, found.note) == ("seeds and images", "")
+    effect = effects.of(claim, results)
+    assert (effect.over, effect.note) == ("seeds and images", "")
     images = statistics.resampled_images(IMAGES, 20, 0).astype(int)
     seeds = statistics.resampled_seeds(SEEDS, 20, 0).astype(int)
     for i in range(20):
-        chosen = np.repeat(np.arange(IMAGES), images[i])
+        indices = np.repeat(np.arange(IMAGES), images[i])
         by_seed = []
         for seed in range(SEEDS):
-            ours, theirs = (
+            rows, reference_rows = (
                 results.rows_of(results.records("pgd", variant, seed)[0], 4.0)
                 for variant in ("flow+scene", "flow")
             )
             by_seed.append(
-                by_hand(ours[chosen], ignored) - by_hand(theirs[chosen], ignored)
+                by_hand(rows[indices], ignored)
+                - by_hand(reference_rows[indices], ignored)
             )
-        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+        assert effect.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
 
 
 def test_rows_that_do_not_give_the_value_are_not_used_and_it_is_said(tmp_path):
     results = write_rows(tmp_path, (0,), "nowhere")
     (claim,) = claim_file.read(results.study)
-    found = effects.of(claim, results)
-    assert found.over == "seeds"
+    effect = effects.of(claim, results)
+    assert effect.over == "seeds"
     first = results.records("pgd", "flow+scene", 0)[0]
-    again = by_hand(results.rows_of(first, 4.0), ())
-    assert f"flow miou in flow+scene0/attacks/pgd give {again:.4g}" in found.note
-    assert f"its record says {first['attacked_value']:.4g};" in found.note
+    value = by_hand(results.rows_of(first, 4.0), ())
+    assert f"flow miou in flow+scene0/attacks/pgd give {value:.4g}" in effect.note
+    assert f"its record says {first['attacked_value']:.4g};" in effect.note
     (verdict,) = claims.evaluate(results)
-    assert verdict.note == found.note
+    assert verdict.note == effect.note
     (row,) = verdicts.rows([verdict], results.seeds, [], ())
-    assert row.note == found.note
+    assert row.note == effect.note

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of the kept studies is what they found."""
+"""Pages about the published studies say what the studies found."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ VERDICTS = {
 
 
 def verdicts(study):
-    """{claim: its verdict} as the study's report has it."""
-    found = json.loads((RESULTS / study / "claims.json").read_text("utf-8"))
-    return {verdict["claim"]["id"]: verdict for verdict in found}
+    """{claim: verdict} from the study's report."""
+    entries = json.loads((RESULTS / study / "claims.json").read_text("utf-8"))
+    return {verdict["claim"]["id"]: verdict for verdict in entries}
 
 
 def rows(page, width):
-    """The cells of a page's table rows with so many of them, heads left out."""
+    """The cells of a page's table rows with `width` cells, without the heads."""
     lines = re.findall(r"^\| (.*) \|\n", page, re.MULTILINE)
     cells = [line.split(" | ") for line in lines]
-    others = ("study", "claim", "---")
-    return [row for row in cells if len(row) == width and row[0] not in others]
+    heads = ("study", "claim", "---")
+    return [row for row in cells if len(row) == width and row[0] not in heads]
 
 
 def test_there_are_studies():
@@ -47,29 +47,29 @@ def test_there_are_studies():
 
 def test_the_index_counts_verdicts():
     index = (RESULTS / "README.md").read_text("utf-8")
-    counted = {}
+    counts = {}
     for link, _, *numbers in rows(index, 6):
         name = re.fullmatch(r"\[(.+)\]\((.+)/README.md\)", link)
         assert name[1] == name[2]
-        counted[name[1]] = [int(number) for number in numbers]
+        counts[name[1]] = [int(number) for number in numbers]
     expected = {}
     for study in STUDIES:
         count = collections.Counter(v["verdict"] for v in verdicts(study).values())
         expected[study] = [count.total(), *(count[v] for v in VERDICTS.values())]
-    assert counted == expected
+    assert counts == expected
 
 
 @pytest.mark.parametrize("heading", VERDICTS)
 def test_quoted_claims_are_as_found(heading):
     index = (RESULTS / "README.md").read_text("utf-8")
     section = index.split(f"## {heading}\n")[1].split("\n## ")[0]
-    quoted = rows(section, 5)
-    assert len(quoted) == sum(
+    quotes = rows(section, 5)
+    assert len(quotes) == sum(
         verdict["verdict"] == VERDICTS[heading]
         for study in STUDIES
         for verdict in verdicts(study).values()
     )
-    for *claim, effect, interval in quoted:
+    for *claim, effect, interval in quotes:
         check(*claim, VERDICTS[heading], effect, interval)
 
 
@@ -88,15 +88,22 @@ def margin_of(claim):
 
 
 def with_margins(study):
-    """{claim: its verdict with the margins}, from the kept numbers of its seeds."""
-    found = verdicts(study)
-    tested = [v for v in found.values() if v["claim"]["measure"].get("within") is None]
-    effects = [np.array(v["by_seed"], float) for v in tested]
-    margins = [margin_of(v["claim"]) for v in tested]
-    above = [e - m for m, e in zip(margins, effects, strict=True)]
-    ours, theirs = claims.tests(above)[1], claims.tests([-e for e in above])[1]
+    """{claim: verdict with the margins}, from the published numbers of its seeds."""
+    by_claim = verdicts(study)
+    comparisons = [
+        v for v in by_claim.values() if v["claim"]["measure"].get("within") is None
+    ]
+    effects = [np.array(v["by_seed"], float) for v in comparisons]
+    margins = [margin_of(v["claim"]) for v in comparisons]
+    differences = [e - m for m, e in zip(margins, effects, strict=True)]
+    p_values, opposite_p_values = (
+        claims.tests(differences)[1],
+        claims.tests([-e for e in differences])[1],
+    )
     words = {}
-    for v, margin, p, opposite in zip(tested, margins, ours, theirs, strict=True):
+    for v, margin, p, opposite in zip(
+        comparisons, margins, p_values, opposite_p_values, strict=True
+    ):
         claim = Claim(v["claim"]["id"], "", "", margin=margin)
         numbers = (v["effect"], tuple(v["interval"]), v["n"], p, opposite)
         words[claim.id] = claims.judge(claim, *numbers)[0]
@@ -107,30 +114,30 @@ def test_verdicts_with_margins_are_what_the_kept_numbers_give():
     index = (RESULTS / "README.md").read_text("utf-8")
     section = index.split("## With a smallest effect that matters\n")[1]
     section = section.split("\n## ")[0]
-    quoted = {(row[0], row[1]): row[2:] for row in rows(section, 7)}
+    quotes = {(row[0], row[1]): row[2:] for row in rows(section, 7)}
     expected, counts = {}, collections.Counter()
     for study in ("adversarial", "artefact", "rooms", "rooms-epochs", "rooms-quick"):
         for claim, word in with_margins(study).items():
-            found = verdicts(study)[claim]
-            if found["claim"]["measure"]:
+            verdict = verdicts(study)[claim]
+            if verdict["claim"]["measure"]:
                 continue
             counts[word] += 1
-            if word != found["verdict"]:
-                margin = "5 points" if found["claim"]["relative"] else ".01"
-                write = text.points if found["claim"]["relative"] else text.signed
-                ends = text.interval(found["interval"], write)
-                numbers = [margin, write(found["effect"]), ends]
-                expected[study, claim] = [*numbers, found["verdict"], word]
-    assert quoted == expected
-    said = re.search(r"margins (\d+) hold, (\d+) do not hold and (\d+) are", section)
+            if word != verdict["verdict"]:
+                margin = "5 points" if verdict["claim"]["relative"] else ".01"
+                write = text.points if verdict["claim"]["relative"] else text.signed
+                ends = text.interval(verdict["interval"], write)
+                numbers = [margin, write(verdict["effect"]), ends]
+                expected[study, claim] = [*numbers, verdict["verdict"], word]
+    assert quotes == expected
+    match = re.search(r"margins (\d+) hold, (\d+) do not hold and (\d+) are", section)
     words = ("holds", "does not hold", "undecided")
-    assert [int(n) for n in said.groups()] == [counts[word] for word in words]
+    assert [int(n) for n in match.groups()] == [counts[word] for word in words]
 
 
 def check(study, claim, statement, verdict, effect, interval):
-    """A quoted row against the study's own."""
-    found = verdicts(study)[claim]
-    assert (statement, verdict) == (found["claim"]["statement"], found["verdict"])
+    """Compares a quoted row with that of the study's own page."""
+    entry = verdicts(study)[claim]
+    assert (statement, verdict) == (entry["claim"]["statement"], entry["verdict"])
     page = (RESULTS / study / "README.md").read_text("utf-8")
     (row,) = (row for row in rows(page, 10) if row[0] == claim)
     assert [effect, interval] == row[4:6]
@@ -141,42 +148,44 @@ def test_verdicts_of_a_report_agree_with_its_numbers(study):
     """The Markdown and the JSON of one study."""
     page = (RESULTS / study / "README.md").read_text("utf-8")
     table = {row[0]: row for row in rows(page, 10)}
-    found = verdicts(study)
-    assert [*table] == [*found]
-    for claim, verdict in found.items():
+    by_claim = verdicts(study)
+    assert [*table] == [*by_claim]
+    for claim, verdict in by_claim.items():
         assert table[claim][3] == f"**{verdict['verdict']}**"
         assert table[claim][8] == str(verdict["n"])
         effect = verdict["effect"]
         if effect is None:  # No seed has been run yet.
             assert (table[claim][4], verdict["n"]) == ("–", 0)
             continue
-        shown = table[claim][4].split(" ")[0].replace("−", "-")
+        number = table[claim][4].split(" ")[0].replace("−", "-")
         percent = "points" in table[claim][4]
-        assert float(shown) == pytest.approx(effect * (100 if percent else 1), rel=6e-3)
+        assert float(number) == pytest.approx(
+            effect * (100 if percent else 1), rel=6e-3
+        )
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_plots_are_there(study):
     page = (RESULTS / study / "README.md").read_text("utf-8")
-    linked = re.findall(r"\]\((plots/[^)]+)\)", page)
-    kept = {f"plots/{path.name}" for path in (RESULTS / study / "plots").iterdir()}
-    assert kept
-    assert {*linked} == kept
+    links = re.findall(r"\]\((plots/[^)]+)\)", page)
+    files = {f"plots/{path.name}" for path in (RESULTS / study / "plots").iterdir()}
+    assert files
+    assert {*links} == files
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_values_that_claims_compare_are_in_the_kept_results(study):
-    """The clean values of every seed, as the claims' file has them."""
+    """The clean values of every seed in the claims' file."""
     with gzip.open(RESULTS / study / "results.csv.gz", "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    kept = collections.defaultdict(set)
+    csv_values = collections.defaultdict(set)
     for row in rows:
-        kept[row["variant"]].add(row["clean"])
-    compared = [verdict["clean"] for verdict in verdicts(study).values()]
-    assert any(compared)
-    for clean in compared:
+        csv_values[row["variant"]].add(row["clean"])
+    claim_values = [verdict["clean"] for verdict in verdicts(study).values()]
+    assert any(claim_values)
+    for clean in claim_values:
         for variant, values in clean.items():
-            assert {str(value) for value in values if value is not None} <= kept[
+            assert {str(value) for value in values if value is not None} <= csv_values[
                 variant
             ]
 

@@ -22,14 +22,14 @@ PHONES = [
 ]
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
-# How far the page goes; and what reaches out of the window without a box. A phone
-# makes innerWidth as wide as a page that is too wide: clientWidth stays the screen's.
+# The page's width, and the elements outside boxes that reach beyond the window. On a
+# phone, innerWidth grows with a page that is too wide; clientWidth stays the screen's.
 WIDTH = "return document.scrollingElement.scrollWidth"
 OUTSIDE = """const screen = document.documentElement.clientWidth;
     return [...document.querySelectorAll('main *')].filter(one =>
     !one.closest('.box') && one.getBoundingClientRect().right > screen + 1)
     .map(one => one.outerHTML.slice(0, 200))"""
-# Of each picture what would be wrong with it.
+# For each picture: whether it is loaded, has a text, and is inside the page.
 PICTURES = """return [...document.images].map(one =>
     [one.complete && one.naturalWidth > 0, one.alt.trim().length > 0,
      one.src.startsWith('data:')])"""
@@ -76,12 +76,12 @@ def test_report_is_whole_on_desktop_and_phone(folder, browser):
         assert not browser.run(SMALL)
         pictures = browser.wait("pictures", PICTURES, lambda p: all(map(all, p)))
         assert len(pictures) > 20
-        outside = [
+        outside_urls = [
             url
             for url in browser.requests()
             if not url.startswith(("file://", "data:", "about:blank"))
         ]
-        assert outside == []
+        assert outside_urls == []
         assert browser.console() == []
 
 
@@ -102,7 +102,7 @@ def test_links_lead_somewhere_and_the_outline_is_sound(folder, browser):
     assert levels[0] == 1
     assert levels.count(1) == 1
     steps = zip(levels, levels[1:], strict=False)
-    assert all(after <= before + 1 for before, after in steps)
+    assert all(next_level <= level + 1 for level, next_level in steps)
 
 
 def test_link_to_a_folded_plot_shows_it(folder, browser):

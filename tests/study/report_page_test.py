@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's page and its Markdown hold what names and sentences may hold."""
+"""Names and sentences may hold any characters on the report's page and in Markdown."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_no_text_becomes_html_a_link_or_a_column_of_the_markdown(content):
     assert "](javascript" not in words
     assert "&amp;lt;" in words
     for table in re.findall(r"(?:^\|.*\n)+", words, re.MULTILINE):
-        plain = table.replace("\\\\", "")  # Each is a backslash that is shown.
-        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()}
+        text = table.replace("\\\\", "")  # Each pair is one backslash on the page.
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()}
         assert len(bars) == 1, table
     assert len(re.findall(r"^\|( --- \|)+$", words, re.MULTILINE)) == 4
 
@@ -96,8 +96,8 @@ def test_no_text_becomes_html_a_link_or_a_column_of_the_markdown(content):
 )
 def test_paragraphs_stay_paragraphs(content, words):
     study = dataclasses.replace(content.study, about=words)
-    page_of = page.markdown(dataclasses.replace(content, study=study))
-    (line,) = re.findall(r"^# Study .*\n\n(.*)\n\n## Answer", page_of)
+    markdown = page.markdown(dataclasses.replace(content, study=study))
+    (line,) = re.findall(r"^# Study .*\n\n(.*)\n\n## Answer", markdown)
     assert re.match(r"\d?\\|&lt;|[a-z]", line)
     unescaped = re.sub(r"\\(.)", r"\1", line).replace("&lt;", "<")
     assert unescaped == words.strip()  # What a reader sees.
@@ -114,24 +114,28 @@ def test_paragraphs_stay_paragraphs(content, words):
 )
 def test_a_command_is_shown_without_what_is_of_one_machine(given):
     command = f"python -m mtr_tf.reproduce --study=rooms {given} '--only=s, d'"
-    shown = "python -m mtr_tf.reproduce --study=rooms --data_dir=DIR '--only=s, d'"
-    assert page._command(command) == shown
+    expected = "python -m mtr_tf.reproduce --study=rooms --data_dir=DIR '--only=s, d'"
+    assert page._command(command) == expected
 
 
 def test_pictures_are_made_narrow():
-    wide = page._picture(np.zeros((10, 1000, 3), np.uint8))
-    assert (wide.width, wide.height) == (256, 3)
-    assert wide.png.startswith(b"\x89PNG")
+    picture = page._picture(np.zeros((10, 1000, 3), np.uint8))
+    assert (picture.width, picture.height) == (256, 3)
+    assert picture.png.startswith(b"\x89PNG")
 
 
 def test_clean_tables_are_of_one_set_of_images_and_of_the_targets_of_the_data(content):
     (curve,) = content.curves
-    whole = dataclasses.replace(curve, task="seg", images="96 images")
-    few = dataclasses.replace(whole, images="8 images", values={HOSTILE: EIGHTS})
-    own = dataclasses.replace(
-        whole, facts={**curve.facts, "targets": "own"}, images="own", values={}
+    seg_curve = dataclasses.replace(curve, task="seg", images="96 images")
+    few_images = dataclasses.replace(
+        seg_curve, images="8 images", values={HOSTILE: EIGHTS}
     )
-    tables = dataclasses.replace(content, curves=[own, whole, few]).clean_tables
+    own_targets = dataclasses.replace(
+        seg_curve, facts={**curve.facts, "targets": "own"}, images="own", values={}
+    )
+    tables = dataclasses.replace(
+        content, curves=[own_targets, seg_curve, few_images]
+    ).clean_tables
     rows = [(table.task, [row[1] for row in table.rows]) for table in tables]
     assert rows == [
         ("seg, 96 images", ["0.600 ± 0.14"]),

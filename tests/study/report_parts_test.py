@@ -75,7 +75,7 @@ def test_identifiers_are_fit_for_files_and_links():
 # Curves.
 
 
-def record(variant, seed, eps, value, clean=1.0, **more):
+def record(variant, seed, eps, value, clean=1.0, **fields):
     return {
         "variant": variant,
         "seed": seed,
@@ -94,7 +94,7 @@ def record(variant, seed, eps, value, clean=1.0, **more):
         "n": 96,
         "dataset": "rooms",
         "split": "validation",
-        **more,
+        **fields,
     }
 
 
@@ -120,17 +120,17 @@ def test_differences_are_of_equal_seeds():
     values = {"a": (0.5, 0.4), "b": (0.7, 0.3), "c": (None, 0.9)}
     records = [
         record(variant, seed, 2, value, clean=seed + 1.0)
-        for variant, of in values.items()
-        for seed, value in enumerate(of)
+        for variant, row in values.items()
+        for seed, value in enumerate(row)
     ] + [record("a", 0, 2, 0.3, metric="loss"), record("b", 0, 2, 0.3, metric="loss")]
-    miou, less, loss = curves.with_differences(
+    miou, difference, loss = curves.with_differences(
         curves.make(records, ("a", "b", "c"), (0, 1))
     )
-    assert (less.reference, list(less.values)) == ("a", ["b", "c"])
-    np.testing.assert_allclose(less.values["b"], [[0, 0.2], [0, -0.1]])
-    np.testing.assert_allclose(less.values["c"], [[0, np.nan], [0, 0.5]])
+    assert (difference.reference, list(difference.values)) == ("a", ["b", "c"])
+    np.testing.assert_allclose(difference.values["b"], [[0, 0.2], [0, -0.1]])
+    np.testing.assert_allclose(difference.values["c"], [[0, np.nan], [0, 0.5]])
     assert (miou.reference, loss.reference) == ("", "")
-    assert len({miou.id, less.id, loss.id}) == 3
+    assert len({miou.id, difference.id, loss.id}) == 3
 
 
 def test_attacks_of_one_spec_are_curves_of_their_own():
@@ -140,8 +140,8 @@ def test_attacks_of_one_spec_are_curves_of_their_own():
         record("a", 0, 2, 0.3, attacked=["seg", "depth"]),
         record("a", 0, 2, 0.3, spec="other"),
     ]
-    found = curves.make(records, ("a",), (0,))
-    assert len({curve.id for curve in found}) == 4
+    all_curves = curves.make(records, ("a",), (0,))
+    assert len({curve.id for curve in all_curves}) == 4
 
 
 def test_curves_say_of_which_images_they_are_where_these_differ():
@@ -163,15 +163,15 @@ def test_curves_of_pictures_of_two_sizes_say_so():
     records = [record("a", 0, 2, 0.3, **small) for _ in range(2)]
     records[1]["spec"] = "other"
     assert {curve.images for curve in curves.make(records, ("a",), (0,))} == {""}
-    said = "96 images of rooms (validation) at"
-    assert curves.images(records) == f"{said} 32x40 pixels"
+    prefix = "96 images of rooms (validation) at"
+    assert curves.images(records) == f"{prefix} 32x40 pixels"
     records[1] |= large
-    found = [curve.images for curve in curves.make(records, ("a",), (0,))]
-    assert found == [f"{said} 32x40 pixels", f"{said} 64x80 pixels"]
+    images = [curve.images for curve in curves.make(records, ("a",), (0,))]
+    assert images == [f"{prefix} 32x40 pixels", f"{prefix} 64x80 pixels"]
     # Also where every curve has both.
-    mixed = [record("a", 0, 2, 0.3, **small), record("b", 0, 2, 0.3, **large)]
-    (curve,) = curves.make(mixed, ("a", "b"), (0,))
-    assert curve.images == f"{said} 32x40 pixels or {said} 64x80 pixels"
+    mixed_records = [record("a", 0, 2, 0.3, **small), record("b", 0, 2, 0.3, **large)]
+    (curve,) = curves.make(mixed_records, ("a", "b"), (0,))
+    assert curve.images == f"{prefix} 32x40 pixels or {prefix} 64x80 pixels"
 
 
 def test_warnings_say_whose_they_are():
@@ -187,19 +187,19 @@ def test_warnings_say_whose_they_are():
 
 
 def test_warnings_bear_on_claims_of_that_attack_and_those_models():
-    kinds = {"algorithm": "sea", "warnings": ["weak."]}
+    fields = {"algorithm": "sea", "warnings": ["weak."]}
     records = [
-        record("a", 0, 2, 0.3, **kinds),
-        record("b", 0, 2, 0.3, **kinds),
+        record("a", 0, 2, 0.3, **fields),
+        record("b", 0, 2, 0.3, **fields),
         record("a", 0, 2, 0.3, algorithm="pgd", attack="plain"),
     ]
-    found = curves.make(records, ("a", "b"), (0,))
+    all_curves = curves.make(records, ("a", "b"), (0,))
 
     def lines(variant, attacked, **choice):
-        chosen = tuple(choice.items())
-        point = Point(variant, "pgd50", 2, "seg", "miou", attacked, chosen)
+        choices = tuple(choice.items())
+        point = Point(variant, "pgd50", 2, "seg", "miou", attacked, choices)
         claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
-        return evidence.warnings_of(claim, found)
+        return evidence.warnings_of(claim, all_curves)
 
     assert lines("a", ("seg",), algorithm="sea") == ["pgd50: weak. [a: seed 0]"]
     assert lines("a", ("seg",)) == ["pgd50: weak. [a: seed 0]"]
@@ -213,21 +213,21 @@ def test_warnings_of_several_metrics_keep_all_seeds():
         for metric, seeds in (("miou", (0, 2)), ("loss", (1, 2)))
         for seed in seeds
     ]
-    found = curves.make(records, ("a",), (0, 1, 2))
+    all_curves = curves.make(records, ("a",), (0, 1, 2))
     point = Point("a", "pgd50", 2, "seg", "miou", ("seg",), ())
     claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
-    lines = evidence.warnings_of(claim, found)
+    lines = evidence.warnings_of(claim, all_curves)
     assert lines == ["pgd50: weak. [a: seeds 0, 1, 2]"]
-    assert found[0].warnings == {"weak.": {"a": [0, 2]}}
+    assert all_curves[0].warnings == {"weak.": {"a": [0, 2]}}
 
 
 # Plots.
 
 
 def test_curves_have_the_look_of_their_place_and_one_seed_its_interval():
-    values = [record("a", 0, eps, 0.5 / eps, 0.8) for eps in (1, 2)]
+    records = [record("a", 0, eps, 0.5 / eps, 0.8) for eps in (1, 2)]
     ends = {"clean_interval": [0.7, 0.9], "attacked_interval": [0.1, 0.6]}
-    (curve,) = curves.make([r | ends for r in values], ("z", "a"), (0,))
+    (curve,) = curves.make([r | ends for r in records], ("z", "a"), (0,))
     np.testing.assert_array_equal(
         curve.ends["a"][:, 0], [[0.7, 0.1, 0.1], [0.9, 0.6, 0.6]]
     )
@@ -242,10 +242,10 @@ def test_curves_have_the_look_of_their_place_and_one_seed_its_interval():
 
 
 def test_caption_has_the_mean_slope():
-    same = {"measure": "tasks", "spec": "t", "variant": "v", "norm": "l2"}
-    same |= {"normalisation": "unit", "predicted": -0.5}
+    fields = {"measure": "tasks", "spec": "t", "variant": "v", "norm": "l2"}
+    fields |= {"normalisation": "unit", "predicted": -0.5}
     rows = [
-        {**same, "quantity": quantity, "seed": seed, "value": value, "count": 1}
+        {**fields, "quantity": quantity, "seed": seed, "value": value, "count": 1}
         for seed, value in enumerate((-0.3, -0.4))
         for quantity in ("slope", "norm_by_size")
     ]
@@ -257,16 +257,16 @@ def test_caption_has_the_mean_slope():
 
 
 def shot(workdir, number, **fields):
-    """A record with the pictures of its cell, of which all pixels are its number."""
-    made = record("a", 0, 2, 0.3, folder="cell", **fields)
-    made |= {"rows": f"cells/{number}.npz", "clean_rows": f"cells/{number}clean.npz"}
+    """A record, with pictures of its cell in which every pixel is `number`."""
+    entry = record("a", 0, 2, 0.3, folder="cell", **fields)
+    entry |= {"rows": f"cells/{number}.npz", "clean_rows": f"cells/{number}clean.npz"}
     tile = np.full((1, 4, 4, 3), number, np.uint8)
     names = ("image", "adversarial", "perturbation", "target/seg", "output/seg")
     (workdir / "cell" / "cells").mkdir(parents=True, exist_ok=True)
-    for name in (made["rows"], made["clean_rows"]):
+    for name in (entry["rows"], entry["clean_rows"]):
         arrays = {f"picture/{name}": tile for name in names}
         np.savez(workdir / "cell" / name, **arrays)
-    return made
+    return entry
 
 
 def test_gallery_is_of_the_attack_on_the_task_alone_at_its_largest_radius(tmp_path):
@@ -279,16 +279,16 @@ def test_gallery_is_of_the_attack_on_the_task_alone_at_its_largest_radius(tmp_pa
         shot(tmp_path, 5) | {"eps": 4, "seed": 1},
         shot(tmp_path, 6, task="depth", **joint),
     ]
-    (found,) = gallery.make(records, tmp_path)
-    assert [shots.pictures[0][0, 0, 0, 0] for shots in found.shots] == [4]
-    assert "eps 4" in found.attack
+    (seg_gallery,) = gallery.make(records, tmp_path)
+    assert [shots.pictures[0][0, 0, 0, 0] for shots in seg_gallery.shots] == [4]
+    assert "eps 4" in seg_gallery.attack
 
 
 def test_gallery_goes_on_without_damaged_pictures(tmp_path):
     records = [shot(tmp_path, 1), shot(tmp_path, 2) | {"eps": 4}]
     (tmp_path / "cell" / "cells" / "2.npz").write_bytes(b"PK nonsense")
-    (found,) = gallery.make(records, tmp_path)
-    assert found.shots[0].pictures[0][0, 0, 0, 0] == 1
+    (seg_gallery,) = gallery.make(records, tmp_path)
+    assert seg_gallery.shots[0].pictures[0][0, 0, 0, 0] == 1
 
 
 # What may be missing.
@@ -299,14 +299,14 @@ KINDS = (plots.norms, plots.pixels, plots.first_order, plots.cosines)
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict[tuple[str, ...], list[dict]]:
     """{tasks: records of all measures of one seed}."""
-    found = {}
+    by_tasks = {}
     for tasks in (("seg",), ("seg", "depth")):
         folder = tmp_path_factory.mktemp("measures")
         measures = ("tasks", "pixels", "first_order")
         study_fixture.write_measures(folder, measures, tasks, 0)
         records = json.loads((folder / "measures.json").read_text())
-        found[tasks] = [r | {"variant": "v", "spec": "t"} for r in records]
-    return found
+        by_tasks[tasks] = [r | {"variant": "v", "spec": "t"} for r in records]
+    return by_tasks
 
 
 @pytest.mark.parametrize("tasks", [("seg",), ("seg", "depth")])
@@ -318,14 +318,14 @@ def test_measures_of_one_seed_or_one_task_are_drawn(measured, tasks):
 
 
 def test_attacks_on_pixels_and_on_blocks_are_told_apart(tmp_path):
-    """In one plot of both, drawn and said."""
+    """In one plot of both, also in its alternative text."""
     records = []
-    for numbers, measure in enumerate(("pixels", "blocks")):
-        study_fixture.write_measures(tmp_path, (measure,), ("seg",), numbers)
-        made = json.loads((tmp_path / "measures.json").read_text())
-        records += [r | {"variant": "v", "spec": "t", "seed": 0} for r in made]
+    for seed, measure in enumerate(("pixels", "blocks")):
+        study_fixture.write_measures(tmp_path, (measure,), ("seg",), seed)
+        measures = json.loads((tmp_path / "measures.json").read_text())
+        records += [r | {"variant": "v", "spec": "t", "seed": 0} for r in measures]
     plot = next(p for p in plots.pixels(records) if "attacked_pixels" in p.id)
-    ends = {
+    numbers = {
         measure: [
             text.number(record["value"])
             for record in records
@@ -333,8 +333,8 @@ def test_attacks_on_pixels_and_on_blocks_are_told_apart(tmp_path):
         ]
         for measure in ("pixels", "blocks")
     }
-    assert ends["pixels"] != ends["blocks"]
-    for measure, values in ends.items():
+    assert numbers["pixels"] != numbers["blocks"]
+    for measure, values in numbers.items():
         assert f"seg of {measure} from {values[0]} to {values[-1]}" in plot.alt
 
 
@@ -342,33 +342,35 @@ def test_the_plot_of_a_claim_about_the_first_order_has_the_norm_of_its_attack():
     measure = {"measure": "first_order", "quantity": "rise", "attack": "theory"}
     claim = Claim("T", "source", "text", measure=measure | {"variants": ("s+d",)})
     for norm in ("linf", "l2"):
-        known = {plots.measure_id("theory", "s+d", "first_order", norm, "ratio")}
-        assert evidence.plot_of(claim, [], known) in known
+        ids = {plots.measure_id("theory", "s+d", "first_order", norm, "ratio")}
+        assert evidence.plot_of(claim, [], ids) in ids
 
 
 def test_numbers_that_do_not_exist_leave_plots_empty(measured):
     numbers = ("value", "predicted", "ratio", "clean", "factor")
-    empty = dict.fromkeys(numbers)
-    records = [r | empty for r in measured["seg", "depth"]]
+    nulls = dict.fromkeys(numbers)
+    records = [r | nulls for r in measured["seg", "depth"]]
     for kind in KINDS:
         for plot in kind(records):
             assert "nan" not in plot.alt + plot.caption
             plot.draw()
-    without = [record("a", 0, eps, None, None) for eps in (1, 2)]
-    found = curves.make(without, ("a",), (0,))
-    (plot,) = plots.curves(found, ("a",))
+    empty_records = [record("a", 0, eps, None, None) for eps in (1, 2)]
+    all_curves = curves.make(empty_records, ("a",), (0,))
+    (plot,) = plots.curves(all_curves, ("a",))
     plot.draw()
 
 
 def test_a_measure_less_that_of_another_variant_is_said_in_words():
     measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
     measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0, "minus": {}}
-    of = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
-    assert verdicts._measure_text(of, negated=True).endswith("depth mae, negated")
-    assert verdicts._measure_text(of | {"sign": -1}, negated=True).endswith("depth mae")
-    of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
-    assert verdicts._measure_text(of).endswith("seg miou minus 0.5")
-    said = verdicts._measure_text(measure | {"minus": {"variants": ["s", "d"]}})
-    assert said == "corruptions: mean_corrupted minus that of s and d"
-    said = verdicts._measure_text(measure | {"minus": {"count": 64}})
-    assert said == "corruptions: mean_corrupted minus that of count 64"
+    fields = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
+    assert verdicts._measure_text(fields, negated=True).endswith("depth mae, negated")
+    assert verdicts._measure_text(fields | {"sign": -1}, negated=True).endswith(
+        "depth mae"
+    )
+    fields |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
+    assert verdicts._measure_text(fields).endswith("seg miou minus 0.5")
+    words = verdicts._measure_text(measure | {"minus": {"variants": ["s", "d"]}})
+    assert words == "corruptions: mean_corrupted minus that of s and d"
+    words = verdicts._measure_text(measure | {"minus": {"count": 64}})
+    assert words == "corruptions: mean_corrupted minus that of count 64"

@@ -33,7 +33,7 @@ WARNING = "twice the steps do less harm (base 1, more 0.5)."
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[pathlib.Path, str]:
-    """(folder of a report, what is printed of it) of a study with two attacks."""
+    """(folder, printed lines) of the report of a study with two attacks."""
     workdir = tmp_path_factory.mktemp("study")
     study_fixture.example(
         workdir,
@@ -47,7 +47,7 @@ def written(tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 @pytest.fixture(scope="module")
 def exported(written) -> pathlib.Path:
-    """The folder that it was exported to."""
+    """The folder that the report was exported to."""
     return written[0].parent / "kept"
 
 
@@ -95,28 +95,28 @@ def test_order_of_sections(page):
 
 
 def test_every_verdict_stands_in_page_files_and_terminal(written, page):
-    folder, printed = written
-    found = claims.evaluate(Results.read(folder.parent))
-    assert found
-    on_page = shown(page)
-    kept = json.loads((folder / "claims.json").read_text())
+    folder, output = written
+    verdicts = claims.evaluate(Results.read(folder.parent))
+    assert verdicts
+    page_text = shown(page)
+    entries = json.loads((folder / "claims.json").read_text())
     with open(folder / "claims.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    for verdict, whole, row in zip(found, kept, rows, strict=True):
+    for verdict, entry, row in zip(verdicts, entries, rows, strict=True):
         claim = verdict.claim
         for part in (claim.id, claim.source, claim.statement, verdict.reason):
-            assert part in on_page
-        assert f"{verdict.verdict}" in on_page
+            assert part in page_text
+        assert f"{verdict.verdict}" in page_text
         form = text.points if claim.relative else text.signed
-        assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in on_page
-        line = next(line for line in printed.splitlines() if line.startswith(claim.id))
+        assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in page_text
+        line = next(line for line in output.splitlines() if line.startswith(claim.id))
         assert verdict.verdict in line
-        assert (whole["claim"]["id"], row["id"]) == (claim.id, claim.id)
-        assert whole["effect"] == pytest.approx(verdict.effect)
+        assert (entry["claim"]["id"], row["id"]) == (claim.id, claim.id)
+        assert entry["effect"] == pytest.approx(verdict.effect)
         assert float(row["effect"]) == pytest.approx(verdict.effect)
         low, high = verdict.interval
         assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
-        assert whole["verdict"] == row["verdict"] == verdict.verdict
+        assert entry["verdict"] == row["verdict"] == verdict.verdict
 
 
 def test_results_csv_has_every_record(written):
@@ -159,8 +159,8 @@ def test_tensorboard_has_the_plots_and_the_verdicts(written):
     folder, _ = written
     events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
     tags = events.Tags()["tensors"]
-    plots_ = {path.stem for path in (folder / "plots").iterdir()}
-    assert {tag.replace("/", "-", 1) for tag in tags} == {*plots_, "verdicts"}
+    plot_names = {path.stem for path in (folder / "plots").iterdir()}
+    assert {tag.replace("/", "-", 1) for tag in tags} == {*plot_names, "verdicts"}
     (value,) = tf.make_ndarray(events.Tensors("verdicts")[0].tensor_proto).ravel()
     assert value.decode().splitlines()[1].startswith("| ---")
 
@@ -168,23 +168,23 @@ def test_tensorboard_has_the_plots_and_the_verdicts(written):
 def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     folder, _ = written
     words = (exported / "README.md").read_text()
-    table, rest = words.split("### What would decide the rest")
+    table, section = words.split("### What would decide the rest")
     for verdict in claims.evaluate(Results.read(folder.parent)):
         start = f"| {verdict.claim.id} "
         (line,) = (x for x in table.splitlines() if x.startswith(start))
         undecided = verdict.verdict == "undecided" and verdict.power is not None
-        assert (f"\n{start}" in rest) == undecided
+        assert (f"\n{start}" in section) == undecided
         assert f"**{verdict.verdict}**" in line
         assert verdict.claim.statement in line
         assert f"{verdict.n} |" in line
-    plots_ = set(re.findall(r"\]\((plots/[^)]+)\)", words))
+    plot_links = set(re.findall(r"\]\((plots/[^)]+)\)", words))
     files = {
         str(path.relative_to(exported))
         for path in exported.rglob("*")
         if path.is_file()
     }
-    assert plots_
-    assert files == plots_ | {
+    assert plot_links
+    assert files == plot_links | {
         "README.md",
         "claims.json",
         "records.json",
@@ -198,21 +198,21 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     )
     assert str(folder.parent) not in words  # Nothing of this machine.
     counts = {line.count("|") for line in words.split("## Clean")[0].splitlines()}
-    assert len(counts) == 4  # No table; those of origin, verdicts and power.
+    assert len(counts) == 4  # No table, and the tables of origin, verdicts and power.
 
 
 def test_results_of_an_export_are_those_of_the_report(written, exported, tmp_path):
-    """Packed, without what follows from other columns, and to the same bytes again."""
+    """Compressed, without derived columns, and with the same bytes each time."""
     folder, _ = written
     with open(folder / "results.csv", newline="") as file:
         expected = list(csv.DictReader(file))
     for row in expected:
         del row["relative_vulnerability"]
-    packed = exported / "results.csv.gz"
-    with gzip.open(packed, "rt", newline="") as file:
+    archive = exported / "results.csv.gz"
+    with gzip.open(archive, "rt", newline="") as file:
         assert list(csv.DictReader(file)) == expected
     export.write(folder, tmp_path / "again", [])
-    assert (tmp_path / "again" / "results.csv.gz").read_bytes() == packed.read_bytes()
+    assert (tmp_path / "again" / "results.csv.gz").read_bytes() == archive.read_bytes()
 
 
 def test_values_of_an_export_are_means_over_seeds(written, exported):
@@ -235,49 +235,51 @@ def test_an_export_that_was_stopped_can_be_repeated(
 ):
     """After any of its files, whether they are new or take the place of others."""
     plots = sorted(path.stem for path in (exported / "plots").iterdir())
-    whole = sorted(path.name for path in exported.rglob("*") if path.is_file())
-    copy, count = files.whole_file, len(whole)
-    for last in range(count):
-        folder = tmp_path / str(last)
-        if over:  # Of another study: claims and a plot, which are not these.
+    expected = sorted(path.name for path in exported.rglob("*") if path.is_file())
+    whole_file, count = files.whole_file, len(expected)
+    for writes in range(count):
+        folder = tmp_path / str(writes)
+        if over:  # Claims and a plot of another study.
             (folder / "plots").mkdir(parents=True)
             (folder / "claims.json").write_text("[]")
             (folder / "README.md").write_text("![It was](plots/former.png)")
             (folder / "plots" / "former.png").write_bytes(b"")
-        left = [None] * last
+        budget = [None] * writes
 
         @contextlib.contextmanager
-        def stopping(path, left=left):
-            with copy(path) as beside:
-                yield beside
-                beside.with_name(files.name_beside(path.name)).write_bytes(b"")
-                left.pop()  # An error, where none is left.
+        def stopping(path, budget=budget):
+            with whole_file(path) as temporary:
+                yield temporary
+                temporary.with_name(files.name_beside(path.name)).write_bytes(b"")
+                budget.pop()  # An error, where none is left.
 
         monkeypatch.setattr(files, "whole_file", stopping)
         with pytest.raises(IndexError):
             export.write(written[0], folder, plots)
-        monkeypatch.setattr(files, "whole_file", copy)
+        monkeypatch.setattr(files, "whole_file", whole_file)
         export.write(written[0], folder, plots)
-        found = sorted(path.name for path in folder.rglob("*") if path.is_file())
-        assert found == whole
+        names = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        assert names == expected
 
 
 def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
     stray = exported / "plots" / "of_an_earlier_one.png"
     stray.write_bytes(b"")
-    kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
+    plots = sorted(
+        path.stem for path in (exported / "plots").iterdir() if path != stray
+    )
     with pytest.raises(InputError, match="contains 'of_an_earlier_one.png'"):
-        export.write(written[0], exported, kept)
+        export.write(written[0], exported, plots)
     with (exported / "README.md").open("a") as page:
         page.write("![It was](plots/of_an_earlier_one.png)")
-    former = exported / "results.csv"  # As of 0.1.
-    former.write_bytes(b"")
-    export.write(written[0], exported, kept)
+    old_results = exported / "results.csv"  # As of 0.1.
+    old_results.write_bytes(b"")
+    export.write(written[0], exported, plots)
     assert not stray.exists()
-    assert not former.exists()
+    assert not old_results.exists()
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match="--export must be a new folder.*'README.md'"):
-        export.write(written[0], tmp_path, kept)
+        export.write(written[0], tmp_path, plots)
     assert (tmp_path / "README.md").read_text() == "mine"
     with pytest.raises(InputError, match="--export must be"):
         export.check(tmp_path / "README.md")
@@ -285,7 +287,7 @@ def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
 
 @pytest.mark.slow
 def test_unfinished_study_says_what_is_missing(tmp_path):
-    """Also: names that look like HTML, and the same bytes when written again."""
+    """Also with names that look like HTML, and to the same bytes when written again."""
     hostile = "<b>&s"
     file = study_fixture.EXAMPLE.replace('variants."s"', f'variants."{hostile}"')
     file = file.split("[[claims]]")[0].split('[attacks."theory"]')[0]
@@ -306,14 +308,14 @@ def test_unfinished_study_says_what_is_missing(tmp_path):
 
 
 def test_claims_lead_to_plots_that_are_shown_at_once(page):
-    """Not to such as are folded away."""
-    table, rest = page.split('<h2 id="curves">')
+    """Not to plots that are folded away."""
+    table, body = page.split('<h2 id="curves">')
     links = re.findall(r'href="#((?:curve|measure)-[^"]+)"', table)
     assert len(links) == 3
-    folded = "".join(re.findall(r"<details>.*?</details>", rest, re.DOTALL))
+    details = "".join(re.findall(r"<details>.*?</details>", body, re.DOTALL))
     for link in links:
-        assert f'<figure id="{link}">' in rest
-        assert link not in folded
+        assert f'<figure id="{link}">' in body
+        assert link not in details
 
 
 def test_the_answer_stands_first_with_its_numbers(written, page):
@@ -326,28 +328,30 @@ def test_the_answer_stands_first_with_its_numbers(written, page):
     assert f"“{verdict.claim.statement}” ({verdict.claim.id})" in first
     assert text.signed(verdict.effect) in first or text.points(verdict.effect) in first
     assert f"over {verdict.n} seeds under" in first
-    found = (text.signed if not verdict.claim.relative else text.points)(
+    detectable = (text.signed if not verdict.claim.relative else text.points)(
         verdict.power.detectable
     )
-    few = "So few seeds may miss any effect" in first
-    decided = verdict.verdict != claims.OPEN
-    assert few == (not decided and verdict.n < verdict.power.least)
-    assert decided or few or f"an effect of {found.lstrip('+')} nine times" in first
+    few_seeds = "So few seeds may miss any effect" in first
+    is_decided = verdict.verdict != claims.OPEN
+    assert few_seeds == (not is_decided and verdict.n < verdict.power.least)
+    assert (
+        is_decided
+        or few_seeds
+        or f"an effect of {detectable.lstrip('+')} nine times" in first
+    )
     assert "(plots/effects.png)" in answer
     assert first in " ".join(html.unescape(page).split())
 
 
 def test_records_for_others_are_those_of_the_results(written):
-    """Each value of the study, a model's seeds together, and a page is made of them."""
+    """Every value of the study, with a model's seeds together, fit for leaderboards."""
     folder, _ = written
     records = leaderboard.read(folder / "records.json")
-    found = {
-        (one["name"], seed, one["attack"], one["eps"], one["task"], one["metric"]): pair
-        for one in records
-        if one["attacked"] == [one["task"]]
-        for seed, *pair in zip(
-            one["seeds"], one["clean"], one["attacked_value"], strict=True
-        )
+    pairs = {
+        (r["name"], seed, r["attack"], r["eps"], r["task"], r["metric"]): pair
+        for r in records
+        if r["attacked"] == [r["task"]]
+        for seed, *pair in zip(r["seeds"], r["clean"], r["attacked_value"], strict=True)
     }
     results = Results.read(folder.parent)
     expected = {
@@ -356,8 +360,8 @@ def test_records_for_others_are_those_of_the_results(written):
         for r in results.records()
         if r["eps"] and r["attacked"] == [r["task"]]
     }
-    assert found.keys() == expected.keys()
-    for key, pair in found.items():
+    assert pairs.keys() == expected.keys()
+    for key, pair in pairs.items():
         assert pair == pytest.approx(expected[key], rel=1e-5)
-    assert {len(one["seeds"]) for one in records} == {len(results.seeds)}
+    assert {len(r["seeds"]) for r in records} == {len(results.seeds)}
     assert leaderboard.boards(records)

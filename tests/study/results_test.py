@@ -49,10 +49,10 @@ def results(folder):
 def test_cells_that_are_not_done_are_absent(results):
     assert results.seeds == (0, 1, 2, 3, 4)
     assert results.variants == ("s", "s+d")
-    of_s = np.isnan(results.values("s", *WHERE))
-    np.testing.assert_array_equal(of_s, [False, True, False, False, False])
-    of_both = np.isnan(results.values("s+d", *WHERE))
-    np.testing.assert_array_equal(of_both, [False, False, False, True, False])
+    nan_s = np.isnan(results.values("s", *WHERE))
+    np.testing.assert_array_equal(nan_s, [False, True, False, False, False])
+    nan_joint = np.isnan(results.values("s+d", *WHERE))
+    np.testing.assert_array_equal(nan_joint, [False, False, False, True, False])
     assert study_fixture.rows_of(results, "s", 1) is None
     assert results.records("pgd50", "s", 1) == []
     assert results.measures("theory", "s+d", 3) == []
@@ -86,24 +86,25 @@ def test_tasks_attacked_together_may_come_in_any_order(tmp_path):
     text = text.replace('attack_tasks = ["seg"]', 'attack_tasks = ["seg+depth"]')
     text = text.replace('[attacks."pgd50"]', '[attacks."pgd50"]\nvariants = ["s+d"]')
     study_fixture.example(tmp_path, text)
-    both = Results.read(tmp_path)
-    found = [
-        both.values("s+d", *WHERE, attacked=group)
+    results = Results.read(tmp_path)
+    values = [
+        results.values("s+d", *WHERE, attacked=group)
         for group in (["seg", "depth"], ["depth", "seg"])
     ]
-    assert not np.isnan(found).any()
-    np.testing.assert_array_equal(*found)
-    assert np.isnan(both.values("s+d", *WHERE)).all()  # Never seg alone.
+    assert not np.isnan(values).any()
+    np.testing.assert_array_equal(*values)
+    assert np.isnan(results.values("s+d", *WHERE)).all()  # Never seg alone.
 
 
 @pytest.mark.slow
 def test_models_of_one_seed_that_differ_are_found(tmp_path):
-    """As of an attack that was added where the model was not, and trained again."""
+    """As where an attack was added without the model, which was trained again."""
     text = study_fixture.EXAMPLE + SOURCE
     study_fixture.example(tmp_path, text)
     assert Results.read(tmp_path).mixed == {}
     sources = {
-        s: Results.read(tmp_path).models("s", s, "pgd50").pop() for s in range(5)
+        seed: Results.read(tmp_path).models("s", seed, "pgd50").pop()
+        for seed in range(5)
     }
     for path in tmp_path.glob("runs/*/attacks/again-*/results.json"):
         records = json.loads(path.read_text())
@@ -114,18 +115,20 @@ def test_models_of_one_seed_that_differ_are_found(tmp_path):
             if record["seed"] == 3:
                 record["model_fingerprint"] = "another"
         path.write_text(json.dumps(records))
-    found = Results.read(tmp_path)
-    assert found.mixed == {"s": [2], "s+d": [3]}
-    ours, theirs = (found.models("s+d", 3, attack) for attack in ("pgd50", "again"))
-    assert (len(ours), theirs) == (1, {"another"})
-    *_, verdict = claims.evaluate(found)
+    results = Results.read(tmp_path)
+    assert results.mixed == {"s": [2], "s+d": [3]}
+    models, again_models = (
+        results.models("s+d", 3, attack) for attack in ("pgd50", "again")
+    )
+    assert (len(models), again_models) == (1, {"another"})
+    *_, verdict = claims.evaluate(results)
     assert verdict.claim.id == "again"
     assert verdict.verdict == claims.OPEN
     assert verdict.reason == "Its numbers of s+d, seed 3, are of several models."
-    said = verdicts.mixed(found.mixed)
-    assert "[s: seed 2; s+d: seed 3] are of several models each" in said
-    assert said in report.write(tmp_path)
-    assert said in (tmp_path / "report" / "README.md").read_text()
+    warning = verdicts.mixed(results.mixed)
+    assert "[s: seed 2; s+d: seed 3] are of several models each" in warning
+    assert warning in report.write(tmp_path)
+    assert warning in (tmp_path / "report" / "README.md").read_text()
 
 
 SOURCE = """
@@ -155,18 +158,18 @@ eps = 1
 
 
 def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
-    doubled = [
+    records = [
         record | {"algorithm": name}
         for record in results.records("pgd50")
         for name in ("pgd", "apgd")
     ]
-    several = dataclasses.replace(results, _found=tuple(doubled))
+    doubled_results = dataclasses.replace(results, _found=tuple(records))
     with pytest.raises(
         InputError, match=r"'pgd50'.*choose one with algorithm \(apgd, pgd"
     ):
-        several.values("s", *WHERE)
-    chosen = several.values("s", *WHERE, algorithm="apgd")
-    np.testing.assert_array_equal(chosen, results.values("s", *WHERE))
+        doubled_results.values("s", *WHERE)
+    values = doubled_results.values("s", *WHERE, algorithm="apgd")
+    np.testing.assert_array_equal(values, results.values("s", *WHERE))
 
 
 @pytest.mark.parametrize(
@@ -189,28 +192,28 @@ def test_a_folder_without_a_study(tmp_path, name, text, message):
 
 @pytest.fixture
 def rows(tmp_path):
-    """(a study with one attack, the file of the rows of its record)."""
-    one = ("s", 0, "pgd50")
-    study_fixture.example(tmp_path, done=lambda *cell: cell == one)
-    read = Results.read(tmp_path)
-    record = read.record("s", 0, *WHERE)
-    return read, tmp_path / record["folder"] / record["rows"]
+    """(results of a study with one attack, the file with the rows of its record)."""
+    cell_key = ("s", 0, "pgd50")
+    study_fixture.example(tmp_path, done=lambda *cell: cell == cell_key)
+    results = Results.read(tmp_path)
+    record = results.record("s", 0, *WHERE)
+    return results, tmp_path / record["folder"] / record["rows"]
 
 
 @pytest.mark.parametrize("kept", [0, 0.5])
 def test_damaged_rows_are_named(rows, kept):
-    read, file = rows
+    results, file = rows
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
-        study_fixture.rows_of(read, "s", 0)
+        study_fixture.rows_of(results, "s", 0)
     file.unlink()
     with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
-        study_fixture.rows_of(read, "s", 0)
-    assert not np.isnan(read.values("s", *WHERE)[0])
+        study_fixture.rows_of(results, "s", 0)
+    assert not np.isnan(results.values("s", *WHERE)[0])
 
 
-# What `claim_checks` expects of attacks and measures is what they leave.
+# `claim_checks` expects of attacks and measures what they write.
 
 
 def test_planned_cells_are_those_that_records_come_from(tmp_path):
@@ -218,18 +221,18 @@ def test_planned_cells_are_those_that_records_come_from(tmp_path):
         'attack = ["pgd"]',
         'attack = ["pgd", "apgd", "fgsm"]\nattack_loss = ["own", "js"]',
     )
-    one = ("s", 0, "pgd50")
-    study = study_fixture.example(tmp_path, text, done=lambda *cell: cell == one)
+    cell_key = ("s", 0, "pgd50")
+    study = study_fixture.example(tmp_path, text, done=lambda *cell: cell == cell_key)
     fields = study.attack_fields("pgd50", "s", 0)
-    planned = claim_checks.planned(AttackConfig(ckpt="-", **fields), ("seg",))
+    plan = claim_checks.planned(AttackConfig(ckpt="-", **fields), ("seg",))
     keys = ("eps", "attacked", *results_lib.CHOICES)
-    found = [
+    records = [
         {key: record[key] for key in keys}
         for record in Results.read(tmp_path).records("pgd50", "s", 0)
         if record["metric"] == "miou"
     ]
-    assert found == planned
-    assert len(planned) == 3 * 2 * 2
+    assert records == plan
+    assert len(plan) == 3 * 2 * 2
 
 
 @pytest.fixture(scope="module")
@@ -241,18 +244,18 @@ def measured(tmp_path_factory):
 
 
 def test_quantities_have_the_fields_that_records_have(measured):
-    about = {"count", "eps", "draws", "seed", "n"}
-    found = {}
+    settings = {"count", "eps", "draws", "seed", "n"}
+    result = {}
     for record in measured:
         numbers = {k for k, v in record.items() if v is None or isinstance(v, float)}
         place = (record["measure"], record["quantity"])
-        found.setdefault(place, set()).update(numbers - about)
+        result.setdefault(place, set()).update(numbers - settings)
     expected = {
         (measure, quantity): set(fields)
         for measure, quantities in claim_checks.QUANTITIES.items()
         for quantity, (fields, _) in quantities.items()
     }
-    assert found == expected
+    assert result == expected
 
 
 def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
@@ -260,28 +263,31 @@ def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
     for record in measured:
         _, keys = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
         keys = (*keys, *(["tasks"] if record["measure"] != "tasks" else []))
-        said = [str(record[key]) for key in keys]
-        places.append((record["measure"], record["quantity"], *said))
+        values = [str(record[key]) for key in keys]
+        places.append((record["measure"], record["quantity"], *values))
     assert len(places) == len(set(places))
 
 
 def test_the_keys_that_may_be_given_are_those_that_records_have(measured):
-    """But for metrics, which are checked apart; so are sums of any tasks."""
+    """Except for metrics and sums of any tasks, which are checked separately."""
     tasks = ("seg", "depth", "normal")
     config = AttackConfig(ckpt="-", measure=MEASURES, attack_tasks=("each", "all"))
     for record in measured:
-        _, needed = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
-        known = claim_checks._key_values(config, record, tasks, (24, 24))
-        apart = {"measure", "quantity", "tasks", "metric"}
-        keys = claim_checks.MEASURE.keys() & record.keys() - apart
-        assert keys == {*known, *needed} - apart
+        _, needs = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
+        key_values = claim_checks._key_values(config, record, tasks, (24, 24))
+        special_keys = {"measure", "quantity", "tasks", "metric"}
+        keys = claim_checks.MEASURE.keys() & record.keys() - special_keys
+        assert keys == {*key_values, *needs} - special_keys
         for key in keys - {"eps", "count", "corruption"}:  # Few are in the fixture.
-            assert record[key] in known[key]
-        groups, of = claim_checks._groups(config, record, tasks), record.get("tasks")
-        if of is None:
+            assert record[key] in key_values[key]
+        groups, group = (
+            claim_checks._groups(config, record, tasks),
+            record.get("tasks"),
+        )
+        if group is None:
             assert groups == []
-        elif record["quantity"] != "norm_of_mean" and of[:1] != of[1:]:
-            assert sorted(of) in groups
+        elif record["quantity"] != "norm_of_mean" and group[:1] != group[1:]:
+            assert sorted(group) in groups
 
 
 def test_a_study_of_another_version(tmp_path):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runner of studies: folders, order, estimates, failures and kills.
 
-Most of it with commands that only write files: modules that `fake` makes.
+Most tests use commands that only write files: modules made by the fixture `fake`.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def changed(*path, **fields):
     if not index:
         return dataclasses.replace(STUDY, **{name: getattr(STUDY, name) | fields})
     items = list(getattr(STUDY, name))
-    inner = {"variants": "train", "attacks": "attack"}[name]
-    mine = items[index[0]]
+    field = {"variants": "train", "attacks": "attack"}[name]
+    item = items[index[0]]
     items[index[0]] = dataclasses.replace(
-        mine, **{inner: getattr(mine, inner) | fields}
+        item, **{field: getattr(item, field) | fields}
     )
     return dataclasses.replace(STUDY, **{name: tuple(items)})
 
@@ -88,8 +88,8 @@ def changed(*path, **fields):
 
 
 def test_cells_come_seed_by_seed_with_what_they_need():
-    found = [(c.seed, c.kind, c.variant, c.attack) for c in cells_of()]
-    of_one_seed = [
+    result = [(c.seed, c.kind, c.variant, c.attack) for c in cells_of()]
+    seed_cells = [
         ("train", "s", None),
         ("train", "s A", None),
         ("attack", "s", "pgd"),
@@ -97,7 +97,7 @@ def test_cells_come_seed_by_seed_with_what_they_need():
         ("attack", "s A", "pgd"),
         ("attack", "s A", "theory"),
     ]
-    assert found == [(seed, *cell) for seed in (0, 1) for cell in of_one_seed]
+    assert result == [(seed, *cell) for seed in (0, 1) for cell in seed_cells]
     train, source, pgd, moved, *_ = cells_of()
     assert pgd.needs == (train.folder,)
     assert moved.needs == (train.folder, source.folder)
@@ -115,18 +115,18 @@ def parsed(command, *records):
 
 
 def test_the_commands_flags_say_what_the_study_says_and_no_more():
-    weird = changed("variants", 1, flip=False, weight_decay=1e-5, lr_epochs=(1, 2),
+    study = changed("variants", 1, flip=False, weight_decay=1e-5, lr_epochs=(1, 2),
                     schedule="step", adversarial_tasks="main")  # fmt: skip
-    weird = dataclasses.replace(weird, attack={"num_examples": 0, "checks": False})
-    for cell in cells_of(weird):
+    study = dataclasses.replace(study, attack={"num_examples": 0, "checks": False})
+    for cell in cells_of(study):
         if cell.kind == "train":
             config, place = parsed(cell.command, TrainConfig, RunPlace)
-            assert config == weird.train_config(cell.variant, cell.seed)
+            assert config == study.train_config(cell.variant, cell.seed)
             assert place == RunPlace(workdir=f"w/{cell.folder}")
         else:
             (config,) = parsed(cell.command, AttackConfig)
             run, *source = cell.needs
-            fields = weird.attack_fields(cell.attack, cell.variant, cell.seed)
+            fields = study.attack_fields(cell.attack, cell.variant, cell.seed)
             assert config == AttackConfig(
                 ckpt=f"w/{run}",
                 source_ckpt=f"w/{source[0]}" if source else "",
@@ -145,12 +145,12 @@ ALL = {"s/train", "s A/train", "s/pgd", "s A/pgd", "s/moved", "s A/theory"}
 @pytest.mark.parametrize(
     ("other", "new"),
     [
-        # What is said in another place, or where and how fast it runs, does not matter.
+        # Where a setting is given, and where and how fast cells run, does not matter.
         (changed("train", data_dir="d", replicas=1, keep_checkpoints=9), set()),
         (changed("train", learning_rate=2e-3), set()),  # The default.
         (changed("attack", batch_size=5, data_dir="d", replicas=2), set()),
         (changed("attacks", 0, num_examples=8), set()),
-        # What changes results makes other folders of these cells, and of no others.
+        # Settings that change results change the folders of these cells only.
         (changed("train", epochs=4), ALL),
         (changed("variants", 0, width=5), {"s/train", "s/pgd", "s/moved"}),
         (
@@ -164,14 +164,14 @@ ALL = {"s/train", "s A/train", "s/pgd", "s A/pgd", "s/moved", "s A/theory"}
 )
 def test_a_folder_stands_for_all_that_changes_results(other, new):
     pairs = list(zip(cells_of(), cells_of(other), strict=True))
-    found = {
-        f"{old.variant}/{old.attack or 'train'}"
-        for old, now in pairs
-        if now.hash != old.hash
+    names = {
+        f"{cell.variant}/{cell.attack or 'train'}"
+        for cell, changed_cell in pairs
+        if changed_cell.hash != cell.hash
     }
-    assert found == new
-    for old, now in pairs:
-        assert (old.folder == now.folder) == (old.hash == now.hash)
+    assert names == new
+    for cell, changed_cell in pairs:
+        assert (cell.folder == changed_cell.folder) == (cell.hash == changed_cell.hash)
 
 
 # In the file's order, which is not that of training.
@@ -187,36 +187,36 @@ TUNED = dataclasses.replace(
 
 
 def trainings(study=TUNED, workdir=HERE):
-    """{(variant, seed): its training}"""
+    """{(variant, seed): training cell}."""
     cells = [cell for cell in cells_of(study, workdir) if cell.kind == "train"]
     return {(cell.variant, cell.seed): cell for cell in cells}
 
 
 def test_a_training_begins_with_the_other_ones_model_of_its_seed():
-    found = [(c.seed, c.kind, c.variant) for c in cells_of(TUNED)]
-    of_one_seed = [
+    result = [(c.seed, c.kind, c.variant) for c in cells_of(TUNED)]
+    seed_cells = [
         ("train", "s"),
         ("train", "tuned"),
         ("train", "last"),
         ("attack", "last"),
         ("attack", "s"),
     ]
-    assert found == [(seed, *cell) for seed in (0, 1) for cell in of_one_seed]
+    assert result == [(seed, *cell) for seed in (0, 1) for cell in seed_cells]
     cells = trainings()
     for seed in (0, 1):
         s, tuned, last = (cells[name, seed] for name in ("s", "tuned", "last"))
         assert (s.needs, tuned.needs, last.needs) == ((), (s.folder,), (tuned.folder,))
-        for cell, first in ((tuned, s), (last, tuned)):
+        for cell, source in ((tuned, s), (last, tuned)):
             config, place = parsed(cell.command, TrainConfig, RunPlace)
-            plain = TUNED.train_config(cell.variant, seed)
-            assert config == dataclasses.replace(plain, init=f"w/{first.folder}")
+            base_config = TUNED.train_config(cell.variant, seed)
+            assert config == dataclasses.replace(base_config, init=f"w/{source.folder}")
             assert place == RunPlace(workdir=f"w/{cell.folder}")
     assert cells["s", 0].hash == trainings(STUDY)["s", 0].hash
 
 
 def test_a_hash_covers_what_a_training_begins_with_but_not_where_that_is():
-    def others(study=TUNED, workdir=HERE):
-        """The cells with another hash than those of TUNED."""
+    def changed_cells(study=TUNED, workdir=HERE):
+        """Names of the cells whose hash differs from that in TUNED."""
         pairs = zip(cells_of(TUNED), cells_of(study, workdir), strict=True)
         return {f"{a.variant}/{a.attack}" for a, b in pairs if a.hash != b.hash}
 
@@ -226,15 +226,15 @@ def test_a_hash_covers_what_a_training_begins_with_but_not_where_that_is():
         variants[index] = dataclasses.replace(variants[index], train=train)
         return dataclasses.replace(TUNED, variants=tuple(variants))
 
-    assert not others(workdir=pathlib.Path("/else/where"))
-    assert others(with_train(0, epochs=9)) == {"last/None", "last/pgd"}
-    of_tuned = {"tuned/None", "last/None", "last/pgd"}
-    assert others(with_train(1, epochs=9)) == of_tuned
-    assert others(with_train(2, epochs=9)) == of_tuned | {"s/None", "s/pgd"}
-    assert others(with_train(2, data_dir="d")) == set()
+    assert not changed_cells(workdir=pathlib.Path("/else/where"))
+    assert changed_cells(with_train(0, epochs=9)) == {"last/None", "last/pgd"}
+    tuned_cells = {"tuned/None", "last/None", "last/pgd"}
+    assert changed_cells(with_train(1, epochs=9)) == tuned_cells
+    assert changed_cells(with_train(2, epochs=9)) == tuned_cells | {"s/None", "s/pgd"}
+    assert changed_cells(with_train(2, data_dir="d")) == set()
     tuned = trainings()["tuned", 0]
-    alone = [Variant("tuned", TUNED.variants[1].train)]
-    study = dataclasses.replace(TUNED, variants=tuple(alone), attacks=())
+    variants = [Variant("tuned", TUNED.variants[1].train)]
+    study = dataclasses.replace(TUNED, variants=tuple(variants), attacks=())
     assert trainings(study)["tuned", 0].hash != tuned.hash
 
 
@@ -244,16 +244,16 @@ def test_a_tuned_run_is_done_wherever_the_study_is_now(tmp_path):
     directory.write_config(folder, cell.config)
     (folder / "model.keras").touch()
     (tmp_path / "before").rename(tmp_path / "now")
-    moved = trainings(workdir=tmp_path / "now")["tuned", 0]
-    assert moved.config.init != cell.config.init
-    assert commands.is_done(moved, tmp_path / "now")
-    other = dataclasses.replace(cell.config, epochs=9)
-    directory.write_config(tmp_path / "now" / cell.folder, other)
-    assert not commands.is_done(moved, tmp_path / "now")
+    moved_cell = trainings(workdir=tmp_path / "now")["tuned", 0]
+    assert moved_cell.config.init != cell.config.init
+    assert commands.is_done(moved_cell, tmp_path / "now")
+    other_config = dataclasses.replace(cell.config, epochs=9)
+    directory.write_config(tmp_path / "now" / cell.folder, other_config)
+    assert not commands.is_done(moved_cell, tmp_path / "now")
 
 
 def test_a_begun_run_goes_on_where_the_study_is_now(tmp_path):
-    """Or begins anew, if nothing of it is left."""
+    """Or begins anew if no checkpoint is left."""
     s, tuned = (trainings(workdir=tmp_path)[name, 0] for name in ("s", "tuned"))
     for cell in (s, tuned):
         directory.write_config(
@@ -271,14 +271,14 @@ def test_a_begun_run_goes_on_where_the_study_is_now(tmp_path):
     checkpoint.unlink()
     for cell in (s, tuned):
         commands.renew_init(cell, tmp_path)
-        kept = (tmp_path / cell.folder / "config.json").exists()
-        assert kept == (cell.variant == "s")
+        exists = (tmp_path / cell.folder / "config.json").exists()
+        assert exists == (cell.variant == "s")
 
 
 def test_another_version_of_the_package_is_another_folder(monkeypatch):
-    before = {cell.folder for cell in cells_of()}
+    folders = {cell.folder for cell in cells_of()}
     monkeypatch.setattr(mtr_tf, "__version__", "9.9")
-    assert before.isdisjoint(cell.folder for cell in cells_of())
+    assert folders.isdisjoint(cell.folder for cell in cells_of())
 
 
 def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path):
@@ -302,22 +302,22 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         del settings[name]  # There was no such setting.
         store.write_file(folder / file, content)
         assert commands.is_done(cell, tmp_path)
-    # So a setting at its default is not in a folder's name.
-    explicit = changed("attacks", 0, restarts=1)
-    explicit = dataclasses.replace(explicit, train=STUDY.train | {"momentum": 0.9})
-    assert [c.hash for c in cells_of(explicit)] == [c.hash for c in cells_of()]
+    # So a folder's name does not depend on a setting at its default.
+    study = changed("attacks", 0, restarts=1)
+    study = dataclasses.replace(study, train=STUDY.train | {"momentum": 0.9})
+    assert [c.hash for c in cells_of(study)] == [c.hash for c in cells_of()]
 
 
 def test_a_run_is_done_however_the_study_spells_its_tasks(tmp_path):
-    """A run keeps each task's one name."""
+    """A run keeps the canonical name of each task."""
     variant = Variant("r", {"tasks": ("seg", "autoencoder"), "random_targets": ("A",)})
     study = dataclasses.replace(STUDY, seeds=(0,), variants=(variant,), attacks=())
     (cell,) = cells_of(study, tmp_path)
     directory.write_config(tmp_path / cell.folder, directory.canonical(cell.config))
     (tmp_path / cell.folder / "model.keras").touch()
     assert commands.is_done(cell, tmp_path)
-    other = dataclasses.replace(cell.config, random_targets=("seg",))
-    directory.write_config(tmp_path / cell.folder, other)
+    other_config = dataclasses.replace(cell.config, random_targets=("seg",))
+    directory.write_config(tmp_path / cell.folder, other_config)
     assert not commands.is_done(cell, tmp_path)
 
 
@@ -337,14 +337,14 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
         marker.write_text(text)
         assert not commands.is_done(pgd, tmp_path)
     commands.write_marker(pgd, tmp_path, ENDED, whole=True)
-    whole = marker.read_text()
-    marker.write_text(whole.replace('"seconds": 1.0', '"seconds": 2.0'))
+    content = marker.read_text()
+    marker.write_text(content.replace('"seconds": 1.0', '"seconds": 2.0'))
     assert not commands.is_done(pgd, tmp_path)
-    without = json.loads(whole)
-    del without["checksum"], without["checksums"]
-    for text, done in ((json.dumps(without), False), (whole, True)):
+    fields = json.loads(content)
+    del fields["checksum"], fields["checksums"]
+    for text, is_done in ((json.dumps(fields), False), (content, True)):
         marker.write_text(text)
-        assert commands.is_done(pgd, tmp_path) == done
+        assert commands.is_done(pgd, tmp_path) == is_done
     (tmp_path / pgd.folder / "results.json").write_text("[]")
     assert not commands.is_done(pgd, tmp_path)
     (tmp_path / pgd.folder / "results.json").unlink()
@@ -364,7 +364,7 @@ def test_a_config_of_another_form_is_done_again(train, tmp_path):
     path.write_text(json.dumps({"train": train}))
     assert not commands.is_done(cell, tmp_path)
     path.write_text(DEEP)
-    commands.is_done(cell, tmp_path)  # What reads it says so.
+    commands.is_done(cell, tmp_path)  # No error: whatever reads the file reports it.
 
 
 @pytest.mark.parametrize(
@@ -396,74 +396,80 @@ def test_an_index_of_another_form_is_no_traceback(text, tmp_path):
 # The time left.
 
 
-def clock(costs_of_cells, took):
-    """A clock over cells of given costs that knows how long some of them took."""
-    made = costs.Clock({cell.folder: cost for cell, cost in costs_of_cells.items()})
-    for cell, seconds in took.items():
-        made.add(cell, seconds)
-    return made
+def clock(costs_of_cells, durations):
+    """A clock for cells with these costs, some of which took these `durations`."""
+    result = costs.Clock({cell.folder: cost for cell, cost in costs_of_cells.items()})
+    for cell, seconds in durations.items():
+        result.add(cell, seconds)
+    return result
 
 
 def test_the_nearest_cells_say_how_long_one_takes():
     cells = cells_of()
-    train, other, pgd, moved, pgd_a, _ = cells[:6]
-    later, later_pgd = cells[6], cells[8]
-    prices = dict.fromkeys(cells, 1.0) | {other: 2.0, pgd_a: 3.0, later_pgd: 1.0}
+    train, train_a, pgd, moved, pgd_a, _ = cells[:6]
+    train_1, pgd_1 = cells[6], cells[8]
+    prices = dict.fromkeys(cells, 1.0) | {train_a: 2.0, pgd_a: 3.0, pgd_1: 1.0}
     assert clock(prices, {}).seconds(train) is None
-    known = clock(prices, {train: 10 + 40})  # Ten of them to start.
-    assert known.seconds(later) == 10 + 40
-    assert known.seconds(other) == 10 + 2 * 40  # By cost.
-    assert known.seconds(pgd) == 10 + 40  # As long as no attack is known.
-    known.add(pgd, 10 + 7)
-    assert known.seconds(pgd_a) == 10 + 3 * 7  # The same attack on another variant.
-    assert known.seconds(moved) == 10 + 7  # Another attack.
-    known.add(pgd_a, 10 + 60)
-    assert known.seconds(later_pgd) == 10 + 7  # The same with another seed.
+    timer = clock(prices, {train: 10 + 40})  # Ten seconds to start.
+    assert timer.seconds(train_1) == 10 + 40
+    assert timer.seconds(train_a) == 10 + 2 * 40  # By cost.
+    assert timer.seconds(pgd) == 10 + 40  # As long as no attack is known.
+    timer.add(pgd, 10 + 7)
+    assert timer.seconds(pgd_a) == 10 + 3 * 7  # The same attack on another variant.
+    assert timer.seconds(moved) == 10 + 7  # Another attack.
+    timer.add(pgd_a, 10 + 60)
+    assert timer.seconds(pgd_1) == 10 + 7  # The same with another seed.
 
 
 def test_time_left_by_hand():
     cells = cells_of()
-    train, other, pgd, moved, *_ = cells
-    known = clock(dict.fromkeys(cells, 1.0), {train: 10 + 20})  # 30 s each.
+    train, train_a, pgd, moved, *_ = cells
+    timer = clock(dict.fromkeys(cells, 1.0), {train: 10 + 20})  # 30 s each.
     assert clock({}, {}).left([train], [], 1) is None
-    assert known.left([], [], 2) == 0
-    assert known.left([train, other], [], 1) == 60
-    assert known.left([train, other], [], 2) == 30
-    assert known.left([train, other, pgd], [], 2) == 45
-    assert known.left([train, other, pgd, moved], [], 8) == 30  # One cell at least.
-    assert known.left([pgd], [(train, 25.0)], 1) == 5 + 30
-    assert known.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
-    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 50
+    assert timer.left([], [], 2) == 0
+    assert timer.left([train, train_a], [], 1) == 60
+    assert timer.left([train, train_a], [], 2) == 30
+    assert timer.left([train, train_a, pgd], [], 2) == 45
+    assert timer.left([train, train_a, pgd, moved], [], 8) == 30  # One cell at least.
+    assert timer.left([pgd], [(train, 25.0)], 1) == 5 + 30
+    assert timer.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
+    assert timer.left([pgd, moved, train_a], [(train, 20.0)], 2) == 50
 
 
 def test_costs_are_in_proportion():
-    def of(**fields):
+    def cost(**fields):
         return costs.of_training(TrainConfig(**{"train_examples": 100, **fields}))
 
-    assert of(epochs=40) == 2 * of(epochs=20)
-    assert of(image_size="128") == 4 * of()
-    assert of(tasks=("seg", "depth", "normal")) == 2 * of(tasks=("seg",))
-    assert of(adversarial_tasks="main", adversarial_steps=5) == 3 * of()
+    assert cost(epochs=40) == 2 * cost(epochs=20)
+    assert cost(image_size="128") == 4 * cost()
+    assert cost(tasks=("seg", "depth", "normal")) == 2 * cost(tasks=("seg",))
+    assert cost(adversarial_tasks="main", adversarial_steps=5) == 3 * cost()
 
     run = TrainConfig(tasks=("seg", "depth"))
 
-    def attack(**fields):
+    def attack_cost(**fields):
         return costs.of_attack(AttackConfig(ckpt="x", **fields), run)
 
-    few = attack(attack_tasks=("each",), steps=10)
-    assert attack(attack_tasks=("each", "all"), steps=10) == pytest.approx(1.5 * few)
-    assert attack(attack_tasks=("each",), steps=10, eps=(0.0, 1.0)) == few / 4
-    assert attack(steps=100) > 8 * attack(steps=10)
-    nothing = {"attack": ("none",), "measure": ("pixels",)}
-    assert attack(**nothing, measure_draws=8) == 2 * attack(**nothing, measure_draws=4)
+    each_cost = attack_cost(attack_tasks=("each",), steps=10)
+    assert attack_cost(attack_tasks=("each", "all"), steps=10) == pytest.approx(
+        1.5 * each_cost
+    )
+    assert (
+        attack_cost(attack_tasks=("each",), steps=10, eps=(0.0, 1.0)) == each_cost / 4
+    )
+    assert attack_cost(steps=100) > 8 * attack_cost(steps=10)
+    no_attack = {"attack": ("none",), "measure": ("pixels",)}
+    assert attack_cost(**no_attack, measure_draws=8) == 2 * attack_cost(
+        **no_attack, measure_draws=4
+    )
 
 
 def test_a_cell_without_an_attack_takes_time_too():
     cells = cells_of()
     run = TrainConfig(tasks=("seg",))
     price = costs.of_attack(AttackConfig(ckpt="x", eps=(0.0,)), run)
-    known = clock({cell: price for cell in cells}, {cells[2]: 10 + 20})
-    assert known.seconds(cells[3]) == pytest.approx(10 + 20)
+    timer = clock({cell: price for cell in cells}, {cells[2]: 10 + 20})
+    assert timer.seconds(cells[3]) == pytest.approx(10 + 20)
 
 
 # Running.
@@ -471,14 +477,14 @@ def test_a_cell_without_an_attack_takes_time_too():
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A runner whose cells do what a test says, in Python; with `folder`, `name` ..."""
-    before = os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), before]))
+    """Makes a runner whose cells run a test's Python code, with the names of MODULE."""
+    old_path = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), old_path]))
     monkeypatch.setenv("PYTHONPATH", path)
-    logged = []
+    lines = []
     logger = runner_lib.logging
-    monkeypatch.setattr(logger, "info", lambda line, *v: logged.append(line % v))
-    monkeypatch.setattr(logger, "error", lambda line, *v: logged.append(line % v))
+    monkeypatch.setattr(logger, "info", lambda line, *v: lines.append(line % v))
+    monkeypatch.setattr(logger, "error", lambda line, *v: lines.append(line % v))
 
     def make(body, study=STUDY, variants=()):
         module = tmp_path / "modules" / "fake_command.py"
@@ -487,7 +493,7 @@ def fake(tmp_path, monkeypatch):
         monkeypatch.setattr(commands, "make_cells", fake_cells)
         return runner_lib.Runner(study, tmp_path / "w", variants)
 
-    make.workdir, make.logged = tmp_path / "w", logged
+    make.workdir, make.logged = tmp_path / "w", lines
     return make
 
 
@@ -495,7 +501,7 @@ REAL_CELLS = commands.make_cells
 
 
 def fake_cells(study, workdir):
-    """The cells with a command that runs `fake_command`, which `fake` has written."""
+    """The cells with a command that runs `fake_command`, as written by `fake`."""
     return [
         dataclasses.replace(cell, command=("fake_command", str(workdir), cell.folder))
         for cell in REAL_CELLS(study, workdir)
@@ -587,12 +593,12 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
     runner = fake(body)
     runner.run(engine(*ONE))
     states = {key: cell["state"] for key, cell in index(fake.workdir).items()}
-    wrong = {key: state for key, state in states.items() if state != "done"}
-    assert wrong == {
+    bad_states = {key: state for key, state in states.items() if state != "done"}
+    assert bad_states == {
         (0, "s A", None): "failed",
         (0, "s A", "pgd"): "missing",
         (0, "s A", "theory"): "missing",
-        (0, "s", "moved"): "missing",  # It is made on it.
+        (0, "s", "moved"): "missing",  # Its images are made on s A.
         (1, "s", "pgd"): "failed",
     }
     assert runner.failures() == [
@@ -602,12 +608,14 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
     entry = index(fake.workdir)[0, "s A", None]
     assert entry["error"] == "ValueError: no good"
     assert any(str(fake.workdir / entry["log"]) in line for line in fake.logged)
-    again = fake("done()")
-    assert again.failures() == runner.failures()  # Known, as long as none is tried.
-    again.queue.retry()
-    again.run(engine(*ONE))
+    new_runner = fake("done()")
+    assert (
+        new_runner.failures() == runner.failures()
+    )  # Remembered until a cell is tried again.
+    new_runner.queue.retry()
+    new_runner.run(engine(*ONE))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
-    assert not again.failures()
+    assert not new_runner.failures()
     assert len(order(fake.workdir)) == 9 + 5
 
 
@@ -621,8 +629,8 @@ def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):
 def test_only_some_variants_and_what_they_need(fake):
     fake("done()", ONE_SEED, ("s",)).run(engine(*ONE))
     cells = cells_of(ONE_SEED, fake.workdir)
-    wanted = [c for c in cells if c.variant == "s" or c.kind == "train"]
-    assert order(fake.workdir) == [cell.folder for cell in wanted]
+    expected = [c for c in cells if c.variant == "s" or c.kind == "train"]
+    assert order(fake.workdir) == [cell.folder for cell in expected]
     states = [cell["state"] for cell in index(fake.workdir).values()]
     assert (states.count("done"), states.count("missing")) == (4, 2)
 
@@ -690,8 +698,13 @@ def test_models_that_others_began_with_are_not_trained_again(fake):
     cells = {(c.variant, c.kind): c for c in cells_of(study, fake.workdir)}
     (fake.workdir / cells["last", "attack"].folder / "results.json").unlink()
     fake("done()", study).run(engine(*ONE))
-    wanted = [("s", "train"), ("tuned", "train"), ("last", "train"), ("last", "attack")]
-    assert order(fake.workdir)[5:] == [cells[key].folder for key in wanted]
+    expected = [
+        ("s", "train"),
+        ("tuned", "train"),
+        ("last", "train"),
+        ("last", "attack"),
+    ]
+    assert order(fake.workdir)[5:] == [cells[key].folder for key in expected]
 
 
 def test_a_worker_has_one_thread_or_one_gpu(fake):
@@ -703,9 +716,9 @@ def test_a_worker_has_one_thread_or_one_gpu(fake):
         {"CUDA_VISIBLE_DEVICES": "2"},
         {"CUDA_VISIBLE_DEVICES": "5"},
     ]
-    three = local.slots(3, ["2", "5"], 8)
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in three] == ["2", "5", "2"]
-    assert {slot["TF_FORCE_GPU_ALLOW_GROWTH"] for slot in three} == {"true"}
+    slots = local.slots(3, ["2", "5"], 8)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "5", "2"]
+    assert {slot["TF_FORCE_GPU_ALLOW_GROWTH"] for slot in slots} == {"true"}
     study = dataclasses.replace(STUDY, seeds=(0,), attacks=())
     fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(
         engine(*ONE)
@@ -746,7 +759,7 @@ flags.run("x", "", (), main, "Go on.")
 
 
 def alive(pid):
-    """Whether a process is there, and not only its exit code."""
+    """Whether a process still runs, rather than only its exit code being kept."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except OSError:
@@ -760,7 +773,7 @@ def alive(pid):
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
 def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
-    """Commands that sleep, and that never let another thread in but when forced to."""
+    """Neither commands that sleep nor those that hold the interpreter until forced."""
     fake(
         """
         (root / f"pid{os.getpid()}").touch()
@@ -780,14 +793,14 @@ def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
     try:
         wait_until(lambda: len(list(fake.workdir.glob("pid*"))) == 2)
         runner.send_signal(signum)
-        said = runner.communicate(timeout=60)[1].decode()
+        message = runner.communicate(timeout=60)[1].decode()
     finally:
         runner.kill()
     assert runner.returncode == code
     if code > 0:
         name = {130: "Ctrl-C", 143: "SIGTERM"}[code]
-        assert said.startswith(f"\nstopped by {name}. 0 cells are done and kept in ")
-        assert said.count("\n") == 2
+        assert message.startswith(f"\nstopped by {name}. 0 cells are done and kept in ")
+        assert message.count("\n") == 2
     pids = [int(path.name[3:]) for path in fake.workdir.glob("pid*")]
     wait_until(lambda: not any(map(alive, pids)))
 
@@ -800,8 +813,8 @@ def wait_until(condition, seconds=60):
 
 
 def test_intervals_are_said_as_people_do():
-    said = [costs.in_words(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
-    assert said == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "2 h 47 min"]
+    texts = [costs.in_words(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
+    assert texts == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "2 h 47 min"]
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ def test_sign_flips_against_scipy_and_brute_force(n):
         alternative="greater",
         n_resamples=np.inf,
     ).pvalue
-    seen = t(values)
+    statistic = t(values)
     flips = itertools.product((1, -1), repeat=n)
-    brute = np.mean([t(values * flip) >= seen - 1e-9 for flip in flips])
+    brute_force = np.mean([t(values * flip) >= statistic - 1e-9 for flip in flips])
     assert sign_flip_p(values) == pytest.approx(expected)
-    assert sign_flip_p(values) == pytest.approx(brute)
+    assert sign_flip_p(values) == pytest.approx(brute_force)
 
 
 def test_the_least_p_is_one_flip_and_equal_effects_have_it():
@@ -53,26 +53,26 @@ def test_the_least_p_is_one_flip_and_equal_effects_have_it():
 
 def test_seeds_without_an_effect_are_left_out():
     values = effects(5)
-    missing = np.insert(values, 2, np.nan)
-    assert sign_flip_p(missing) == sign_flip_p(values)
+    with_gap = np.insert(values, 2, np.nan)
+    assert sign_flip_p(with_gap) == sign_flip_p(values)
     assert sign_flip_p([np.nan] * 4) == 1
     assert sign_flip_p([np.nan, 1.0]) == 1
 
 
 def test_max_t_by_hand():
-    """Of 4 seeds and two claims: the flips under which either is as large.
+    """For 4 seeds and two claims, p counts the flips under which either t is as large.
 
-    The smaller one is corrected for itself alone, but has no smaller p than the larger.
+    The smaller t is corrected for itself alone, but its p is not below the larger t's.
     """
     first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1.0, -1.5, -1.0, -1.2])
     flips = list(itertools.product((1, -1), repeat=4))
     largest = [max(t(first * flip), t(second * flip)) for flip in flips]
-    alone, corrected = statistics.max_t([first, second])
-    assert corrected[0] == np.mean([value >= t(first) - 1e-9 for value in largest])
-    assert alone[0] == 1 / 16
-    assert corrected[1] == alone[1] == 1
-    # All seeds the other way round make the second claim the larger of the two.
-    assert corrected[0] == 2 / 16
+    raw_p, corrected_p = statistics.max_t([first, second])
+    assert corrected_p[0] == np.mean([value >= t(first) - 1e-9 for value in largest])
+    assert raw_p[0] == 1 / 16
+    assert corrected_p[1] == raw_p[1] == 1
+    # With all signs flipped, the second claim has the larger t.
+    assert corrected_p[0] == 2 / 16
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -84,10 +84,10 @@ def test_max_t_against_all_sets_of_claims(seed):
     flipped = np.array([[t(claim * flip) for flip in flips] for claim in claims])
     expected = np.zeros(5)
     for size in range(1, 6):
-        for chosen in map(list, itertools.combinations(range(5), size)):
-            largest = flipped[chosen].max(axis=0)
+        for subset in map(list, itertools.combinations(range(5), size)):
+            largest = flipped[subset].max(axis=0)
             p = np.mean(largest >= largest[0] - 1e-9)
-            expected[chosen] = np.maximum(expected[chosen], p)
+            expected[subset] = np.maximum(expected[subset], p)
     np.testing.assert_allclose(statistics.max_t(list(claims))[1], expected)
 
 
@@ -101,13 +101,13 @@ def test_many_claims_that_are_all_wrong_rarely_hold():
     """Ten dependent claims without any effect: one or more at 5 % in 5 % of studies."""
     rng = np.random.default_rng(3)
     studies = 400
-    found = 0
+    errors = 0
     for _ in range(studies):
-        common = rng.normal(size=7)
-        claims = 0.5 * common + rng.normal(size=(10, 7))
-        found += (statistics.max_t(list(claims))[1] <= 0.05).any()
-    assert found / studies <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
-    assert found  # It is not just that nothing ever holds.
+        common_effect = rng.normal(size=7)
+        claims = 0.5 * common_effect + rng.normal(size=(10, 7))
+        errors += (statistics.max_t(list(claims))[1] <= 0.05).any()
+    assert errors / studies <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
+    assert errors  # Not because no claim ever holds.
 
 
 def test_many_seeds_take_random_flips():
@@ -121,9 +121,9 @@ def test_bootstrap_of_seeds_alone_against_a_loop():
     values = np.array([1.0, 4.0, np.nan, 2.5])
     draws = statistics.bootstrap(values, resamples=50, seed=4)
     for draw, counts in zip(draws, statistics.resampled_seeds(3, 50, 4), strict=True):
-        drawn = np.repeat([1.0, 4.0, 2.5], counts.astype(int))
-        assert len(drawn) == 3  # The missing one is not drawn.
-        np.testing.assert_allclose(draw, drawn.mean())
+        sample = np.repeat([1.0, 4.0, 2.5], counts.astype(int))
+        assert len(sample) == 3  # The missing one is not drawn.
+        np.testing.assert_allclose(draw, sample.mean())
     assert np.isnan(statistics.bootstrap([np.nan] * 3, resamples=2)).all()
 
 
@@ -135,32 +135,32 @@ def test_bootstrap_draws_the_same_images_for_all_seeds():
     images = statistics.resampled_images(6, 40, 1).astype(int)
     seeds = statistics.resampled_seeds(3, 40, 1).astype(int)
     for draw, image_counts, seed_counts in zip(draws, images, seeds, strict=True):
-        chosen = np.repeat(np.arange(6), image_counts)
-        by_seed = rows[:, chosen].mean(axis=1)
+        indices = np.repeat(np.arange(6), image_counts)
+        by_seed = rows[:, indices].mean(axis=1)
         np.testing.assert_allclose(draw, np.repeat(by_seed, seed_counts).mean())
 
 
 def test_seeds_that_are_left_out_are_left_out_on_images_too():
     rows = np.random.default_rng(0).normal(size=(4, 6))
-    missing = rows.mean(axis=1)
-    missing[1] = np.nan
+    means = rows.mean(axis=1)
+    means[1] = np.nan
 
-    def on_images(of):
-        return lambda counts: counts @ of.T / 6
+    def on_images(table):
+        return lambda counts: counts @ table.T / 6
 
-    with_gap = statistics.bootstrap(missing, on_images(rows), 6, resamples=20)
-    fewer = rows[[0, 2, 3]]
-    without = statistics.bootstrap(
-        fewer.mean(axis=1), on_images(fewer), 6, resamples=20
+    with_gap = statistics.bootstrap(means, on_images(rows), 6, resamples=20)
+    fewer_rows = rows[[0, 2, 3]]
+    without_gap = statistics.bootstrap(
+        fewer_rows.mean(axis=1), on_images(fewer_rows), 6, resamples=20
     )
-    np.testing.assert_allclose(with_gap, without)
+    np.testing.assert_allclose(with_gap, without_gap)
 
 
 @pytest.mark.parametrize(("seeds", "images"), [(30, 40), (12, 80), (6, 40)])
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, images):
     """Effects of seed + image + both, mean 0: in 95 % of studies, or more."""
     rng = np.random.default_rng(7)
-    studies, held = 200, 0
+    studies, hits = 200, 0
     for study in range(studies):
         rows = rng.normal(0, 0.3, (seeds, 1)) + rng.normal(0, 0.5, (1, images))
         rows = rows + rng.normal(0, 0.5, (seeds, images))
@@ -172,8 +172,8 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, image
             seed=study,
         )
         low, high = interval(draws, rows.mean(), seeds)
-        held += low <= 0 <= high
-    assert 0.95 - 0.05 < held / studies < 1.0
+        hits += low <= 0 <= high
+    assert 0.95 - 0.05 < hits / studies < 1.0
 
 
 def interval(draws, mean, seeds):
@@ -185,13 +185,13 @@ def interval(draws, mean, seeds):
 @pytest.mark.parametrize("seeds", [4, 6, 10])
 def test_intervals_over_few_seeds_hold_the_truth_in_95_percent(seeds):
     rng = np.random.default_rng(3)
-    studies, held = 1000, 0
+    studies, hits = 1000, 0
     for study in range(studies):
         values = rng.normal(size=seeds)
         draws = statistics.bootstrap(values, resamples=1000, seed=study)
         low, high = interval(draws, values.mean(), seeds)
-        held += low <= 0 <= high
-    assert abs(held / studies - 0.95) < 0.025
+        hits += low <= 0 <= high
+    assert abs(hits / studies - 0.95) < 0.025
 
 
 def test_intervals_are_students_for_normal_draws():
@@ -199,8 +199,8 @@ def test_intervals_are_students_for_normal_draws():
     draws = scipy.stats.norm.ppf((np.arange(20000) + 0.5) / 20000)
     draws = values.mean() + draws * values.std() / np.sqrt(6)
     expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    found = interval(draws, values.mean(), 6)
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    result = interval(draws, values.mean(), 6)
+    np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
 def test_an_interval_of_one_seed_stays():
@@ -230,9 +230,11 @@ def test_power_against_scipys_noncentral_t(n, d):
 def test_power_against_simulated_studies():
     n, d, level = 8, 0.9, 0.05
     values = np.random.default_rng(0).normal(d, 1.0, (20_000, n))
-    found = scipy.stats.ttest_1samp(values, 0.0, axis=1, alternative="greater").pvalue
+    p_values = scipy.stats.ttest_1samp(
+        values, 0.0, axis=1, alternative="greater"
+    ).pvalue
     assert statistics.power(1.0, d, n, level) == pytest.approx(
-        np.mean(found <= level), abs=0.01
+        np.mean(p_values <= level), abs=0.01
     )
 
 
@@ -251,21 +253,22 @@ def test_seeds_needed_are_the_first_with_that_power(ratio):
 
 @pytest.mark.parametrize(("n", "p"), [(5, 2 / 32), (6, 2 / 64)])
 def test_another_claim_of_the_other_sign_doubles_the_least_p(n, p):
-    """Even of an effect that is all but the same in each seed."""
-    ours = 1.0 + 1e-3 * np.arange(n)
-    theirs = -1.0 - 1e-4 * np.arange(n)  # Its t is larger, and below 0.
+    """Even for an effect that is nearly the same in every seed."""
+    effect = 1.0 + 1e-3 * np.arange(n)
+    opposite = -1.0 - 1e-4 * np.arange(n)  # Its t is larger, and below 0.
     flips = np.array(list(itertools.product((1, -1), repeat=n)))
     t = [
-        scipy.stats.ttest_1samp(flips * x, 0, axis=1).statistic for x in (ours, theirs)
+        scipy.stats.ttest_1samp(flips * x, 0, axis=1).statistic
+        for x in (effect, opposite)
     ]
     by_hand = np.mean(np.max(t, axis=0) >= t[0][0] * (1 - 1e-9))
-    alone, corrected = statistics.max_t([ours, theirs])[:, 0]
-    assert (alone, corrected) == (1 / 2**n, by_hand) == (p / 2, p)
+    raw_p, corrected_p = statistics.max_t([effect, opposite])[:, 0]
+    assert (raw_p, corrected_p) == (1 / 2**n, by_hand) == (p / 2, p)
     assert (n >= statistics.least_seeds(0.05, claims=2)) == (p <= 0.05)
 
 
 def test_seeds_needed_for_large_small_and_certain_effects():
-    assert statistics.least_seeds(0.05) == 5  # 1/32 is the first below.
+    assert statistics.least_seeds(0.05) == 5  # 1/32 is the first p below.
     assert statistics.least_seeds(0.05, claims=24) == 6  # 2/64 is.
     assert statistics.seeds_needed(1.0, 100.0, 0.05, least=5) == 5
     assert statistics.seeds_needed(0.0, 0.01, 0.001) == 2
@@ -297,13 +300,13 @@ def test_rank_interval_by_hand_and_at_the_ends():
 
 
 def test_rank_intervals_hold_the_true_correlation_as_often_as_they_say():
-    """Of normal pairs that correlate by r, Spearman's is 6/pi arcsin(r/2)."""
+    """For normal pairs with correlation r, Spearman's is 6/pi arcsin(r/2)."""
     rng = np.random.default_rng(0)
     r, n, hits = 0.6, 40, []
-    true = 6 / np.pi * np.arcsin(r / 2)
+    rho = 6 / np.pi * np.arcsin(r / 2)
     for _ in range(600):
         x = rng.normal(size=n)
         y = r * x + np.sqrt(1 - r**2) * rng.normal(size=n)
         low, high = statistics.rank_interval(statistics.rank_correlation(x, y), n)
-        hits.append(low <= true <= high)
+        hits.append(low <= rho <= high)
     assert np.mean(hits) == pytest.approx(0.95, abs=0.03)

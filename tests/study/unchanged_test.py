@@ -108,16 +108,16 @@ class Own(types.ModuleType):
         metrics = [self.error]
         flow = Task("flow", channels=2, loss=self.loss, metrics=metrics)
         splits = {"train": range(4), "validation": range(4, 7), "test": range(7, 10)}
-        return {name: [*map(example, of)] for name, of in splits.items()} | {
+        return {name: [*map(example, seeds)] for name, seeds in splits.items()} | {
             "tasks": [flow]
         }
 
 
 @pytest.fixture
 def module(monkeypatch):
-    """What is the user's; names count anew, but without a search for garbage."""
-    count_anew = functools.partial(keras.utils.clear_session, free_memory=False)
-    monkeypatch.setattr(keras.utils, "clear_session", count_anew)
+    """The user's module; Keras counts names anew, but without a garbage collection."""
+    clear_session = functools.partial(keras.utils.clear_session, free_memory=False)
+    monkeypatch.setattr(keras.utils, "clear_session", clear_session)
     module = Own()
     monkeypatch.setitem(sys.modules, "own_study", module)
     return module
@@ -129,8 +129,8 @@ def study_of(tmp_path: pathlib.Path, text: str, **fields):
     return study_file.load(str(path))
 
 
-def refused(study, workdir, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def refused(study, workdir, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         unchanged.check(Runner(study, workdir).queue, workdir)
 
 
@@ -155,19 +155,19 @@ def test_a_study_is_not_continued_with_other_code_or_weights(module, tmp_path):
     module.light = 0.4
     refused(study, workdir, "other data: the first or last image of train")
     module.light = 0.5
-    kept = init.read_bytes()
+    weights = init.read_bytes()
     net((*SIZE, 3), ()).save(init)  # Drawn anew.
     refused(study, workdir, "--init has other weights")
-    init.write_bytes(kept)
+    init.write_bytes(weights)
     unchanged.check(Runner(study, workdir).queue, workdir)
 
     # Older runs kept no hashes; what is done needs no code.
-    module.net = lambda *given: 1 / 0
+    module.net = lambda *args: 1 / 0
     refused(study, workdir, "ZeroDivisionError")
-    done = Runner(study, workdir).queue
-    for cell in done.cells:
-        done.set(cell, queue.DONE)
-    unchanged.check(done, workdir)
+    study_queue = Runner(study, workdir).queue
+    for cell in study_queue.cells:
+        study_queue.set(cell, queue.DONE)
+    unchanged.check(study_queue, workdir)
     module.net, module.loss = net, other_loss
     del content["code"], content["init"]
     (folder / "config.json").write_text(json.dumps(content))
@@ -175,15 +175,15 @@ def test_a_study_is_not_continued_with_other_code_or_weights(module, tmp_path):
 
 
 def test_a_model_is_known_however_many_were_built_before(module, tmp_path):
-    """An operation has the name of an activation, until Keras has counted one."""
+    """Keras gives an operation its activation's name, until it has counted one."""
 
-    def of_relu(image_shape, tasks):
+    def relu_net(image_shape, tasks):
         image = keras.Input(image_shape)
         hidden = keras.layers.Conv2D(4, 3, activation="relu", name="body")(image)
         heads = keras.layers.Conv2D(2, 3, name="head")(keras.ops.relu(hidden))
         return keras.Model(image, {"flow": keras.layers.ZeroPadding2D(2)(heads)})
 
-    module.net = of_relu
+    module.net = relu_net
     study = study_of(tmp_path, OWN, init="")
     config = Runner(study, tmp_path / "w").queue.cells[0].config
     source = building.open_source(config)
@@ -191,7 +191,7 @@ def test_a_model_is_known_however_many_were_built_before(module, tmp_path):
 
 
 def test_hashes_are_read_past_what_is_no_work(tmp_path):
-    """As the facts that records of measures depend on, which lie beside it."""
+    """Such as the facts that measures depend on, which lie in the same folder."""
     (tmp_path / "settings.json").write_text(
         json.dumps({"versions": directory.versions()})
     )
@@ -201,8 +201,8 @@ def test_hashes_are_read_past_what_is_no_work(tmp_path):
     (tmp_path / "measures" / "facts.json").write_text("{}")
     key = {"own_tasks": [{"name": "flow", "code": "of another one"}]}
     (tmp_path / "measures" / "later.json").write_text(json.dumps({"key": key}))
-    (said,) = unchanged._code_changes(tmp_path, {}, source)
-    assert said == "the loss or a metric of flow is another one"
+    (change,) = unchanged._code_changes(tmp_path, {}, source)
+    assert change == "the loss or a metric of flow is another one"
 
 
 def test_a_study_of_what_is_ours_opens_nothing(tmp_path, monkeypatch):
@@ -221,30 +221,30 @@ def test_an_attack_on_other_data_of_its_own_is_not_taken_for_done(camvid_dir, tm
     folder = shutil.copytree(camvid_dir, tmp_path / "A")
     study = study_of(tmp_path, MOVED, folder=folder)
     runner = Runner(study, tmp_path)
-    first = next(cell for cell in runner.queue.cells if cell.kind == "attack")
-    results = tmp_path / first.folder / "results.json"
+    attack_cell = next(cell for cell in runner.queue.cells if cell.kind == "attack")
+    results = tmp_path / attack_cell.folder / "results.json"
     results.parent.mkdir(parents=True)
     source = data.open_source(
         "camvid", image_size=(32, 40), data_dir=str(folder), tasks=("seg",)
     )
     images = source.columns("validation").images[np.arange(5)] / 255
     means = [float(np.mean(images[i])) for i in range(5)]
-    said = f"32x40x3 {means[0]:.5f} {means[-1]:.5f} {np.mean(means):.5f}"
-    results.write_text(json.dumps([{"images": said}]))
+    summary = f"32x40x3 {means[0]:.5f} {means[-1]:.5f} {np.mean(means):.5f}"
+    results.write_text(json.dumps([{"images": summary}]))
 
-    def check(where):
-        runner = Runner(study_of(tmp_path, MOVED, folder=where), tmp_path)
-        runner.queue.set(first, queue.DONE)
+    def check(data_folder):
+        runner = Runner(study_of(tmp_path, MOVED, folder=data_folder), tmp_path)
+        runner.queue.set(attack_cell, queue.DONE)
         unchanged.check(runner.queue, tmp_path)
 
     check(folder)
-    other = shutil.copytree(folder, tmp_path / "B")
-    check(other)  # Moved.
-    shutil.copy(other / "val" / "007.png", other / "val" / "000.png")
+    other_folder = shutil.copytree(folder, tmp_path / "B")
+    check(other_folder)  # Moved.
+    shutil.copy(other_folder / "val" / "007.png", other_folder / "val" / "000.png")
     with pytest.raises(InputError, match="attack on other data or code: the images"):
-        check(other)
+        check(other_folder)
     results.write_text(json.dumps([{"images": ""}]))  # Of an older version.
-    check(other)
+    check(other_folder)
 
 
 @pytest.mark.slow
@@ -255,33 +255,33 @@ def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
     text = OWN + 'split = "test"\n[attacks."measured"]\nattack = ["none"]\n'
     text += 'measure = ["tasks"]\n'
     study = study_of(tmp_path, text, init=init)
-    trained, *attacked = [c for c in Runner(study, workdir).queue.cells if not c.seed]
-    loop.train(trained.config, workdir / trained.folder)
-    for cell in attacked:
-        dataset = trained.config.dataset
+    training, *attacks = [c for c in Runner(study, workdir).queue.cells if not c.seed]
+    loop.train(training.config, workdir / training.folder)
+    for cell in attacks:
+        dataset = training.config.dataset
         attack_job.attack(dataclasses.replace(cell.config, dataset=dataset))
-        ended = Ended(0, 1.0, "", {}, "here")
-        commands.write_marker(cell, workdir, ended, whole=True)
+        outcome = Ended(0, 1.0, "", {}, "here")
+        commands.write_marker(cell, workdir, outcome, whole=True)
     runner = Runner(study, workdir)
     assert {cell.seed for cell in runner.queue.waiting()} == {1}
     unchanged.check(runner.queue, workdir)
 
-    folders = [workdir / cell.folder for cell in attacked]
+    folders = [workdir / cell.folder for cell in attacks]
     module.error = other_error
     for folder in folders:
         refused(study, workdir, f"{folder.name} .* a metric of flow is another one")
-        made = json.loads((folder / "settings.json").read_text())
-        made["versions"]["python"] = "3.0"  # Hashes of which are others.
-        (folder / "settings.json").write_text(json.dumps(made))
+        settings = json.loads((folder / "settings.json").read_text())
+        settings["versions"]["python"] = "3.0"  # Whose hashes differ.
+        (folder / "settings.json").write_text(json.dumps(settings))
     unchanged.check(Runner(study, workdir).queue, workdir)
     module.error = error
     (results,) = folders[0].glob("results.json")
     marker = folders[0] / commands.MARKER
     marker.unlink()
-    first = json.loads(results.read_text())
-    first[0]["images"] = first[0]["images"].replace("8x12", "8x13")
-    results.write_text(json.dumps(first))
-    commands.write_marker(attacked[0], workdir, ended, whole=True)
+    records = json.loads(results.read_text())
+    records[0]["images"] = records[0]["images"].replace("8x12", "8x13")
+    results.write_text(json.dumps(records))
+    commands.write_marker(attacks[0], workdir, outcome, whole=True)
     refused(study, workdir, "the images had 8x13 pixels and have 8x12")
 
 
@@ -296,17 +296,19 @@ def test_a_net_whose_first_net_was_trained_again_is_refused(tmp_path):
         folder.mkdir(parents=True)
         net((*SIZE, 3), ()).save(folder / "model.keras")
     for (variant, seed), cell in cells.items():
-        first = workdir / cells["s", seed].folder
-        facts = {"init": initial_weights.digest(str(first))}
+        source = workdir / cells["s", seed].folder
+        facts = {"init": initial_weights.digest(str(source))}
         facts = facts if variant == "tuned" else {}
         directory.write_config(workdir / cell.folder, cell.config, facts=facts)
-    done = Runner(study, workdir).queue
-    assert not done.waiting()
-    unchanged.check(done, workdir)
-    first, tuned = cells["s", 1].folder, cells["tuned", 1].folder
-    net((*SIZE, 3), ()).save(workdir / first / "model.keras")  # Drawn anew.
-    refused(study, workdir, f": {tuned} began with other weights than {first} has. Del")
-    (workdir / first / "model.keras").unlink()  # Results outlive models.
+    study_queue = Runner(study, workdir).queue
+    assert not study_queue.waiting()
+    unchanged.check(study_queue, workdir)
+    source, tuned = cells["s", 1].folder, cells["tuned", 1].folder
+    net((*SIZE, 3), ()).save(workdir / source / "model.keras")  # Drawn anew.
+    refused(
+        study, workdir, f": {tuned} began with other weights than {source} has. Del"
+    )
+    (workdir / source / "model.keras").unlink()  # Results outlive models.
     unchanged.check(Runner(study, workdir).queue, workdir)
 
 
@@ -317,7 +319,7 @@ def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
     text += "learning_rate = 0\n"
     study = dataclasses.replace(study_of(tmp_path, text, init=""), attacks=())
 
-    def trained(workdir):
+    def train_all(workdir):
         for cell in Runner(study, workdir).queue.waiting():
             commands.renew_init(cell, workdir)
             loop.train(cell.config, workdir / cell.folder)
@@ -326,7 +328,7 @@ def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
         unchanged.check(runner.queue, workdir)
         return {(c.variant, c.seed): workdir / c.folder for c in runner.queue.cells}
 
-    folders = trained(tmp_path / "w")
+    folders = train_all(tmp_path / "w")
     digests = {key: initial_weights.digest(str(path)) for key, path in folders.items()}
     for seed in study.seeds:
         content = json.loads((folders["tuned", seed] / "config.json").read_text())
@@ -335,16 +337,18 @@ def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
     assert digests["flow", 0] != digests["flow", 1]
 
     (tmp_path / "w").rename(tmp_path / "moved")
-    moved = {
+    moved_folders = {
         key: tmp_path / "moved" / path.relative_to(tmp_path / "w")
         for key, path in folders.items()
     }
     assert not Runner(study, tmp_path / "moved").queue.waiting()
-    (moved["tuned", 1] / "model.keras").unlink()  # Its checkpoints are there.
-    assert trained(tmp_path / "moved") == moved
-    assert initial_weights.digest(str(moved["tuned", 1])) == digests["tuned", 1]
-    # A model that was lost may be trained again with other bits: others began without.
-    net((*SIZE, 3), ()).save(moved["flow", 0] / "model.keras")
-    began = f"{moved['tuned', 0].name} began with other weights than .*-seed0-"
-    with pytest.raises(InputError, match=began):
-        trained(tmp_path / "moved")
+    (moved_folders["tuned", 1] / "model.keras").unlink()  # Its checkpoints are there.
+    assert train_all(tmp_path / "moved") == moved_folders
+    assert initial_weights.digest(str(moved_folders["tuned", 1])) == digests["tuned", 1]
+    # A lost model may be trained again with other bits: others did not begin with it.
+    net((*SIZE, 3), ()).save(moved_folders["flow", 0] / "model.keras")
+    message = (
+        f"{moved_folders['tuned', 0].name} began with other weights than .*-seed0-"
+    )
+    with pytest.raises(InputError, match=message):
+        train_all(tmp_path / "moved")
