@@ -74,8 +74,8 @@ def test_a_run_traced_by_hand(norm):
 
 def test_a_best_score_that_stands_still_halves_every_other_checkpoint():
     # The score rises in every step, but never to the start's. Of 50 steps the first
-    # checkpoints are 11, 21 and 29 (22, 41 and 57 %). The step size is halved at 11, not
-    # at 21, because it was halved at the checkpoint before, and again at 29.
+    # checkpoints are 11, 21 and 29 (22, 41 and 57 %). The step size is halved at 11,
+    # not at 21, as it was halved at the checkpoint before, and again at 29.
     def loss(z, progress):
         score = progress + tf.where(progress > 0, 0.0, 9.0)
         return z[:, 0], tf.fill([1], score)
@@ -151,7 +151,7 @@ def test_wavy_runs_equal_plain_python(steps):
 
 
 def test_stages_of_shrinking_radius_equal_plain_runs():
-    # Each stage starts at the projection of the best point of the stage before; only the
+    # Each stage starts at the projection of the previous stage's best point; only the
     # last stage's points count.
     x, eps = images((12, 1), 4, dtype=np.float64), 0.1
     a = 40 * normal(12, 5, np.float64)

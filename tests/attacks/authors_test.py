@@ -91,7 +91,7 @@ def ours(net, batch, make_attack, losses=()):
 def assert_no_weaker(our_harm, their_harm, radii, seeds=SEEDS):
     """Asserts at each radius that our harm, a mean over seeds, is not below theirs.
 
-    It may be so by twice the spread over seeds and 0.1 % of pixels.
+    It may be lower by twice the spread over seeds plus 0.1 % of pixels.
     """
     for radius in radii:
         got, want = (
@@ -364,7 +364,7 @@ def jensen_shannon(p, labels):
 
 
 def sea_run(net, batch, slope, epsilon, steps, seed):
-    """APGD in shrinking balls, along `slope`; returns the points of most wrong pixels."""
+    """APGD in shrinking balls along `slope`; returns points of most wrong pixels."""
     images, labels = batch
     rng = np.random.default_rng(seed)
     most_wrong = np.full(len(images), -1.0)

@@ -395,7 +395,7 @@ def test_the_records_say_where_they_are_from():
 
 
 def test_scores_of_negative_losses_still_rise_with_the_loss():
-    """The mean of logarithms, where that of a loss L below 1e-12 is log(1e-12) + L."""
+    """The mean of logarithms, where that of a negative loss L is log(1e-12) + L."""
     losses = {"a": tf.constant([-0.9, -0.5, 0.0, 2.0]), "b": tf.fill([4], 3.0)}
     for name in ("normalized", "sign_sum"):
         least_log = math.log(1e-12)
