@@ -22,7 +22,7 @@ from mtr_tf.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """An attack that shifts every value and appends its keys to KEYS."""
+    """An attack that shifts every value, whatever the objective, and saves its keys."""
 
     by: float
     passes: int = 3

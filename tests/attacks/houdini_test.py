@@ -43,7 +43,7 @@ def log_softmax(z):
 
 
 def mean_iou(target, prediction, all_classes):
-    """The mean IoU of flat arrays of valid pixels; `all_classes`: absent ones count 0."""
+    """The mean IoU of valid pixels, flat; absent classes count 0 if `all_classes`."""
     shares = []
     for c in range(CLASSES):
         union = np.sum((target == c) | (prediction == c))
