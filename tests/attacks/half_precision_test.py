@@ -93,8 +93,8 @@ def test_signs_of_the_fast_copy_are_those_of_float32(side, dtype):
     model = net(side, "float32")
     fast = folding.in_half(model, dtype, tf.constant(batch[0]))
     assert any(layer.compute_dtype == dtype for layer in fast.layers)
-    least = {"bfloat16": 0.97, "float16": 0.99}[dtype]
-    assert agreement(slopes(fast, batch), slopes(model, batch)) > least
+    least_agreement = {"bfloat16": 0.97, "float16": 0.99}[dtype]
+    assert agreement(slopes(fast, batch), slopes(model, batch)) > least_agreement
 
 
 @pytest.mark.parametrize(

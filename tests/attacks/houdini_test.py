@@ -97,9 +97,7 @@ def test_the_released_one_is_the_formula_and_has_the_released_backward_pass(seed
         for pixel in range(len(y)):
             s = log_softmax(z[pixel])
             size = math.exp(-((s[y[pixel]] - max(s)) ** 2) / 2) / math.sqrt(2 * math.pi)
-            score_slope = np.zeros(
-                CLASSES
-            )  # The second assignment may overwrite the first.
+            score_slope = np.zeros(CLASSES)  # The second entry may overwrite the first.
             score_slope[s.argmax()] = size
             score_slope[y[pixel]] = -size
             logit_slope = score_slope - np.exp(s) * score_slope.sum()

@@ -53,12 +53,7 @@ ATTACKS = {
         (apgd.APGD(e, 2, norm), square.Square(e, 3, norm), pgd.FGSM(e, norm))
     ),
 }
-STARTED = (
-    "pgd",
-    "mim_released",
-    "apgd",
-    "noise",
-)  # These start at draw 0 and keep their best point.
+STARTED = ("pgd", "mim_released", "apgd", "noise")  # At draw 0; they keep their best.
 # Every attack in both norms; each dtype comes with each attack and with each norm.
 DTYPES = ("float32", "float16", "float64", "bfloat16")
 CASES = [

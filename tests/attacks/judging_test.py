@@ -145,9 +145,9 @@ def test_labels_count_from_the_first_wrong_one():
 
 def test_a_share_of_each_image_has_no_half_of_a_pixel():
     record = tasks_lib.metrics.image_miou()
-    value, least = judging.harm(record, np.array([[0.9, 1.0], [0.6, 1.0]]))
+    value, least_harm = judging.harm(record, np.array([[0.9, 1.0], [0.6, 1.0]]))
     np.testing.assert_allclose(value, [0.1, 0.4], rtol=1e-5)
-    assert np.all(least < 1e-9)
+    assert np.all(least_harm < 1e-9)
 
 
 def test_every_task_has_a_harm_that_the_table_shows():

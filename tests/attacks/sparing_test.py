@@ -260,8 +260,8 @@ def test_gradients_of_channels_that_stay_do_not_bend():
     slope, spared_slope = (tf.constant(rng.normal(size=(2, 3, 3, 2))) for _ in range(2))
     large_slope = tf.concat((tf.zeros((2, 3, 3, 1)), tf.ones((2, 3, 3, 1))), -1)
     large_slope = 1e6 * tf.cast(large_slope, slope.dtype)
-    whole = channels._Whole(slope, (0,))
-    move = channels._Move(threat.L2(0.1).steepest, whole)
+    merge = channels._Whole(slope, (0,))
+    move = channels._Move(threat.L2(0.1).steepest, merge)
     room = [tf.zeros(2, slope.dtype)]
     bent_slopes = [
         sparing.bent(

@@ -92,14 +92,16 @@ def test_noise_depends_on_seed_image_and_restart_but_not_on_the_batch(norm):
     ball = threat.ball(norm, 0.3)
     x = tf.fill([8, 4, 4, 3], 0.5)
 
-    def start(seed, images=x, restart=0, first=0):
-        indices = tf.range(first, first + len(images))
+    def start(seed, images=x, restart=0, first_index=0):
+        indices = tf.range(first_index, first_index + len(images))
         image_keys = threat.image_keys(seed, indices)
         return starts(ball, images, image_keys, tf.constant(restart)).numpy()
 
     noise = start(seed=1)
     np.testing.assert_array_equal(noise, start(seed=1))
-    np.testing.assert_array_equal(noise[3:5], start(seed=1, images=x[3:5], first=3))
+    np.testing.assert_array_equal(
+        noise[3:5], start(seed=1, images=x[3:5], first_index=3)
+    )
     assert len(np.unique(noise[:, 0, 0, 0])) == 8
     assert not np.any(noise == start(seed=2))
     assert not np.any(noise == start(seed=1, restart=1))
