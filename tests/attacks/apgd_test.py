@@ -27,7 +27,7 @@ def norms(d):
 
 
 def visited(attack, loss, x, seed=0):
-    """Runs operation by operation; returns the result and all points asked for."""
+    """Runs the attack eagerly; returns its result and the points it evaluates."""
     points = []
 
     def spy(z, progress):
@@ -73,8 +73,9 @@ def test_a_run_traced_by_hand(norm):
 
 
 def test_a_best_score_that_stands_still_halves_every_other_checkpoint():
-    # The score rises in every step, but never to the start's. Of 50 steps checks are 11
-    # and 21 and 29 (22, 41 and 57 %): halved; not, for it was the last time; halved.
+    # The score rises in every step, but never to the start's. Of 50 steps the first
+    # checkpoints are 11, 21 and 29 (22, 41 and 57 %). The step size is halved at 11,
+    # not at 21, as it was halved at the checkpoint before, and again at 29.
     def loss(z, progress):
         score = progress + tf.where(progress > 0, 0.0, 9.0)
         return z[:, 0], tf.fill([1], score)
@@ -99,34 +100,34 @@ def plain_run(f, slope, x, start, eps, steps):
         marks.append(math.ceil(round(p[-1] * steps, 9)))
         p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
     path, values = [], []
-    now = before = clip(start)
-    value, eta = f(now), 2 * eps
-    best, top = now, value
-    rises = last = 0
-    halved, top_then = False, top
+    point = previous = clip(start)
+    value, eta = f(point), 2 * eps
+    best, best_value = point, value
+    rises = last_mark = 0
+    halved, record = False, best_value
     for k in range(steps + 1):
-        path.append(now)
+        path.append(point)
         if k:
-            new = f(now)
-            rises += new > value
-            value = new
-            if value > top:
-                best, top = now, value
+            new_value = f(point)
+            rises += new_value > value
+            value = new_value
+            if value > best_value:
+                best, best_value = point, value
         values.append(value)
         if k == steps:
-            return path, best, top
+            return path, best, best_value
         if k in marks:
-            few = rises < 0.75 * (k - last)
-            idle = not halved and top == top_then
-            halved, top_then = few or idle, top
+            few_rises = rises < 0.75 * (k - last_mark)
+            idle = not halved and best_value == record
+            halved, record = few_rises or idle, best_value
             if halved:
-                eta, now, value = eta / 2, best, top
-            rises, last = 0, k
-        z = clip(now + eta * np.sign(slope(now)))
+                eta, point, value = eta / 2, best, best_value
+            rises, last_mark = 0, k
+        z = clip(point + eta * np.sign(slope(point)))
         share = 0.75 if k else 1.0
-        now, before = (
-            clip(now + share * (z - now) + (1 - share) * (now - before)),
-            now,
+        point, previous = (
+            clip(point + share * (z - point) + (1 - share) * (point - previous)),
+            point,
         )
     raise AssertionError
 
@@ -150,25 +151,26 @@ def test_wavy_runs_equal_plain_python(steps):
 
 
 def test_stages_of_shrinking_radius_equal_plain_runs():
-    # Each from the projection of the best before; only the last stage's points count.
+    # Each stage starts at the projection of the previous stage's best point; only the
+    # last stage's points count.
     x, eps = images((12, 1), 4, dtype=np.float64), 0.1
     a = 40 * normal(12, 5, np.float64)
     attack = APGD(eps, 20, random_start=False, radii=SEA)
     wave = lambda z, _: tf.sin(a * z[:, 0])  # noqa: E731
     got, points = visited(attack, wave, x)
     assert len(points) == 23 == attack.passes
-    outside = 0
+    outside_count = 0
     for i in range(12):
         f = lambda z, i=i: math.sin(a[i] * z)  # noqa: E731
         slope = lambda z, i=i: a[i] * math.cos(a[i] * z)  # noqa: E731
-        best, whole = x[i, 0], []
+        best, whole_path = x[i, 0], []
         for radius, steps in ((2 * eps, 6), (1.5 * eps, 6), (eps, 8)):
             path, best, _ = plain_run(f, slope, x[i, 0], best, radius, steps)
-            whole += path
-        np.testing.assert_allclose(points[:, i, 0], whole, atol=1e-9)
+            whole_path += path
+        np.testing.assert_allclose(points[:, i, 0], whole_path, atol=1e-9)
         np.testing.assert_allclose(got[i, 0], best, atol=1e-9)
-        outside += abs(whole[6] - x[i, 0]) > eps
-    assert outside > 3
+        outside_count += abs(whole_path[6] - x[i, 0]) > eps
+    assert outside_count > 3
     assert np.all(np.abs(got - x) <= eps)
 
 
@@ -226,9 +228,9 @@ def test_a_peak_inside_the_ball_is_found(norm):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_two_pixels_against_brute_force(norm):
     x, loss, best = two_pixels(norm)
-    found = loss(APGD(0.3, 40, norm, restarts=15)(loss, x)).numpy()
-    assert np.all(found >= best - 1e-3)
-    assert np.all(found <= best + 3e-3)
+    losses = loss(APGD(0.3, 40, norm, restarts=15)(loss, x)).numpy()
+    assert np.all(losses >= best - 1e-3)
+    assert np.all(losses <= best + 3e-3)
 
 
 def test_the_best_point_asked_for_in_the_ball_comes_back_and_nan_never_wins():
@@ -243,18 +245,20 @@ def test_the_best_point_asked_for_in_the_ball_comes_back_and_nan_never_wins():
         attack = APGD(eps, 12, restarts=3, radii=radii)
         got, points = visited(attack, loss, x)
         runs = points.reshape(3, -1, 30, 3)
-        counted = runs[:, -13:] if len(radii) == 1 else runs[:, -6:]  # 12 * 0.4: 5 + 1.
-        counted = counted.reshape(-1, 30, 3)
-        scores = np.array([loss(tf.constant(z), 0).numpy() for z in counted])
+        candidates = (
+            runs[:, -13:] if len(radii) == 1 else runs[:, -6:]
+        )  # 12 * 0.4: 5 + 1.
+        candidates = candidates.reshape(-1, 30, 3)
+        scores = np.array([loss(tf.constant(z), 0).numpy() for z in candidates])
         assert np.isnan(scores).any()
         best = np.nanmax(scores, 0)
         np.testing.assert_allclose(loss(tf.constant(got), 0), best, atol=1e-9)
-        assert np.abs(counted - x).max() <= eps + 1e-15
+        assert np.abs(candidates - x).max() <= eps + 1e-15
 
 
 def test_the_score_steers_and_the_other_is_climbed():
-    # Climbs x, but is judged by nearness to 0.6, where the steps never lead: had the
-    # climbed value steered, the step size would not have been halved.
+    # The attack climbs x, but points are judged by their nearness to 0.6, which whole
+    # steps never reach: if the climbed value steered, no step size would be halved.
     x = np.full((1, 1), 0.5)
     loss = lambda z, _: (z[:, 0], -tf.abs(z[:, 0] - 0.6))  # noqa: E731
     _, points = visited(APGD(0.2, 30, random_start=False), loss, x)
@@ -264,17 +268,17 @@ def test_the_score_steers_and_the_other_is_climbed():
 
 
 def test_progress_is_the_share_of_a_stage_s_steps_that_are_done():
-    # So that what depends on it, as SegPGD's lambda, starts anew with each radius.
-    seen = []
+    # So whatever depends on it, such as SegPGD's lambda, starts anew with each radius.
+    progress_values = []
 
     def loss(z, progress):
-        seen.append(float(progress))
+        progress_values.append(float(progress))
         return tf.reduce_sum(z, 1)
 
     visited(APGD(0.1, 10, radii=SEA), loss, images((2, 3)))
-    first = second = (0, 1 / 3, 2 / 3, 1)
+    first_stage = second_stage = (0, 1 / 3, 2 / 3, 1)
     np.testing.assert_allclose(
-        seen, first + second + (0, 0.25, 0.5, 0.75, 1), atol=1e-6
+        progress_values, first_stage + second_stage + (0, 0.25, 0.5, 0.75, 1), atol=1e-6
     )
 
 
@@ -335,7 +339,7 @@ def test_bad_settings_are_refused(change, message):
 
 
 def test_records_are_equal_and_hashable_whatever_the_radii_came_in():
-    given = APGD(0.1, 20, radii=[[2, 0.5], [1, 0.5]])
-    assert given == APGD(0.1, 20, radii=((2.0, 0.5), (1.0, 0.5)))
-    assert len({given, APGD(0.1, 20)}) == 2
+    attack = APGD(0.1, 20, radii=[[2, 0.5], [1, 0.5]])
+    assert attack == APGD(0.1, 20, radii=((2.0, 0.5), (1.0, 0.5)))
+    assert len({attack, APGD(0.1, 20)}) == 2
     assert APGD(0.1, 20, restarts=3, radii=SEA).passes == 69

@@ -35,26 +35,27 @@ def cosine(a, b):
     return dot / math.hypot(*a) / math.hypot(*b)
 
 
-def of_classes(name, y, z, at, count, progress, targeted):
-    """One pixel's part of the sum. Weights come of the logits `at`, held fixed.
+def of_classes(name, y, z, fixed_z, count, progress, targeted):
+    """One pixel's part of the sum.
 
-    `count`: {class: how many of the image's valid pixels have it as target}.
+    `fixed_z`: The logits again, for weights; finite differences do not move them.
+    `count`: {class: number of the image's valid pixels that have it as target}.
     """
     ce = -math.log(softmax(z)[y])
-    q = softmax(at)
-    todo = (at.index(max(at)) == y) != targeted
+    q = softmax(fixed_z)
+    pending = (fixed_z.index(max(fixed_z)) == y) != targeted
     valid = sum(count.values())
     if name == "ce":
         return ce
     if name == "segpgd":
-        return ce * (1 - progress / 2 if todo else progress / 2)
+        return ce * (1 - progress / 2 if pending else progress / 2)
     if name == "cospgd":
         weight = q[y] / math.hypot(*q)
         return ce * (1 - weight if targeted else weight)
     if name == "masked_ce":
-        return ce if todo else 0.0
+        return ce if pending else 0.0
     if name == "masked_ce_balanced":
-        return ce * valid / (len(count) * count[y]) if todo else 0.0
+        return ce * valid / (len(count) * count[y]) if pending else 0.0
     if name == "js":
         one_hot = [float(c == y) for c in range(len(z))]
         return distance.jensenshannon(softmax(z), one_hot) ** 2
@@ -63,20 +64,30 @@ def of_classes(name, y, z, at, count, progress, targeted):
     raise AssertionError(name)
 
 
-def of_values(name, t, z, at, own, targeted):
+def of_values(name, t, z, fixed_z, own_loss, targeted):
     gaps = [abs(a - b) for a, b in zip(z, t, strict=True)]
     loss = {"l1": np.mean(gaps), "l2": np.mean(np.square(gaps))}
     if name in loss:
         return loss[name]
     if name == "cospgd":
-        weight = cosine(softmax(at), softmax(t))
-        return loss[own] * (1 - weight if targeted else weight)
+        weight = cosine(softmax(fixed_z), softmax(t))
+        return loss[own_loss] * (1 - weight if targeted else weight)
     if name == "angular":
         return 1 - cosine(z, t)
     raise AssertionError(name)
 
 
-def by_hand(name, target, output, mask, at, *, own="l1", progress=0.0, targeted=False):
+def by_hand(
+    name,
+    target,
+    output,
+    mask,
+    fixed_output,
+    *,
+    own_loss="l1",
+    progress=0.0,
+    targeted=False,
+):
     """One image's surrogate, in float64."""
     pixels = [(i, j) for i, j in np.ndindex(mask.shape) if mask[i, j]]
     if name == "relative":
@@ -86,13 +97,13 @@ def by_hand(name, target, output, mask, at, *, own="l1", progress=0.0, targeted=
         for ij in pixels:
             count[target[ij]] = count.get(target[ij], 0) + 1
     for ij in pixels:
-        z, old = list(output[ij]), list(at[ij])
+        z, fixed_z = list(output[ij]), list(fixed_output[ij])
         if target.ndim == 2:
-            total += of_classes(name, target[ij], z, old, count, progress, targeted)
+            total += of_classes(name, target[ij], z, fixed_z, count, progress, targeted)
         elif name == "relative":
             total += np.mean(np.abs(output[ij] - target[ij]) / target[ij])
         else:
-            total += of_values(name, list(target[ij]), z, old, own, targeted)
+            total += of_values(name, list(target[ij]), z, fixed_z, own_loss, targeted)
     return total / len(pixels) if pixels else 0.0
 
 
@@ -136,18 +147,22 @@ def run(name, target, output, mask, **settings):
     return value.numpy(), slope.numpy()
 
 
-def check(name, batch, own="l1", **settings):
+def check(name, batch, own_loss="l1", **settings):
     target, output, mask = batch
-    keywords = settings if own == "ce" else {"own": getattr(losses, own), **settings}
-    dirty = output.copy()
-    dirty[mask == 0] = np.nan  # Nothing of what is masked may enter.
-    value, slope = run(name, target, dirty, mask, **keywords)
+    keywords = (
+        settings if own_loss == "ce" else {"own": getattr(losses, own_loss), **settings}
+    )
+    dirty_output = output.copy()
+    dirty_output[mask == 0] = np.nan  # Masked values must not enter.
+    value, slope = run(name, target, dirty_output, mask, **keywords)
     assert value.dtype == slope.dtype == np.float32
     for i in range(len(mask)):
 
         def image(z, i=i):
-            at = output[i].astype(float)
-            return by_hand(name, target[i], z, mask[i], at, own=own, **settings)
+            fixed_output = output[i].astype(float)
+            return by_hand(
+                name, target[i], z, mask[i], fixed_output, own_loss=own_loss, **settings
+            )
 
         point = output[i].astype(float)
         np.testing.assert_allclose(value[i], image(point), rtol=2e-5, atol=1e-6)
@@ -166,8 +181,8 @@ def test_of_classes_value_and_gradient_are_those_by_hand(name, targeted):
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_of_values_value_and_gradient_are_those_by_hand(name, targeted):
-    for own in ("l1", "l2"):
-        check(name, value_batch(), own, targeted=targeted)
+    for own_loss in ("l1", "l2"):
+        check(name, value_batch(), own_loss, targeted=targeted)
 
 
 def test_numbers_worked_out_on_paper():
@@ -199,16 +214,16 @@ def test_numbers_worked_out_on_paper():
         ("relative", 0.0),  # No pixel with all channels positive.
     ):
         np.testing.assert_allclose(run(name, target, output, ones)[0], [expected])
-    one = run("relative", target[..., :1] + 2, output[..., :1] + 1, ones)[0]
-    np.testing.assert_allclose(one, [(3 / 4 + 1 / 2) / 2])
+    value = run("relative", target[..., :1] + 2, output[..., :1] + 1, ones)[0]
+    np.testing.assert_allclose(value, [(3 / 4 + 1 / 2) / 2])
 
 
 def test_segpgd_moves_from_right_pixels_to_all_of_them():
     batch = class_batch()
-    every, still_right = run("ce", *batch)[0], run("masked_ce", *batch)[0]
+    ce, masked_ce = run("ce", *batch)[0], run("masked_ce", *batch)[0]
     for progress in (0.0, 0.5, 1.0):
         a = progress / 2
-        expected = (1 - a) * still_right + a * (every - still_right)
+        expected = (1 - a) * masked_ce + a * (ce - masked_ce)
         got = run("segpgd", *batch, progress=tf.constant(progress))[0]
         np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -229,33 +244,35 @@ def test_losses_that_leave_out_what_is_done_have_no_gradient_there(targeted):
     """An image that is wrong everywhere; if targeted, one that is as wanted."""
     rng = np.random.default_rng(0)
     logits = tf.constant(rng.normal(size=(1, 2, 3, 4)), tf.float32)
-    likeliest = np.argmax(logits, axis=-1)
-    classes = tf.constant(likeliest if targeted else (likeliest + 1) % 4)
-    there = np.float32(logits > 0)
-    labels = tf.constant(there if targeted else 1 - there)
+    likeliest_classes = np.argmax(logits, axis=-1)
+    classes = tf.constant(
+        likeliest_classes if targeted else (likeliest_classes + 1) % 4
+    )
+    likeliest_labels = np.float32(logits > 0)
+    labels = tf.constant(likeliest_labels if targeted else 1 - likeliest_labels)
     for name, loss in ATTACK_LOSSES.items():
         kinds = [kind for kind in ("scene", "tags") if loss.fits(KINDS[kind])]
         for kind in kinds if loss.targetable or not targeted else ():
             target = classes if kind == "scene" else labels
-            own = losses.cross_entropy
-            own = own if kind == "scene" else losses.binary_cross_entropy
+            own_loss = losses.cross_entropy
+            own_loss = own_loss if kind == "scene" else losses.binary_cross_entropy
             with tf.GradientTape() as tape:
                 tape.watch(logits)
                 case = Case(
                     target,
                     logits,
                     tf.ones((1, 2, 3)),
-                    own,
+                    own_loss,
                     targeted=targeted,
                     kind=KINDS[kind].kind,
                 )
                 value = loss.loss(case)
             gradient = tape.gradient(value, logits)
-            dead = not np.any(gradient)
-            if name == "houdini" and targeted:  # Else it is the right that it leaves.
-                assert dead
+            no_gradient = not np.any(gradient)
+            if name == "houdini" and targeted:  # It is 0 where all is right.
+                assert no_gradient
                 continue
-            assert dead == loss.leaves_out, (name, kind)
+            assert no_gradient == loss.leaves_out, (name, kind)
 
 
 def test_balanced_is_the_mean_over_classes_of_the_mean_in_a_class():
@@ -275,24 +292,26 @@ def test_balanced_is_the_mean_over_classes_of_the_mean_in_a_class():
 @pytest.mark.parametrize("targeted", [False, True])
 def test_cospgd_with_one_channel_is_the_own_loss(targeted):
     target, output, mask = value_batch(channels=1)
-    for own in (losses.l1, losses.l2):
-        value, slope = run("cospgd", target, output, mask, own=own, targeted=targeted)
-        np.testing.assert_array_equal(value, own(target, output, mask))
+    for own_loss in (losses.l1, losses.l2):
+        value, slope = run(
+            "cospgd", target, output, mask, own=own_loss, targeted=targeted
+        )
+        np.testing.assert_array_equal(value, own_loss(target, output, mask))
         assert np.all(slope[0] != 0)
 
 
 @pytest.mark.parametrize("name", ATTACK_LOSSES)
 def test_an_image_does_not_see_its_batch(name):
     surrogate = ATTACK_LOSSES[name]
-    make = class_batch if surrogate.fits(tasks_lib.TASKS["seg"]) else value_batch
-    own = losses.cross_entropy if make is class_batch else losses.l1
-    batch = make(seed=4)
-    whole = run(name, *batch, own=own)
+    make_batch = class_batch if surrogate.fits(tasks_lib.TASKS["seg"]) else value_batch
+    own_loss = losses.cross_entropy if make_batch is class_batch else losses.l1
+    batch = make_batch(seed=4)
+    results = run(name, *batch, own=own_loss)
     for i in range(3):
-        alone = run(name, *(part[i : i + 1] for part in batch), own=own)
-        for one, of_batch in zip(alone, whole, strict=True):
-            np.testing.assert_allclose(one[0], of_batch[i], rtol=1e-5, atol=1e-7)
-    assert whole[0][2] == 0
+        image_results = run(name, *(part[i : i + 1] for part in batch), own=own_loss)
+        for image_result, result in zip(image_results, results, strict=True):
+            np.testing.assert_allclose(image_result[0], result[i], rtol=1e-5, atol=1e-7)
+    assert results[0][2] == 0
 
 
 @pytest.mark.parametrize("name", DISCRETE)
@@ -301,8 +320,8 @@ def test_extreme_logits_give_finite_gradients(name):
     mask[1, 0, 1] = 1
     target[1, 0, 1] = 0
     for size in (1e4, -1e4):
-        extreme = np.eye(3)[np.where(mask > 0, target, 0)] * size
-        value, slope = run(name, target, extreme.astype(np.float32), mask)
+        logits = np.eye(3)[np.where(mask > 0, target, 0)] * size
+        value, slope = run(name, target, logits.astype(np.float32), mask)
         assert np.isfinite(value).all()
         assert np.isfinite(slope).all()
 
@@ -324,28 +343,30 @@ def test_half_precision_outputs_are_computed_in_float32():
 
 def test_each_surrogate_fits_tasks_of_its_kind():
     for name, surrogate in ATTACK_LOSSES.items():
-        fitting = {t for t, task in tasks_lib.TASKS.items() if surrogate.fits(task)}
-        others = set(tasks_lib.TASKS) - {"seg"}
+        fitting_tasks = {
+            t for t, task in tasks_lib.TASKS.items() if surrogate.fits(task)
+        }
+        other_tasks = set(tasks_lib.TASKS) - {"seg"}
         if name == "angular":
-            assert fitting == {"normal"}
+            assert fitting_tasks == {"normal"}
         elif name in ("bce", "masked_bce"):
-            assert not fitting  # None of the eleven is of labels.
+            assert not fitting_tasks  # None of the eleven tasks has labels.
         elif name == "cospgd":
-            assert fitting == others | {"seg"}
+            assert fitting_tasks == other_tasks | {"seg"}
         else:
-            assert fitting == (others if name in CONTINUOUS else {"seg"})
+            assert fitting_tasks == (other_tasks if name in CONTINUOUS else {"seg"})
         assert surrogate.formula
         assert surrogate.source
-    # Directions stay some whatever they are scored by.
+    # Directions are directions whatever the metrics.
     flow = Task("flow", kind="directions", metrics=tasks_lib.metrics.mae())
     assert ATTACK_LOSSES["angular"].fits(flow)
 
 
 def test_a_pixel_is_an_image_of_one_pixel():
-    for (target, output, mask), own in (
+    for (target, output, mask), own_loss in (
         (class_batch(), losses.cross_entropy),
         (value_batch(), losses.l2),
     ):
-        case = Case(*map(tf.constant, (target, output, mask)), own)
+        case = Case(*map(tf.constant, (target, output, mask)), own_loss)
         assert case.per_pixel.shape == (3, 2, 2)
         np.testing.assert_allclose(case.mean(case.per_pixel), attack_losses.own(case))

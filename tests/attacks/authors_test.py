@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ours beside the authors' own code: no weaker on one net, at equal budgets.
 
-torch, torchattacks and pyautoattack (AutoAttack's code) are needed for some, which are
-skipped where they are not installed. CosPGD, SegPGD and SEA are written anew here, in
+Some tests need torch, torchattacks and pyautoattack (AutoAttack's code), and are
+skipped where these are not installed. CosPGD, SegPGD and SEA are written anew here, in
 NumPy, from the papers' formulas.
 """
 
@@ -63,23 +63,23 @@ def logits_of(net, images):
     return net(tf.constant(images))["seg"].numpy()
 
 
-def harm(net, batch, found):
-    """The share of wrong pixels of attacked images, each checked to be one."""
-    found = np.asarray(found)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    return np.mean(logits_of(net, found).argmax(-1) != batch[1])
+def harm(net, batch, images):
+    """The share of wrong pixels of attacked images, which must be in [0, 1]."""
+    images = np.asarray(images)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    return np.mean(logits_of(net, images).argmax(-1) != batch[1])
 
 
-def ours(net, batch, make, losses=()):
-    """Returns (radius, seed) -> harm of our attack `make(radius)`, compiled once."""
+def ours(net, batch, make_attack, losses=()):
+    """Returns (radius, seed) -> harm of our `make_attack(radius)`, compiled once."""
     images, labels = batch
     masks = {"seg": np.ones(labels.shape, np.float32)}
 
     @tf.function(autograph=False)
     def run(epsilon, seed):
         objective = attacks.objective(net, {"seg": labels}, masks, losses=losses)
-        return make(epsilon)(objective, tf.constant(images), seed=seed)
+        return make_attack(epsilon)(objective, tf.constant(images), seed=seed)
 
     def attack(epsilon, seed):
         epsilon = tf.constant(epsilon, tf.float64)
@@ -88,10 +88,15 @@ def ours(net, batch, make, losses=()):
     return attack
 
 
-def assert_no_weaker(mine, theirs, radii, seeds=SEEDS):
-    """At each radius: the mean over seeds, beyond their spread and 0.1 % of pixels."""
+def assert_no_weaker(our_harm, their_harm, radii, seeds=SEEDS):
+    """Asserts at each radius that our harm, a mean over seeds, is not below theirs.
+
+    It may be lower by twice the spread over seeds plus 0.1 % of pixels.
+    """
     for radius in radii:
-        got, want = (np.array([f(radius, s) for s in seeds]) for f in (mine, theirs))
+        got, want = (
+            np.array([f(radius, s) for s in seeds]) for f in (our_harm, their_harm)
+        )
         slack = 2 * math.hypot(got.std(), want.std()) + 1e-3
         assert got.mean() >= want.mean() - slack, (radius, got, want)
 
@@ -107,20 +112,20 @@ def torch_net(net, batch):
     layers = []
     for layer in net.layers[2:]:
         kernel, bias = layer.get_weights()
-        made = torch.nn.Conv2d(*kernel.shape[2:], 3, padding=1)
-        made.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
-        made.bias.data = torch.tensor(bias)
-        layers += [made, torch.nn.ReLU()]
+        module = torch.nn.Conv2d(*kernel.shape[2:], 3, padding=1)
+        module.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
+        module.bias.data = torch.tensor(bias)
+        layers += [module, torch.nn.ReLU()]
     body = torch.nn.Sequential(*layers[:-1]).eval()
 
     class Net(torch.nn.Module):
         def forward(self, x):
             return body(4 * x - 2)
 
-    made = Net().eval()
-    got = made(channels_first(batch[0])).detach().numpy().transpose(0, 2, 3, 1)
+    module = Net().eval()
+    got = module(channels_first(batch[0])).detach().numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(got, logits_of(net, batch[0]), atol=1e-4)
-    return made
+    return module
 
 
 def channels_first(images):
@@ -129,8 +134,8 @@ def channels_first(images):
     return torch.tensor(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
 
 
-def torch_harm(net, batch, found):
-    return harm(net, batch, found.detach().numpy().transpose(0, 2, 3, 1))
+def torch_harm(net, batch, images):
+    return harm(net, batch, images.detach().numpy().transpose(0, 2, 3, 1))
 
 
 def by_torchattacks(net, batch, torch_net, name, **settings):
@@ -140,10 +145,10 @@ def by_torchattacks(net, batch, torch_net, name, **settings):
 
     def attack(epsilon, seed):
         torch.manual_seed(seed)
-        known = {k: v(epsilon) if callable(v) else v for k, v in settings.items()}
-        made = getattr(torchattacks, name)(torch_net, eps=epsilon, **known)
-        found = made(channels_first(batch[0]), torch.tensor(batch[1]))
-        return torch_harm(net, batch, found)
+        keywords = {k: v(epsilon) if callable(v) else v for k, v in settings.items()}
+        torch_attack = getattr(torchattacks, name)(torch_net, eps=epsilon, **keywords)
+        images = torch_attack(channels_first(batch[0]), torch.tensor(batch[1]))
+        return torch_harm(net, batch, images)
 
     return attack
 
@@ -179,9 +184,9 @@ def quarter(epsilon):
 def test_no_weaker_than_torchattacks(
     net, batch, torch_net, name, make, settings, radii
 ):
-    theirs = by_torchattacks(net, batch, torch_net, name, **settings)
+    their_harm = by_torchattacks(net, batch, torch_net, name, **settings)
     radii = [r / 255 for r in radii] if radii is LEVELS else radii
-    assert_no_weaker(ours(net, batch, make), theirs, radii)
+    assert_no_weaker(ours(net, batch, make), their_harm, radii)
 
 
 def torch_losses(torch_net, batch, points, rows=slice(None)):
@@ -220,7 +225,7 @@ def test_apgd_is_no_weaker_than_autoattacks(net, batch, torch_net, norm):
     base = pytest.importorskip("pyautoattack.autopgd_base")
     import torch
 
-    def theirs(epsilon, seed):
+    def their_harm(epsilon, seed):
         torch.manual_seed(seed)
         attack = base.APGDAttack(
             ForAutoAttack(torch_net, batch),
@@ -231,19 +236,19 @@ def test_apgd_is_no_weaker_than_autoattacks(net, batch, torch_net, norm):
             device="cpu",
         )
         labels = torch.zeros(len(batch[0]), dtype=torch.long)
-        found = attack.perturb(channels_first(batch[0]), labels, best_loss=True)
-        return torch_harm(net, batch, found)
+        images = attack.perturb(channels_first(batch[0]), labels, best_loss=True)
+        return torch_harm(net, batch, images)
 
-    mine = ours(net, batch, lambda e: attacks.APGD(e, STEPS, norm))
+    our_harm = ours(net, batch, lambda e: attacks.APGD(e, STEPS, norm))
     radii = [level / 255 for level in LEVELS] if norm == "linf" else LENGTHS
-    assert_no_weaker(mine, theirs, radii)
+    assert_no_weaker(our_harm, their_harm, radii)
 
 
 def test_square_is_no_weaker_than_autoattacks(net, batch, torch_net):
     square = pytest.importorskip("pyautoattack.square")
     import torch
 
-    def theirs(epsilon, seed):
+    def their_harm(epsilon, seed):
         torch.manual_seed(seed)
         attack = square.SquareAttack(
             None, n_queries=QUERIES, eps=epsilon, loss="ce", device="cpu"
@@ -257,11 +262,11 @@ def test_square_is_no_weaker_than_autoattacks(net, batch, torch_net):
         attack.margin_and_loss = margin_and_loss
         images = channels_first(batch[0])
         attack.init_hyperparam(images)
-        _, found = attack.attack_single_run(images, torch.arange(len(images)))
-        return torch_harm(net, batch, found)
+        _, attacked_images = attack.attack_single_run(images, torch.arange(len(images)))
+        return torch_harm(net, batch, attacked_images)
 
-    mine = ours(net, batch, lambda e: attacks.Square(e, QUERIES))
-    assert_no_weaker(mine, theirs, [level / 255 for level in LEVELS])
+    our_harm = ours(net, batch, lambda e: attacks.Square(e, QUERIES))
+    assert_no_weaker(our_harm, their_harm, [level / 255 for level in LEVELS])
 
 
 # Beside the papers' formulas, in NumPy. Gradients are by the logits, carried to the
@@ -299,8 +304,8 @@ def backward(net):
 
 def cospgd_weights(p, labels, progress):
     """The cosine of softmax and one-hot target."""
-    true = np.take_along_axis(p, labels[..., None], -1)[..., 0]
-    return true / np.linalg.norm(p, axis=-1)
+    p_true = np.take_along_axis(p, labels[..., None], -1)[..., 0]
+    return p_true / np.linalg.norm(p, axis=-1)
 
 
 def segpgd_weights(p, labels, progress):
@@ -332,9 +337,9 @@ def sign_steps(net, batch, weights):
     ("loss", "weights"), [("cospgd", cospgd_weights), ("segpgd", segpgd_weights)]
 )
 def test_pixel_weights_are_no_weaker_than_their_papers(net, batch, loss, weights):
-    mine = ours(net, batch, lambda e: attacks.PGD(e, e / 4, STEPS), (loss,))
+    our_harm = ours(net, batch, lambda e: attacks.PGD(e, e / 4, STEPS), (loss,))
     radii = [level / 255 for level in LEVELS]
-    assert_no_weaker(mine, sign_steps(net, batch, weights), radii)
+    assert_no_weaker(our_harm, sign_steps(net, batch, weights), radii)
 
 
 def masked(p, labels):
@@ -344,10 +349,10 @@ def masked(p, labels):
 
 
 def masked_balanced(p, labels):
-    """The same over the share of its class in the image."""
+    """The same, divided by the share of the pixel's class in the image."""
     shares = np.stack([(labels == c).mean((1, 2)) for c in range(CLASSES)], -1)
-    own = np.take_along_axis(shares[:, None, None], labels[..., None], -1)
-    return masked(p, labels) / own
+    pixel_shares = np.take_along_axis(shares[:, None, None], labels[..., None], -1)
+    return masked(p, labels) / pixel_shares
 
 
 def jensen_shannon(p, labels):
@@ -359,14 +364,14 @@ def jensen_shannon(p, labels):
 
 
 def sea_run(net, batch, slope, epsilon, steps, seed):
-    """APGD in shrinking balls: steps by cross-entropy, the point by wrong pixels."""
+    """APGD in shrinking balls along `slope`; returns points of most wrong pixels."""
     images, labels = batch
     rng = np.random.default_rng(seed)
-    most = np.full(len(images), -1.0)
-    kept = images.copy()
+    most_wrong = np.full(len(images), -1.0)
+    result = images.copy()
     x = images + rng.uniform(-2 * epsilon, 2 * epsilon, images.shape)
 
-    def look(x):
+    def evaluate(x):
         p = softmax(logits_of(net, x.astype(np.float32)).astype(np.float64))
         return (
             backward(net)(x, slope(p, labels)),
@@ -380,47 +385,51 @@ def sea_run(net, batch, slope, epsilon, steps, seed):
     for factor, share in ((2, 0.3), (1.5, 0.3), (1, 0.4)):
         radius, count = factor * epsilon, round(share * steps)
         low, high = np.maximum(images - radius, 0), np.minimum(images + radius, 1)
-        x = before = np.clip(x, low, high)
-        most[:] = -1  # Only the last stage's points are inside the ball.
+        x = previous = np.clip(x, low, high)
+        most_wrong[:] = -1  # Only the last stage's points are inside the ball.
         size = np.full(len(x), 2 * radius)
-        gradient, loss, p = look(x)
+        gradient, loss, p = evaluate(x)
         best, best_loss, best_gradient = x, loss, gradient
-        gap, least, less = (max(int(s * count), 1) for s in (0.22, 0.06, 0.03))
-        rises, since, last_best = np.zeros(len(x)), 0, best_loss
+        gap, least_gap, gap_step = (max(int(s * count), 1) for s in (0.22, 0.06, 0.03))
+        rises, steps_since, last_best = np.zeros(len(x)), 0, best_loss
         reduced = np.ones(len(x), bool)
 
-        def keep(x, p):
+        def keep_worst(x, p):
             wrong = (p.argmax(-1) != labels).mean((1, 2))
-            better = wrong > most
-            most[better], kept[better] = wrong[better], x[better]
+            better = wrong > most_wrong
+            most_wrong[better], result[better] = wrong[better], x[better]
 
-        keep(x, p)
+        keep_worst(x, p)
         for number in range(count):
             aim = np.clip(x + column(size) * np.sign(gradient), low, high)
             a = 0.75 if number else 1.0
-            x, before = (
-                np.clip(x + a * (aim - x) + (1 - a) * (x - before), low, high),
+            x, previous = (
+                np.clip(x + a * (aim - x) + (1 - a) * (x - previous), low, high),
                 x,
             )
-            gradient, new_loss, p = look(x)
-            keep(x, p)
+            gradient, new_loss, p = evaluate(x)
+            keep_worst(x, p)
             rises += new_loss > loss
             loss = new_loss
             better = loss > best_loss
             best = np.where(column(better), x, best)
             best_gradient = np.where(column(better), gradient, best_gradient)
             best_loss = np.where(better, loss, best_loss)
-            since += 1
-            if since == gap:
-                few = rises <= 0.75 * gap
-                reduced = few | (~reduced & (last_best >= best_loss))
+            steps_since += 1
+            if steps_since == gap:
+                few_rises = rises <= 0.75 * gap
+                reduced = few_rises | (~reduced & (last_best >= best_loss))
                 size = np.where(reduced, size / 2, size)
                 x = np.where(column(reduced), best, x)
                 gradient = np.where(column(reduced), best_gradient, gradient)
-                gap, since, last_best = max(gap - less, least), 0, best_loss
+                gap, steps_since, last_best = (
+                    max(gap - gap_step, least_gap),
+                    0,
+                    best_loss,
+                )
                 rises = np.zeros(len(x))
-        x = kept.copy()
-    return kept.astype(np.float32)
+        x = result.copy()
+    return result.astype(np.float32)
 
 
 SEA_SLOPES = {"masked_ce_balanced": masked_balanced, "masked_ce": masked,
@@ -429,7 +438,7 @@ SEA_SLOPES = {"masked_ce_balanced": masked_balanced, "masked_ce": masked,
 
 @pytest.fixture(scope="module")
 def sea_runs(net, batch):
-    """(loss, radius, seed) -> the images of a run of the paper's, each made once."""
+    """Returns (loss, radius, seed) -> images of one run of the paper's SEA, cached."""
 
     @functools.cache
     def run(loss, epsilon, seed):
@@ -440,20 +449,22 @@ def sea_runs(net, batch):
 
 @pytest.mark.parametrize("loss", SEA_SLOPES)
 def test_runs_of_sea_are_no_weaker_than_the_papers(net, batch, sea_runs, loss):
-    def theirs(epsilon, seed):
+    def their_harm(epsilon, seed):
         return harm(net, batch, sea_runs(loss, epsilon, seed))
 
     run = functools.partial(attacks.APGD, steps=SEA_STEPS, radii=ensemble.SEA_RADII)
-    assert_no_weaker(ours(net, batch, run, (loss,)), theirs, [e / 255 for e in LEVELS])
+    assert_no_weaker(
+        ours(net, batch, run, (loss,)), their_harm, [e / 255 for e in LEVELS]
+    )
 
 
 def test_sea_is_no_weaker_than_the_papers(net, batch, sea_runs):
-    def theirs(epsilon, seed):
+    def their_harm(epsilon, seed):
         runs = [sea_runs(loss, epsilon, seed) for loss in SEA_SLOPES]
         wrong = [
             (logits_of(net, run).argmax(-1) != batch[1]).mean((1, 2)) for run in runs
         ]
         return np.mean(np.max(wrong, axis=0))
 
-    mine = ours(net, batch, functools.partial(attacks.SEA, steps=SEA_STEPS))
-    assert_no_weaker(mine, theirs, [level / 255 for level in LEVELS])
+    our_harm = ours(net, batch, functools.partial(attacks.SEA, steps=SEA_STEPS))
+    assert_no_weaker(our_harm, their_harm, [level / 255 for level in LEVELS])

@@ -55,25 +55,25 @@ def test_noise_l2_fills_the_ball_and_a_corner_is_on_the_sphere():
 @pytest.mark.parametrize("kind", [Noise, Corner])
 def test_the_best_of_the_draws_comes_back_and_nan_never_wins(kind, norm):
     x = np.random.default_rng(0).uniform(0.2, 0.8, (9, 12))
-    asked = []
+    evaluations = []
 
     @attacks.simple
     def loss(z):
         value = tf.reduce_sum(tf.sin(30 * z), 1)
         value = tf.where(value > 2, value * np.nan, value)
-        asked.append((z.numpy(), value.numpy()))
+        evaluations.append((z.numpy(), value.numpy()))
         return value
 
     attack = kind(0.2, norm, draws=6)
     keys = threat.image_keys(4, tf.range(9))
     got = attack.search(loss, tf.constant(x), keys).numpy()
-    assert len(asked) == attack.passes == 6
-    points, scores = map(np.array, zip(*asked, strict=True))
+    assert len(evaluations) == attack.passes == 6
+    points, scores = map(np.array, zip(*evaluations, strict=True))
     assert len(np.unique(points.reshape(54, 12), axis=0)) == 54
     assert np.isnan(scores).any()
-    lost = np.isnan(scores).all(0)
+    no_score = np.isnan(scores).all(0)
     best = points[np.argmax(np.nan_to_num(scores, nan=-9), 0), range(9)]
-    best[lost] = x[lost]
+    best[no_score] = x[no_score]
     np.testing.assert_allclose(got, best, atol=1e-8)
 
 

@@ -47,26 +47,26 @@ def all_attacks(norm: str):
 def test_any_attack_leaves_the_other_channels_as_they_are(norm):
     x = images()
     for attack in all_attacks(norm):
-        moved = attacks.on_channels(attack, (3, 1))(linear, x, 5) - x
-        assert not np.any(moved.numpy()[..., [0, 2]]), attack
-        assert np.all(np.abs(moved.numpy()[..., [1, 3]]).max((1, 2)) > 0), attack
-        lengths = tf.norm(tf.reshape(moved, (3, -1)), axis=1)
-        size = tf.reduce_max(tf.abs(moved) if norm == "linf" else lengths)
+        difference = attacks.on_channels(attack, (3, 1))(linear, x, 5) - x
+        assert not np.any(difference.numpy()[..., [0, 2]]), attack
+        assert np.all(np.abs(difference.numpy()[..., [1, 3]]).max((1, 2)) > 0), attack
+        lengths = tf.norm(tf.reshape(difference, (3, -1)), axis=1)
+        size = tf.reduce_max(tf.abs(difference) if norm == "linf" else lengths)
         assert float(size) <= EPSILON[norm] * (1 + 1e-6), attack
 
 
 def test_the_maximum_of_a_linear_loss_is_that_of_the_chosen_channels():
-    x, epsilon, chosen = images(), 0.05, [0, 2]
-    part = slopes().numpy()[..., chosen]
+    x, epsilon, numbers = images(), 0.05, [0, 2]
+    chosen_slopes = slopes().numpy()[..., numbers]
     attack = attacks.PGD(epsilon, epsilon, 3)
-    found = attacks.on_channels(attack, chosen)(linear, x) - x
-    raised = tf.reduce_sum(found * slopes(), [1, 2, 3])
-    np.testing.assert_allclose(raised, epsilon * np.abs(part).sum(), rtol=1e-5)
+    difference = attacks.on_channels(attack, numbers)(linear, x) - x
+    rise = tf.reduce_sum(difference * slopes(), [1, 2, 3])
+    np.testing.assert_allclose(rise, epsilon * np.abs(chosen_slopes).sum(), rtol=1e-5)
 
     attack = attacks.FGSM(0.2, norm="l2")
-    found = attacks.on_channels(attack, chosen)(linear, x) - x
-    raised = tf.reduce_sum(found * slopes(), [1, 2, 3])
-    np.testing.assert_allclose(raised, 0.2 * np.linalg.norm(part), rtol=1e-4)
+    difference = attacks.on_channels(attack, numbers)(linear, x) - x
+    rise = tf.reduce_sum(difference * slopes(), [1, 2, 3])
+    np.testing.assert_allclose(rise, 0.2 * np.linalg.norm(chosen_slopes), rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -82,16 +82,16 @@ def test_objectives_of_tasks_and_ensembles_of_losses():
             model, targets, masks, tasks=("seg",), balance=balance, judge="loss"
         )
         for attack in (attacks.SEA(0.05, 4), attacks.PGD(0.05, 0.02, 3)):
-            moved = attacks.on_channels(attack, (0, 1, 2))(goal, x) - x
-            assert not np.any(moved.numpy()[..., 3])
-            assert np.any(moved.numpy()[..., :3])
+            difference = attacks.on_channels(attack, (0, 1, 2))(goal, x) - x
+            assert not np.any(difference.numpy()[..., 3])
+            assert np.any(difference.numpy()[..., :3])
 
 
 def test_channels_may_be_an_array():
     x, attack = images(), attacks.PGD(0.1, 0.05, 2)
-    found = attacks.on_channels(attack, np.array([3, 1]))(linear, x, 5)
-    same = attacks.on_channels(attack, (3, 1))(linear, x, 5)
-    np.testing.assert_array_equal(found, same)
+    got = attacks.on_channels(attack, np.array([3, 1]))(linear, x, 5)
+    want = attacks.on_channels(attack, (3, 1))(linear, x, 5)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_without_channels_it_is_the_attack_itself():
@@ -119,36 +119,36 @@ def test_channels_that_are_not_there(chosen):
 
 @pytest.mark.parametrize("balance", ["normalized", "sign_sum"])
 def test_balances_of_steepest_moves_are_those_of_the_channels_that_may_change(balance):
-    """As of a model that holds the others itself."""
+    """As for a model that adds the other channels itself."""
     weights = {"depth": [0.5, 0.5, 0.5, 0], "reshading": [-0.6, -0.6, 0.6, 300]}
     x = images(2)
 
-    def whole(images):
+    def full_model(images):
         return {
             task: tf.reduce_sum(images * tf.constant(w, tf.float32), -1, keepdims=True)
             for task, w in weights.items()
         }
 
-    def part(three):
-        return whole(tf.concat([three, x[..., 3:]], -1))
+    def part_model(images):
+        return full_model(tf.concat([images, x[..., 3:]], -1))
 
     targets = {task: tf.fill((2, 6, 5, 1), -1000.0) for task in weights}
     masks = {task: tf.ones((2, 6, 5)) for task in weights}
     attack = attacks.FGSM(0.05)
     goals = [
         attacks.objective(model, targets, masks, balance=balance)
-        for model in (whole, part)
+        for model in (full_model, part_model)
     ]
-    wanted = attack(goals[1], x[..., :3])
-    on_three = attacks.on_channels(attack, (0, 1, 2))
-    np.testing.assert_array_equal(on_three(goals[0], x)[..., :3], wanted)
-    # Also where the channels of channels are chosen, and of what an ensemble makes.
-    nested = attacks.on_channels(
+    expected = attack(goals[1], x[..., :3])
+    channel_attack = attacks.on_channels(attack, (0, 1, 2))
+    np.testing.assert_array_equal(channel_attack(goals[0], x)[..., :3], expected)
+    # Also for channels of channels, and for the members of an ensemble.
+    nested_attack = attacks.on_channels(
         attacks.on_channels(attacks.Worst((attack,)), (1, 2, 3)), (3, 0, 1, 2)
     )
-    np.testing.assert_array_equal(nested(goals[0], x)[..., :3], wanted)
-    if balance == "normalized":  # Of all channels the second task had nearly no part.
-        assert np.any(attack(goals[0], x)[..., :3] != wanted)
+    np.testing.assert_array_equal(nested_attack(goals[0], x)[..., :3], expected)
+    if balance == "normalized":  # With all channels, the second task hardly counts.
+        assert np.any(attack(goals[0], x)[..., :3] != expected)
 
 
 STEPS = attacks.PGD(0.1, 0.025, 2)
@@ -161,6 +161,6 @@ def test_attacks_by_hand_look_at_whole_images(attack):
     objective = attacks.objective(
         lambda z: {"seg": 9 * z}, {"seg": labels}, {"seg": mask}, ("seg",)
     )
-    moved = attacks.on_channels(attack, (0, 1))(objective, x, jit="off")
-    assert np.array_equal(moved[..., 2], x[..., 2])
-    assert not np.array_equal(moved[..., :2], x[..., :2])
+    result = attacks.on_channels(attack, (0, 1))(objective, x, jit="off")
+    assert np.array_equal(result[..., 2], x[..., 2])
+    assert not np.array_equal(result[..., :2], x[..., :2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worst of several attacks: per image, by the score asked for; SEA's three runs."""
+"""The worst of several attacks, per image and by the objective's score; SEA's runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtr_tf.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """An attack that shifts every value, whatever the objective; keeps its keys."""
+    """An attack that shifts every value, whatever the objective, and saves its keys."""
 
     by: float
     passes: int = 3
@@ -37,7 +37,7 @@ KEYS = []
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Raises the sum of its losses; each a linear one, with a maximum of its own."""
+    """An objective: the sum of linear losses, each with a maximum of its own."""
 
     names: tuple = ("up",)
     harm: bool = False
@@ -52,13 +52,13 @@ class Losses:
         return dataclasses.replace(self, harm=True)
 
     def __call__(self, z, progress=0.0):
-        raised = tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
-        return (raised, harm(z)) if self.harm else raised
+        total = tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
+        return (total, harm(z)) if self.harm else total
 
 
 @attacks.simple
 def harm(z):
-    """Image 0 is worst where its values fall, 1 where they rise, 2 at low-high-high."""
+    """Scores; highest where image 0 is low, 1 high, 2 low-high-high, 3 high-low-low."""
     signs = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]
     return tf.reduce_sum(z * tf.constant(signs), 1)
 
@@ -70,10 +70,10 @@ def search(attack, objective, x, seed=0):
 
 def test_each_image_keeps_its_highest_and_of_equals_the_first():
     x = np.full((4, 2), 0.5, np.float32)
-    wanted = np.array([[0.125], [-0.25], [0.375], [0.0]], np.float32)
-    near = attacks.simple(lambda z: -tf.reduce_sum(tf.abs(z - x - wanted), 1))  # noqa: E731
+    goals = np.array([[0.125], [-0.25], [0.375], [0.0]], np.float32)
+    nearness = attacks.simple(lambda z: -tf.reduce_sum(tf.abs(z - x - goals), 1))  # noqa: E731
     worst = Worst((Move(0.125), Move(-0.25), Move(0.375), Move(-0.125)))
-    got = search(worst, near, x)
+    got = search(worst, nearness, x)
     # The last image is as near to the first as to the fourth.
     moves = np.array([[0.125], [-0.25], [0.375], [0.125]])
     np.testing.assert_array_equal(got, x + moves)
@@ -83,27 +83,27 @@ def test_each_image_keeps_its_highest_and_of_equals_the_first():
 def test_nan_never_wins_wherever_it_comes(order):
     x = np.full((2, 2), 0.5, np.float32)
     root = attacks.simple(lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1)))  # noqa: E731
-    got = search(Worst(tuple(Move(by) for by in order)), root, x)
+    got = search(Worst(tuple(Move(shift) for shift in order)), root, x)
     np.testing.assert_allclose(got, 0.6)
-    lost = search(Worst((Move(-0.1), Move(-0.2))), root, x)
-    np.testing.assert_allclose(lost, 0.4)  # None has a score: the first's.
+    first_result = search(Worst((Move(-0.1), Move(-0.2))), root, x)
+    np.testing.assert_allclose(first_result, 0.4)  # None has a score: the first's.
 
 
 def test_members_and_images_have_random_numbers_of_their_own():
     KEYS.clear()
     x = np.full((3, 2), 0.5, np.float32)
-    flat = attacks.simple(lambda z: 0 * tf.reduce_sum(z, 1))  # noqa: E731
-    search(Worst((Move(0.1), Worst((Move(0.1), Move(0.1))))), flat, x)
+    flat_loss = attacks.simple(lambda z: 0 * tf.reduce_sum(z, 1))  # noqa: E731
+    search(Worst((Move(0.1), Worst((Move(0.1), Move(0.1))))), flat_loss, x)
     assert len(np.unique(np.concatenate(KEYS), axis=0)) == 9
-    own = threat.image_keys(0, tf.range(3)).numpy()
-    assert not any((key == own).all(1).any() for key in np.concatenate(KEYS))
+    image_keys = threat.image_keys(0, tf.range(3)).numpy()
+    assert not any((key == image_keys).all(1).any() for key in np.concatenate(KEYS))
     # Two members of one kind draw differently: no worse than either, better somewhere.
     wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), 1))  # noqa: E731
     x = np.random.default_rng(0).uniform(0, 1, (8, 3)).astype(np.float32)
-    one = wave(Worst((Noise(0.2),))(wave, x)).numpy()
-    two = wave(Worst((Noise(0.2), Noise(0.2)))(wave, x)).numpy()
-    assert np.all(two >= one - 1e-5)
-    assert np.any(two > one + 0.1)
+    single_values = wave(Worst((Noise(0.2),))(wave, x)).numpy()
+    double_values = wave(Worst((Noise(0.2), Noise(0.2)))(wave, x)).numpy()
+    assert np.all(double_values >= single_values - 1e-5)
+    assert np.any(double_values > single_values + 0.1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -114,13 +114,13 @@ def test_results_are_the_members_bit_for_bit_in_every_dtype(dtype):
     total = attacks.simple(lambda z: tf.reduce_sum(z, 1))  # noqa: E731
     got = worst.search(total, x, keys)
     assert got.dtype == x.dtype
-    found = []
+    results = []
     for number, member in enumerate(worst.attacks):
         member_keys = tf.stack([threat.fold_in(key, number) for key in keys])
-        found.append(member.search(total, x, member_keys))
-    sums = [tf.reduce_sum(tf.cast(points, tf.float64), 1).numpy() for points in found]
+        results.append(member.search(total, x, member_keys))
+    sums = [tf.reduce_sum(tf.cast(points, tf.float64), 1).numpy() for points in results]
     for i in range(5):
-        expected = found[int(sums[1][i] > sums[0][i])][i]
+        expected = results[int(sums[1][i] > sums[0][i])][i]
         assert np.all((got[i] == expected).numpy())
 
 
@@ -131,15 +131,15 @@ def test_members_with_losses_of_their_own():
     assert worst == Worst(((run, ("down",)), (run, "up")))
     assert Worst(((run, "up,down"), (run, None))) == Worst(((run, ["up", "down"]), run))
     got = worst(Losses(), x).numpy()
-    # Of going all up and all down: the first two by their harm, the others too.
+    # Each image goes all up or all down, whichever has more harm.
     expected = np.array([-0.1, 0.1, 0.1, -0.1])[:, None] + x
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
-    class Plain(Losses):  # Without a judge for ensembles: by what the objective says.
+    class WithoutJudge(Losses):  # Without a judge, the objective's score decides.
         in_ensemble = property()
 
-    own = Worst((run, (run, ("down",))))(Plain(("up",)), x)
-    np.testing.assert_allclose(own, 0.6, atol=1e-6)
+    result = Worst((run, (run, ("down",))))(WithoutJudge(("up",)), x)
+    np.testing.assert_allclose(result, 0.6, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", slow("l2")])
@@ -175,19 +175,19 @@ def test_sea_is_four_runs_of_shrinking_radius():
 
 
 def test_the_objective_begins_once_for_every_member_and_for_the_judge():
-    begun = []
+    starts = []
 
-    class Begins:
+    class StartRecorder:
         def begin(self, start, clean):
-            begun.append(start.numpy())
+            starts.append(start.numpy())
             np.testing.assert_array_equal(clean, x)
             return attacks.simple(lambda z: tf.reduce_sum(z, 1))
 
     x = np.full((2, 3), 0.5, np.float32)
-    search(Worst((apgd.APGD(0.1, 2, restarts=3), Noise(0.1))), Begins(), x)
+    search(Worst((apgd.APGD(0.1, 2, restarts=3), Noise(0.1))), StartRecorder(), x)
     # The judge and the noise begin at the images, the runs where they start.
-    assert len(begun) == 5
-    assert [bool(np.all(start == x)) for start in begun] == [True, *[False] * 3, True]
+    assert len(starts) == 5
+    assert [bool(np.all(start == x)) for start in starts] == [True, *[False] * 3, True]
 
 
 def test_passes_are_the_members_and_one_more_each():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many models attacked in one process: what is compiled is bounded by bytes, and goes.
+"""Many models attacked in one process: compiled graphs are bounded in bytes and freed.
 
 Counts beyond what loops can count are refused, by every attack.
 """
@@ -28,14 +28,14 @@ PGD = attacks.PGD(8 / 255, 2 / 255, 2)
 
 
 def attack_new_model(seed):
-    """On a model of its own, which nothing else keeps."""
+    """Attacks a new model, which nothing else keeps."""
     model = models.build("tiny", ("seg",), (SIZE, SIZE, 3), 3, seed=seed)
     PGD(attacks.objective(model, TARGETS, MASKS), IMAGES)
 
 
 def held():
     """How many functions and gradients TensorFlow has for our graphs."""
-    for _ in range(3):  # A graph goes after what owns it.
+    for _ in range(3):  # A graph is freed after its owner.
         gc.collect()
     names = ops.gradient_registry.list()
     gradients = sum(name.startswith("CustomGradient-") for name in names)
@@ -60,12 +60,12 @@ def kept(monkeypatch):
 def test_what_is_compiled_is_bounded_and_goes(kept):
     for seed in range(3):
         attack_new_model(seed)
-    before = held()
+    counts = held()
     for seed in range(3, 6):
         attack_new_model(seed)
     assert 1 <= len(kept) <= 3
     assert kept.bytes < 40 * 2**20
-    assert held() == before
+    assert held() == counts
 
 
 def test_models_that_fit_are_compiled_once(kept):
@@ -83,12 +83,12 @@ def test_models_that_fit_are_compiled_once(kept):
 def test_forty_models_take_no_more_memory_than_what_is_kept(kept):
     for seed in range(10):
         attack_new_model(seed)
-    named, before = held(), memory()
+    counts, start_memory = held(), memory()
     for seed in range(10, 50):
         attack_new_model(seed)
-    assert held() == named
-    grown = (memory() - before) / 2**20
-    assert grown < 180  # 40 graphs that stay are 300.
+    assert held() == counts
+    growth = (memory() - start_memory) / 2**20
+    assert growth < 180  # 40 graphs, if they stayed, would take 300.
 
 
 @pytest.mark.parametrize("count", [2**31, 2**32, 10**20])

@@ -18,7 +18,7 @@ from mtr_tf.training import step
 
 
 def net(side, policy, classes=4):
-    """A small net of a few strided layers, of the same weights in every precision."""
+    """A small convolutional net, with the same weights in every precision."""
     keras.utils.set_random_seed(0)
     image = keras.Input((side, side, 3))
     x = image
@@ -56,9 +56,9 @@ def slopes(model, batch, **settings):
 
 def agreement(got, want, at_least=0.5):
     """The share of equal signs where float32's entry is over 1/1000 of the largest."""
-    telling = np.abs(want) > 1e-3 * np.abs(want).max(axis=(1, 2, 3), keepdims=True)
-    assert telling.mean() > at_least
-    return np.mean(np.sign(got[telling]) == np.sign(want[telling]))
+    large = np.abs(want) > 1e-3 * np.abs(want).max(axis=(1, 2, 3), keepdims=True)
+    assert large.mean() > at_least
+    return np.mean(np.sign(got[large]) == np.sign(want[large]))
 
 
 SIDES = [64, slow(256), slow(1024)]
@@ -72,7 +72,7 @@ def test_signs_are_those_of_float32(side, policy):
     got = slopes(net(side, policy), batch)
     assert got.dtype == np.float32
     assert agreement(got, want) > 0.99
-    # The size is right too: what other attacks add up is no multiple.
+    # The size is right too, for attacks that add gradients up.
     scale = np.sqrt((got**2).mean() / (want**2).mean())
     assert 0.95 < scale < 1.05
 
@@ -93,8 +93,8 @@ def test_signs_of_the_fast_copy_are_those_of_float32(side, dtype):
     model = net(side, "float32")
     fast = folding.in_half(model, dtype, tf.constant(batch[0]))
     assert any(layer.compute_dtype == dtype for layer in fast.layers)
-    least = {"bfloat16": 0.97, "float16": 0.99}[dtype]
-    assert agreement(slopes(fast, batch), slopes(model, batch)) > least
+    least_agreement = {"bfloat16": 0.97, "float16": 0.99}[dtype]
+    assert agreement(slopes(fast, batch), slopes(model, batch)) > least_agreement
 
 
 @pytest.mark.parametrize(
@@ -105,28 +105,28 @@ def test_signs_of_the_fast_copy_are_those_of_float32(side, dtype):
         (((7, 5),), "float16"),
         (((9, 0), (7, 0)), "float16"),
         (((6, 1),), "bfloat16"),
-        (({},), "bfloat16"),  # Nothing is known of it.
+        (({},), "bfloat16"),  # A device without details.
     ],
 )
 def test_the_half_precision_is_what_the_gpus_are_made_for(monkeypatch, cards, half):
-    known = [{"compute_capability": card} if card else {} for card in cards]
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: known)
+    details = [{"compute_capability": card} if card else {} for card in cards]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: details)
     experimental = tf.config.experimental
     monkeypatch.setattr(experimental, "get_device_details", lambda gpu: gpu)
     assert folding.half_type() == half
 
 
 def test_signs_where_the_model_is_right_and_sure():
-    # Then all gradients are small, and some of those of the plain mean zero.
+    # Then all gradients are small, and some underflow to 0 unless losses are scaled.
     images, _, masks = a_batch(256)
     want_model, model = net(256, "float32"), net(256, "mixed_float16")
-    for one in (want_model, model):
-        one.layers[-2].kernel.assign(6 * one.layers[-2].kernel)
+    for network in (want_model, model):
+        network.layers[-2].kernel.assign(6 * network.layers[-2].kernel)
     targets = {"seg": want_model(images)["seg"].numpy().argmax(-1)}
     objective = attacks.objective(model, targets, masks)
 
     @tf.function(autograph=False)
-    def plain(x):
+    def unscaled_slopes(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
             ascend, _ = objective(x)
@@ -134,9 +134,9 @@ def test_signs_where_the_model_is_right_and_sure():
 
     want = slopes(want_model, (images, targets, masks))
     got = slopes(model, (images, targets, masks))
-    lost = plain(tf.constant(images)).numpy()
+    unscaled = unscaled_slopes(tf.constant(images)).numpy()
     assert agreement(got, want, 0.2) > 0.99
-    assert agreement(lost, want, 0.2) < 0.985
+    assert agreement(unscaled, want, 0.2) < 0.985
 
 
 @pytest.mark.parametrize("factor", [1e-7, 1e-4, 1.0, 1e4, 1e7])
@@ -178,18 +178,18 @@ def test_images_find_scales_of_their_own_and_dead_ones_stay_zero():
 
 def test_float16_is_seen_in_called_functions_and_nothing_else_is_scaled():
     half = tf.function(lambda x: tf.cast(tf.cast(x, tf.half) * 2, tf.float32))
-    found = []
+    answers = []
 
     @tf.function(autograph=False)
     def graph(x):
         for change in (half, lambda x: x * 2, lambda x: tf.cast(x, tf.bfloat16)):
-            before = len(tf.compat.v1.get_default_graph().get_operations())
+            count = len(tf.compat.v1.get_default_graph().get_operations())
             change(x)
-            made = tf.compat.v1.get_default_graph().get_operations()[before:]
-            found.append(base.computes_in_float16(made))
+            operations = tf.compat.v1.get_default_graph().get_operations()[count:]
+            answers.append(base.computes_in_float16(operations))
 
     graph(tf.ones([2]))
-    assert found == [True, False, False]
+    assert answers == [True, False, False]
 
 
 @pytest.mark.parametrize("batch_norm", [slow("inference"), "training"])
@@ -204,13 +204,13 @@ def test_the_adversary_in_training_sees_them_too(batch_norm):
         "step": tf.constant(0, tf.int64),
         "position": tf.range(2, dtype=tf.int64),
     }
-    moved = []
+    signs = []
     for policy in ("float32", "mixed_float16"):
         objective = adversary.objective(net(64, policy))
         perturb = functools.partial(adversary.perturb, objective, batch)
-        run = tf.function(perturb, autograph=False)  # As steps are made.
-        moved.append(np.sign(run().numpy() - images))
-    assert np.mean(moved[0] == moved[1]) > 0.98
+        run = tf.function(perturb, autograph=False)  # As training steps are.
+        signs.append(np.sign(run().numpy() - images))
+    assert np.mean(signs[0] == signs[1]) > 0.98
 
 
 def test_images_in_float64_have_the_slopes_of_images_in_float32():

@@ -42,14 +42,14 @@ def log_softmax(z):
     return z - max(z) - math.log(sum(math.exp(v - max(z)) for v in z))
 
 
-def mean_iou(target, prediction, of_all):
-    """Of flat arrays of valid pixels."""
+def mean_iou(target, prediction, all_classes):
+    """The mean IoU of valid pixels, flat; absent classes count 0 if `all_classes`."""
     shares = []
     for c in range(CLASSES):
         union = np.sum((target == c) | (prediction == c))
         if union:
             shares.append(np.sum((target == c) & (prediction == c)) / union)
-        elif of_all:
+        elif all_classes:
             shares.append(0.0)
     return sum(shares) / len(shares)
 
@@ -70,7 +70,7 @@ def test_the_true_one_is_the_formula_and_has_its_derivative(seed):
     for i in range(2):
         valid = mask[i] > 0
         y, z = target[i][valid], logits[i][valid].astype(float)
-        factor = (1 - mean_iou(y, z.argmax(-1), of_all=False)) / len(y)
+        factor = (1 - mean_iou(y, z.argmax(-1), all_classes=False)) / len(y)
         np.testing.assert_allclose(value[i], factor * chance(y, z), rtol=1e-5)
         expected = np.zeros_like(z)
         for index in np.ndindex(z.shape):
@@ -92,17 +92,17 @@ def test_the_released_one_is_the_formula_and_has_the_released_backward_pass(seed
     for i in range(2):
         valid = mask[i] > 0
         y, z = target[i][valid], logits[i][valid].astype(float)
-        factor = 100 * mean_iou(y, z.argmax(-1), of_all=True) / len(y)
+        factor = 100 * mean_iou(y, z.argmax(-1), all_classes=True) / len(y)
         np.testing.assert_allclose(value[i], factor * chance(y, z), rtol=1e-5)
         for pixel in range(len(y)):
             s = log_softmax(z[pixel])
             size = math.exp(-((s[y[pixel]] - max(s)) ** 2) / 2) / math.sqrt(2 * math.pi)
-            of_scores = np.zeros(CLASSES)  # As if scattered, one after the other.
-            of_scores[s.argmax()] = size
-            of_scores[y[pixel]] = -size
-            of_logits = of_scores - np.exp(s) * of_scores.sum()
+            score_slope = np.zeros(CLASSES)  # The second entry may overwrite the first.
+            score_slope[s.argmax()] = size
+            score_slope[y[pixel]] = -size
+            logit_slope = score_slope - np.exp(s) * score_slope.sum()
             got = slope[i][valid][pixel]
-            np.testing.assert_allclose(got, factor * of_logits, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got, factor * logit_slope, rtol=1e-4, atol=1e-5)
     assert value[2] == 0
     assert not slope[2].any()
 
@@ -114,7 +114,7 @@ def test_absent_classes_count_zero_in_the_released_one_alone():
     mask = np.ones((1, 2, 2), np.float32)
     value, slope = run(houdini_released, target, right, mask)
     np.testing.assert_allclose(value, [50 * 0.5])
-    assert np.abs(slope).max() > 0  # What is right is moved, unlike below.
+    assert np.abs(slope).max() > 0  # Right pixels are moved, unlike below.
     value, slope = run(houdini, target, right, mask)
     assert not value.any()
     assert not slope.any()

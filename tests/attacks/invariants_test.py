@@ -53,7 +53,7 @@ ATTACKS = {
         (apgd.APGD(e, 2, norm), square.Square(e, 3, norm), pgd.FGSM(e, norm))
     ),
 }
-STARTED = ("pgd", "mim_released", "apgd", "noise")  # At draw 0, and keep best.
+STARTED = ("pgd", "mim_released", "apgd", "noise")  # At draw 0; they keep their best.
 # Every attack in both norms; each dtype comes with each attack and with each norm.
 DTYPES = ("float32", "float16", "float64", "bfloat16")
 CASES = [
@@ -69,7 +69,7 @@ EPSILONS = st.one_of(
 
 
 def objective(weights, dtype):
-    """Polynomials, for they are the same wherever an image is in its batch."""
+    """Polynomials: their values do not depend on an image's place in its batch."""
     a, b, c = (tf.cast(w, dtype) for w in tf.unstack(weights))
 
     @attacks.simple
@@ -81,7 +81,7 @@ def objective(weights, dtype):
 
 
 def run(name, norm, epsilon, x, weights, keys):
-    """Returns the attack's images and where its first run starts, or PGD's."""
+    """Returns the attack's images, and the first start of an attack in STARTED."""
     ball = threat.ball(norm, epsilon)
     draw = (
         threat.random_start if name in ("pgd", "mim_released") else threat.random_point
@@ -115,7 +115,7 @@ def batch(size, dtype, seed):
 
 
 def check(runner, name, norm, dtype, epsilon, seed, size):
-    """Runs once and once more among other images; checks all that must hold."""
+    """Runs a batch, and again among other images; checks all that must hold."""
     radius = tf.constant(epsilon, tf.float64)
     x, weights, keys = batch(size, dtype, seed)
     got, start = runner(radius, x, weights, keys)
@@ -123,27 +123,29 @@ def check(runner, name, norm, dtype, epsilon, seed, size):
     check_place(norm, epsilon, wide(got), wide(x))
 
     rng = np.random.default_rng(seed)
-    order, other = rng.permutation(size), rng.uniform(size=size) < 0.5
-    other[0] = False
-    mixed = [
-        np.where(other.reshape(-1, *[1] * (new.shape.rank - 1)), new, old)
-        for new, old in zip(
+    order, swap = rng.permutation(size), rng.uniform(size=size) < 0.5
+    swap[0] = False
+    parts = [
+        np.where(swap.reshape(-1, *[1] * (new_part.shape.rank - 1)), new_part, old_part)
+        for new_part, old_part in zip(
             leading(*batch(size, dtype, seed + 1)),
             leading(x, weights, keys),
             strict=True,
         )
     ]
-    shuffled, w, k = (tf.constant(part[order]) for part in mixed)
-    again, _ = runner(radius, shuffled, tf.stack(tf.unstack(w, axis=1)), k)
-    kept = ~other[order]
-    np.testing.assert_array_equal(wide(again)[kept], wide(got)[order][kept])
+    mixed_x, mixed_weights, mixed_keys = (tf.constant(part[order]) for part in parts)
+    mixed_result, _ = runner(
+        radius, mixed_x, tf.stack(tf.unstack(mixed_weights, axis=1)), mixed_keys
+    )
+    common = ~swap[order]
+    np.testing.assert_array_equal(wide(mixed_result)[common], wide(got)[order][common])
 
     if name in STARTED and dtype in ("float32", "float64"):
         judge = objective(weights, x.dtype)
-        before, after = judge(start).numpy(), judge(got).numpy()
+        start_scores, scores = judge(start).numpy(), judge(got).numpy()
         size = np.abs(weights.numpy()).sum((0, 2, 3, 4))
         with np.errstate(invalid="ignore"):  # Infinite scores; NaN is not below.
-            assert not np.any(after < before - 1e-5 * size)
+            assert not np.any(scores < start_scores - 1e-5 * size)
 
 
 def leading(x, weights, keys):
@@ -169,7 +171,7 @@ def check_place(norm, epsilon, got, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_every_attack_keeps_its_promises(case):
-    # Operation by operation: for one batch that is less than compiling.
+    # Run eagerly: for one batch, compiling takes longer.
     number = CASES.index(case)
     epsilon = (8 / 255, 0.0, 0.3, 1.0, 1e-5)[number % 5]
     check(functools.partial(run, *case[:2]), *case, epsilon, seed=number, size=3)
@@ -205,36 +207,36 @@ def test_every_image_alone_equals_it_in_a_batch():
     seeds = threat.fold_in(5, tf.range(4))
     for name, norm in (("apgd", "l2"), ("square", "linf"), ("corner", "linf")):
         attack = ATTACKS[name](tf.constant(0.1, tf.float64), norm)
-        whole = attack(objective(weights, x.dtype), x, 5)
-        alone = attack(objective(weights[:, 2:3], x.dtype), x[2:3], seeds[2:3])
-        np.testing.assert_allclose(alone[0], whole[2], atol=1e-6)
+        batch_result = attack(objective(weights, x.dtype), x, 5)
+        image_result = attack(objective(weights[:, 2:3], x.dtype), x[2:3], seeds[2:3])
+        np.testing.assert_allclose(image_result[0], batch_result[2], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"fgsm", "pgd", "pgd_last"}))
 def test_every_run_begins_the_objective_where_it_starts(name):
-    # The objective that begin returns is the one that is asked; once for every run.
-    started, asked = [], []
+    # `begin` is called once per run, and the objective that it returns is evaluated.
+    starts, points = [], []
 
-    class Begins:
+    class StartRecorder:
         def begin(self, start, clean):
             np.testing.assert_array_equal(clean, x)
-            started.append(start.numpy())
+            starts.append(start.numpy())
 
             @attacks.simple
             def loss(z):
-                asked.append(z.numpy())
+                points.append(z.numpy())
                 return tf.reduce_sum(z, [1, 2, 3])
 
             return loss
 
     x, _, keys = batch(2, "float32", 3)
     attack = ATTACKS[name](tf.constant(0.1, tf.float64), "linf")
-    attack.search(Begins(), x, keys)
+    attack.search(StartRecorder(), x, keys)
     runs = {"apgd": 2, "worst": 4}.get(name, 1)
-    assert len(started) == runs
-    assert len(asked) == getattr(attack, "passes", 0) or name == "worst"
+    assert len(starts) == runs
+    assert len(points) == getattr(attack, "passes", 0) or name == "worst"
     if name not in ("noise", "corner", "worst"):
-        np.testing.assert_array_equal(asked[0], started[0])
+        np.testing.assert_array_equal(points[0], starts[0])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -256,5 +258,5 @@ def test_empty_batches_give_empty_batches(name, norm):
         autograph=False,
     )
     assert graph(x[:0]).shape == (0, *SHAPE)
-    if norm == "l2" or name in ("pgd", "apgd"):  # What is made of others is the same.
+    if norm == "l2" or name in ("pgd", "apgd"):  # For linf, two attacks stand for all.
         np.testing.assert_allclose(graph(x), attack(loss, x, seed=3), atol=1e-3)

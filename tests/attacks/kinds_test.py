@@ -39,7 +39,7 @@ from mtr_tf.study import costs
 SCALE = ((0.3,) * 3, (0.2,) * 3)
 NAMES = ("pgd", "fgsm", "mim", "mim_released", "apgd", "square", "noise", "corner")
 NAMES += ("sea", "worst", "pgd_released", "pgd_released_start", "pgd_released_scale")
-# Of all cells' keys, as they were before there was a table; and the settings.
+# {digest of all cells' keys, as they were before there was a table: the settings}.
 KEYS = {
     "18f5f06024021c5b": {},
     "9ae489ed68f2aa0a": {
@@ -60,7 +60,7 @@ KEYS = {
         "attack_loss": ("own", "js+angular", "cospgd"),
         "judge": "harm",
     },
-    "c7d08ff22f747282": {  # Its ensembles break ties: others than in 0.2.0.dev1.
+    "c7d08ff22f747282": {  # Its ensembles break ties, unlike in 0.2.0.dev1.
         "attack_block": "4x4+1+2",
         "attack_classes": ("b",),
         "eps": (1, 4.0),
@@ -121,19 +121,19 @@ def test_a_new_entry_is_planned_and_run(brighter):
         clean=False,
     )
     columns = Columns(x, {"depth": x[..., :1] / np.float32(255)}, {})
-    found = evaluator.run(
+    result = evaluator.run(
         columns, batch_size=2, num_examples=2, keep_examples=2, numbers=cell.numbers
     )
-    np.testing.assert_allclose(found.examples.adversarial, 0.6, rtol=1e-6)
+    np.testing.assert_allclose(result.examples.adversarial, 0.6, rtol=1e-6)
 
 
 def test_a_new_entry_is_counted_and_checked(brighter):
     cell, worst = plan.make_cells(brighter, ("depth",))
     assert cell.passes == worst.passes == pytest.approx(1 + 0.4 * 3)
-    one = dataclasses.replace(brighter, attack=("brighter",))
+    config = dataclasses.replace(brighter, attack=("brighter",))
     run = TrainConfig(tasks=("depth",))
-    assert costs.of_attack(one, run) > costs.of_attack(
-        dataclasses.replace(one, restarts=1), run
+    assert costs.of_attack(config, run) > costs.of_attack(
+        dataclasses.replace(config, restarts=1), run
     )
     probe = sanity_checks.probe([cell, worst])
     assert (probe.attack.name, probe.eps) == ("pgd", 51)
@@ -141,8 +141,8 @@ def test_a_new_entry_is_counted_and_checked(brighter):
 
 def test_a_new_entry_is_in_the_results(brighter):
     (cell, _) = plan.make_cells(brighter, ("depth",))
-    found = Result(cell, CLEAN.scores, 12, {})
-    records = results.make_records(CLEAN, [found], FACTS)
+    result = Result(cell, CLEAN.scores, 12, {})
+    records = results.make_records(CLEAN, [result], FACTS)
     assert {record["attack"] for record in records} == {"brighter"}
     assert {record["restarts"] for record in records} == {3}
 
@@ -152,8 +152,8 @@ def test_a_setting_that_an_entry_does_not_use_is_left_to_its_record(monkeypatch)
     monkeypatch.setitem(KINDS, "fixed", kind)
     config = AttackConfig(ckpt="-", attack=("fixed",), steps=50, restarts=3)
     (cell, *_) = plan.make_cells(config, ("depth",))
-    made = cell.attack.make("linf", 0.1, 0.1)
-    assert (made.steps, made.restarts) == (7, 1)
+    attack = cell.attack.make("linf", 0.1, 0.1)
+    assert (attack.steps, attack.restarts) == (7, 1)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_the_table_needs_no_tensorflow():
 
 
 def key_of(cell: plan.Cell) -> str:
-    """As the store of version 0.2.0.dev1 hashes it."""
+    """A cell's key, hashed as in the store of version 0.2.0.dev1."""
     key = {"format": 4, "model": "m", "seed": 0, "attack": cell.to_dict()}
     text = json.dumps(key, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -224,7 +224,7 @@ def test_finished_cells_are_found_under_the_same_keys(digest):
 
 
 def test_nothing_compares_with_the_name_of_an_attack():
-    found = []
+    places = []
     for path in pathlib.Path(mtr_tf.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
@@ -232,8 +232,8 @@ def test_nothing_compares_with_the_name_of_an_attack():
                 words = {n.value for n in parts if isinstance(n.value, str)}
                 # One of the released attacks' starts is called "corner" too.
                 if words & set(KINDS) and path.name != "released.py":
-                    found.append(f"{path.name}:{node.lineno}")
-    assert not found
+                    places.append(f"{path.name}:{node.lineno}")
+    assert not places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,19 +254,21 @@ class Stepping(attacks.Attack):
 def test_a_step_size_that_would_be_overwritten_is_refused():
     with pytest.raises(InputError, match="Stepping has a step_size.*got nothing"):
         Kind(record=Stepping).make(0.1)
-    made = Kind(record=Stepping, uses=frozenset({"step_size"})).make(0.1, step_size=0.2)
-    assert made.step_size == 0.2
+    attack = Kind(record=Stepping, uses=frozenset({"step_size"})).make(
+        0.1, step_size=0.2
+    )
+    assert attack.step_size == 0.2
 
 
 def test_a_record_whose_first_field_is_not_its_radius_is_refused():
-    other = dataclasses.make_dataclass("Other", [("eps", float)], frozen=True)
+    other_record = dataclasses.make_dataclass("Other", [("eps", float)], frozen=True)
     with pytest.raises(
         InputError, match="first field of Other must be epsilon.*got eps"
     ):
-        Kind(record=other).make(0.1)
-    empty = dataclasses.make_dataclass("Empty", [], frozen=True)
+        Kind(record=other_record).make(0.1)
+    empty_record = dataclasses.make_dataclass("Empty", [], frozen=True)
     with pytest.raises(InputError, match="first field of Empty.*got none"):
-        Kind(record=empty).make(0.1)
+        Kind(record=empty_record).make(0.1)
 
 
 def test_fixed_fields_stay_unless_uses_names_them(monkeypatch):
@@ -277,19 +279,19 @@ def test_fixed_fields_stay_unless_uses_names_them(monkeypatch):
         fixed=fixed,
         step=0.5,
     )
-    wanted = attacks.PGD(0.1, 0.05, 3, "l2", random_start=False, keep="last")
-    assert kind.make(0.1, steps=3, random_start=True, norm="linf") == wanted
+    expected = attacks.PGD(0.1, 0.05, 3, "l2", random_start=False, keep="last")
+    assert kind.make(0.1, steps=3, random_start=True, norm="linf") == expected
     with pytest.raises(InputError, match="PGD takes .*but got 'keep'"):
         kind.make(0.1, steps=3, keep="best")
-    free = dataclasses.replace(kind, uses=kind.uses | {"random_start"})
-    assert free.make(0.1, steps=3, random_start=True).random_start
-    assert not free.make(0.1, steps=3).random_start
+    free_kind = dataclasses.replace(kind, uses=kind.uses | {"random_start"})
+    assert free_kind.make(0.1, steps=3, random_start=True).random_start
+    assert not free_kind.make(0.1, steps=3).random_start
 
     monkeypatch.setitem(KINDS, "fixed", kind)
     config = AttackConfig(ckpt="-", attack=("fixed",), steps=3, eps=(1.0,), norm="l2")
     cell, *_ = plan.make_cells(config, ("depth",))
     assert cell.attack.random_start is False
-    assert cell.attack.make("l2", 0.1, 0.05) == wanted
+    assert cell.attack.make("l2", 0.1, 0.05) == expected
     with pytest.raises(InputError, match="--attack=fixed needs --norm=l2, got linf"):
         cell.attack.make("linf", 0.1, 0.05)
 
@@ -302,7 +304,7 @@ def test_a_radius_of_0_needs_no_step_size(name):
 
 @dataclasses.dataclass(frozen=True)
 class Derived(Brighter):
-    """The same, with what it adds worked out when it is made."""
+    """`Brighter` with its shift computed when the record is made."""
 
     def __post_init__(self):
         object.__setattr__(self, "shift", np.float32(self.epsilon))
@@ -313,7 +315,7 @@ class Derived(Brighter):
 
 @dataclasses.dataclass(frozen=True)
 class Renamed(Brighter):
-    """The same, by a step that the entry has another name for."""
+    """`Brighter` with a step length that the entry calls `step_size`."""
 
     alpha: float = 0.0
 
@@ -338,23 +340,23 @@ def test_a_record_of_ones_own_is_run_at_the_radii_of_the_plan(
     config = AttackConfig(ckpt="-", attack=("mine",), eps=(0.0, 5.1, 51.0))
     cells = plan.make_cells(config, ("depth",))
     x = tf.fill((1, 4, 4, 3), 0.4)
-    shared = record is Brighter
-    assert len({cell.family for cell in cells}) == (1 if shared else 3)
+    one_family = record is Brighter
+    assert len({cell.family for cell in cells}) == (1 if one_family else 3)
     for cell in cells:
         member = dataclasses.replace(cell, place=1)
-        for each in (cell, member):
-            numbers = (tf.constant(n, tf.float64) for n in each.numbers)
+        for variant in (cell, member):
+            numbers = (tf.constant(n, tf.float64) for n in variant.numbers)
             keys = tf.zeros((1, 2), tf.int64)
-            found = each.family.build()(None, x, keys, *numbers)
-            np.testing.assert_allclose(found - x, cell.eps / 255, atol=1e-6)
-        # Results of before may be wrong if the record has kept lengths.
+            images = variant.family.build()(None, x, keys, *numbers)
+            np.testing.assert_allclose(images - x, cell.eps / 255, atol=1e-6)
+        # Earlier results may be wrong if the record stores lengths.
         if cell.eps:
-            assert cell.to_dict().get("lengths") == (None if shared else 1)
+            assert cell.to_dict().get("lengths") == (None if one_family else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Positive(Derived):
-    """The same, which refuses a radius of 0."""
+    """`Derived`, except that it refuses a radius of 0."""
 
     def __post_init__(self):
         assert self.epsilon > 0
@@ -366,7 +368,7 @@ class Positive(Derived):
 def test_a_family_agrees_on_what_a_record_makes_of_its_radius(
     monkeypatch, record, norm
 ):
-    """Also at radii that are 1 or 0 of images in [0, 1], in either norm."""
+    """Also where the radius in units of [0, 1] is 0 or 1, in either norm."""
     kind = Kind(record=record, uses=frozenset({"restarts", "step_size"}))
     monkeypatch.setitem(KINDS, "mine", kind)
     radii = (0.0, 1.0, 255.0)
@@ -374,8 +376,8 @@ def test_a_family_agrees_on_what_a_record_makes_of_its_radius(
     x = tf.zeros((1, 4, 4, 3))
     for cell in plan.make_cells(config, ("depth",)):
         assert cell.to_dict()["lengths"] == 1
-        found = cell.family.build()(None, x, tf.zeros((1, 2), tf.int64), *cell.numbers)
-        np.testing.assert_allclose(found, cell.numbers[0], atol=1e-6)
+        images = cell.family.build()(None, x, tf.zeros((1, 2), tf.int64), *cell.numbers)
+        np.testing.assert_allclose(images, cell.numbers[0], atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,7 @@ def graph_of(model, settings):
 
 
 def in_graph(model, x, targets, masks, size=2, **settings):
-    """In a graph that knows all shapes, called by one who turns errors into ours."""
+    """In a graph that knows all shapes, within `base.input_errors`."""
 
     def spec(tensor):
         return tf.TensorSpec([size, *tensor.shape[1:]], tensor.dtype)
@@ -115,10 +115,10 @@ def test_values_are_checked_alike(model, caller, mistake):
 
 
 def test_an_objective_that_is_called_by_hand_says_it_in_the_same_words(model):
-    x, *rest = batch = a_batch()
+    x, *arguments = batch = a_batch()
     label(*batch)
     with pytest.raises(InputError) as raised:
-        attacks.objective(model, *rest)(x)
+        attacks.objective(model, *arguments)(x)
     assert str(raised.value) == (
         "Labels of 'seg' must be below its number of classes, 3, and not negative, "
         "where the mask is not zero; got 3; mask such places (for AdversarialModel: by "
@@ -133,8 +133,8 @@ def test_what_is_right_passes_and_masked_labels_may_be_anything(model, caller, b
     x, targets, masks = a_batch()
     targets["seg"][0, 0, 0], targets["seg"][0, 0, 1] = 255, -1
     masks["seg"][0, 0, :2] = 0
-    found = caller(model, x, targets, masks, balance=balance)
-    assert np.all(np.isfinite(found))
+    images = caller(model, x, targets, masks, balance=balance)
+    assert np.all(np.isfinite(images))
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -236,8 +236,8 @@ def test_images_that_come_back_as_they_were_are_counted(scale, caplog):
     """A model that answers NaN, or has no gradient, only looks robust."""
     x = tf.fill((2, 2, 2, 3), 0.5)
     attack = attacks.PGD(8 / 255, 2 / 255, 2)
-    unmoved = attack(attacks.simple(lambda x: scale * tf.reduce_sum(x, (1, 2, 3))), x)
-    np.testing.assert_array_equal(unmoved, x)
+    result = attack(attacks.simple(lambda x: scale * tf.reduce_sum(x, (1, 2, 3))), x)
+    np.testing.assert_array_equal(result, x)
     assert "2 of 2 images are unchanged" in caplog.text
     caplog.clear()
     attack(attacks.simple(lambda x: tf.reduce_sum(x, (1, 2, 3))), x)
@@ -253,14 +253,14 @@ NEGATIVE = "divides losses by losses, but that of 'pointing' is negative, -.*cho
 def pointing():
     """A model, and its batch: a loss of about -1, and one that is never negative."""
     x, targets, masks = a_batch()
-    found = {"pointing": 2 * x - 1 + 0.1, "depth": targets["depth"]}
+    task_targets = {"pointing": 2 * x - 1 + 0.1, "depth": targets["depth"]}
     masks = {"pointing": masks["depth"], "depth": masks["depth"]}
     tasks = (NORMALS, "depth")
 
-    def call(z):
+    def model(z):
         return {"pointing": 2 * z - 1, "depth": z[..., :1]}
 
-    return call, x, found, masks, tasks
+    return model, x, task_targets, masks, tasks
 
 
 RELATIVE = [name for name, record in BALANCES.items() if record.relative]
@@ -286,25 +286,25 @@ def test_a_negative_loss_is_seen_before_xla_which_drops_what_graphs_check():
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_a_loss_that_xla_would_let_divide_is_seen_in_all_images(targeted):
-    """Of clean images and, where an attack lowers the loss, of those that it found."""
+    """In clean images and, if an attack lowers the loss, in the images it returns."""
     x = np.full((3, 8, 8, 3), 0.5, np.float32)
     x[2] = 0.1 if not targeted else 0.5
 
-    def call(z):
+    def outputs(z):
         return {name: z[..., :1] for name in ("mine", "depth")}
 
     def loss(target, output, mask):
         del target, mask
         return tf.reduce_mean(output, (1, 2, 3)) - (0.45 if targeted else 0.3)
 
-    layer = keras.layers.Lambda(call)
+    layer = keras.layers.Lambda(outputs)
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, layer(image))
     task = Task("mine", kind="numbers", channels=1, loss=loss)
-    found = {name: np.ones((3, 8, 8, 1), np.float32) for name in ("mine", "depth")}
-    masks = {name: np.ones((3, 8, 8), np.float32) for name in found}
+    targets = {name: np.ones((3, 8, 8, 1), np.float32) for name in ("mine", "depth")}
+    masks = {name: np.ones((3, 8, 8), np.float32) for name in targets}
     objective = attacks.objective(
-        model, found, masks, (task, "depth"), "dgba", targeted=targeted
+        model, targets, masks, (task, "depth"), "dgba", targeted=targeted
     )
     attack = attacks.PGD(0.2, 0.1, 3, random_start=False)
     for jit in ("off", "on"):
@@ -313,11 +313,11 @@ def test_a_loss_that_xla_would_let_divide_is_seen_in_all_images(targeted):
 
 
 def test_a_loss_below_0_by_rounding_alone_is_none():
-    """As 1 - cos is: it counts as 0."""
+    """Such a loss, like 1 - cos, counts as 0."""
     task = Task("mine", kind="numbers", channels=1, loss=lambda t, o, m: o[:, 0, 0, 0])
     x, targets, masks = a_batch()
     targets, masks = {"mine": targets["depth"]}, {"mine": masks["depth"]}
-    for low, said in ((-5e-5, ""), (-2e-4, "is negative, -0.0002; choose")):
+    for low, message in ((-5e-5, ""), (-2e-4, "is negative, -0.0002; choose")):
         objective = attacks.objective(
             lambda z, low=low: {"mine": 0 * z[..., :1] + low},
             targets,
@@ -325,8 +325,8 @@ def test_a_loss_below_0_by_rounding_alone_is_none():
             (task,),
             "dgba",
         )
-        if said:
-            with pytest.raises(InputError, match=said):
+        if message:
+            with pytest.raises(InputError, match=message):
                 objective(x)
         else:
             assert np.all(np.isfinite(objective(x)[0]))
@@ -342,17 +342,21 @@ def test_a_negative_loss_that_nothing_divides_by_is_none_of_its_business(balance
         channels=3,
         loss=lambda t, o, m: -tf.reduce_mean(tf.nn.softmax(o)[..., 0], (1, 2)),
     )
-    found = {name: targets["seg"] for name in ("cls", "seg")}
-    masks = {name: masks["seg"] for name in found}
+    task_targets = {name: targets["seg"] for name in ("cls", "seg")}
+    masks = {name: masks["seg"] for name in task_targets}
     objective = attacks.objective(
-        lambda z: dict.fromkeys(found, 9 * z), found, masks, (task, "seg"), balance
+        lambda z: dict.fromkeys(task_targets, 9 * z),
+        task_targets,
+        masks,
+        (task, "seg"),
+        balance,
     )
-    runs = attacks.Worst(((attacks.FGSM(0.1), ("masked_ce",)),))
-    runs(objective, x, jit="off")
-    # As it is called, but operation by operation: to make its graph takes long.
+    worst = attacks.Worst(((attacks.FGSM(0.1), ("masked_ce",)),))
+    worst(objective, x, jit="off")
+    # What a call does, but eagerly, because compiling takes long.
     sea, x = attacks.SEA(8 / 255, 3), tf.constant(x)
-    looked_at = objective.checked(x, sea.raises_own_losses)
-    sea.search(looked_at, x, threat.image_keys(0, tf.range(2)))
+    checked_objective = objective.checked(x, sea.raises_own_losses)
+    sea.search(checked_objective, x, threat.image_keys(0, tf.range(2)))
     with pytest.raises(InputError, match="that of 'cls' is negative"):
         attacks.Worst((attacks.FGSM(0.1),))(objective, x, jit="off")
 
@@ -361,12 +365,12 @@ def test_a_negative_loss_that_nothing_divides_by_is_none_of_its_business(balance
 def test_the_balances_to_choose_instead_raise_a_negative_loss(balance):
     model, x, targets, masks, tasks = pointing()
     objective = attacks.objective(model, targets, masks, tasks, balance)
-    moved = attacks.PGD(0.1, 0.025, 5, random_start=False)(objective, x, jit="off")
+    result = attacks.PGD(0.1, 0.025, 5, random_start=False)(objective, x, jit="off")
 
     def loss(images):
         return NORMALS.loss(
             targets["pointing"], model(images)["pointing"], masks["pointing"]
         )
 
-    assert np.all(loss(moved) > loss(x) + 0.01)
-    assert np.all(objective(moved)[1] > objective(x)[1])
+    assert np.all(loss(result) > loss(x) + 0.01)
+    assert np.all(objective(result)[1] > objective(x)[1])

@@ -24,7 +24,7 @@ def norms(d):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e37])
 def test_linear_loss_linf_ends_in_the_corner(scale):
-    # Two of the scales are ones whose plain sums or reciprocals leave float32.
+    # For two of the scales, plain sums or reciprocals leave the range of float32.
     x, w = images((4, 60)), normal((4, 60))
     got = MIM(0.1, 0.025, 12)(linear(np.float32(scale) * w), x)
     np.testing.assert_allclose(got, np.clip(x + 0.1 * np.sign(w), 0, 1), atol=1e-6)
@@ -66,34 +66,38 @@ def test_equals_the_rule_written_in_numpy(norm, decay, normalize):
     got = attack(loss, x)
     expected = by_hand(x, w, 9, 0.3, 0.04, decay, normalize, norm)
     np.testing.assert_allclose(got, expected, atol=1e-12)
-    plain = pgd.PGD(0.3, 0.04, 9, **settings)(loss, x).numpy()
-    assert np.allclose(got, plain, atol=1e-12) == (decay == 0)
+    pgd_images = pgd.PGD(0.3, 0.04, 9, **settings)(loss, x).numpy()
+    assert np.allclose(got, pgd_images, atol=1e-12) == (decay == 0)
 
 
 def test_momentum_decides_as_computed_by_hand():
-    # The gradient is 4, then -1, -1, -1: by its own norm +1, -1, -1, -1. Sums at decay
-    # 1: 1, 0, -1, -2: the moves are +, none, -, -. Raw at 0.5: 4, 1, -0.5, -1.25.
+    # The gradient is 4, -1, -1, -1; divided by its norm 1, -1, -1, -1. With decay 1 the
+    # sums are 1, 0, -1, -2, so the moves are +, none, -, -. Without the division and
+    # with decay 0.5 they are 4, 1, -0.5, -1.25.
     x = np.full((1, 1), 0.5, np.float32)
 
     def loss(z, progress):
         return z[:, 0] * tf.where(progress < 0.2, 4.0, -1.0)
 
-    for steps, dong, released in ((1, 0.6, 0.6), (2, 0.6, 0.7), (4, 0.4, 0.5)):
-        # In 4 steps; progress is out of `steps`, so the first step is alone below 0.2
-        # but where there are 2 or 1: there too, for it is 0.
+    for steps, paper_value, released_value in (
+        (1, 0.6, 0.6),
+        (2, 0.6, 0.7),
+        (4, 0.4, 0.5),
+    ):
+        # Progress is the step's number over `steps`: only the first is below 0.2.
         settings = {"random_start": False, "keep": "last"}
         got = MIM(0.4, 0.1, steps, **settings)(loss, x)
-        np.testing.assert_allclose(got, [[dong]], atol=1e-6)
+        np.testing.assert_allclose(got, [[paper_value]], atol=1e-6)
         got = MIM(0.4, 0.1, steps, decay=0.5, normalize=False, **settings)(loss, x)
-        np.testing.assert_allclose(got, [[released]], atol=1e-6)
+        np.testing.assert_allclose(got, [[released_value]], atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_two_pixels_against_brute_force(norm):
     x, loss, best = two_pixels(norm)
-    found = loss(MIM(0.3, 0.01, 80, norm, True, 20)(loss, x)).numpy()
-    assert np.all(found >= best - 3e-3)
-    assert np.all(found <= best + 3e-3)
+    losses = loss(MIM(0.3, 0.01, 80, norm, True, 20)(loss, x)).numpy()
+    assert np.all(losses >= best - 3e-3)
+    assert np.all(losses <= best + 3e-3)
 
 
 def test_each_image_has_its_own_norm_and_zero_stays_zero():
@@ -120,30 +124,30 @@ def test_broken_losses_never_leave_the_ball(norm, normalize):
 def test_starts_are_those_of_pgd_and_every_run_begins_with_an_empty_sum():
     x, w = images((3, 5)), normal((3, 5))
     keys = threat.image_keys(0, tf.range(3))
-    sets = {"restarts": 3, "keep": "last", "random_start": True}
-    shifting = lambda z, progress: linear(w)(z) * tf.cos(9 * progress)  # noqa: E731
-    plain = pgd.PGD(0.2, 0.01, 1, **sets).search(shifting, tf.constant(x), keys)
-    got = MIM(0.2, 0.01, 1, **sets).search(shifting, tf.constant(x), keys)
-    np.testing.assert_allclose(got, plain, atol=1e-7)
+    settings = {"restarts": 3, "keep": "last", "random_start": True}
+    loss = lambda z, progress: linear(w)(z) * tf.cos(9 * progress)  # noqa: E731
+    want = pgd.PGD(0.2, 0.01, 1, **settings).search(loss, tf.constant(x), keys)
+    got = MIM(0.2, 0.01, 1, **settings).search(loss, tf.constant(x), keys)
+    np.testing.assert_allclose(got, want, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_starts_at_the_image_unless_told_otherwise(norm):
     x = np.full((2, 3), 0.5, np.float32)
-    seen = []
+    points = []
 
     @attacks.simple
     def loss(z):
-        tf.py_function(lambda v: seen.append(v.numpy()), [z], [])
+        tf.py_function(lambda v: points.append(v.numpy()), [z], [])
         return tf.reduce_sum(z, 1)
 
     MIM(0.1, 0.02, 2, norm)(loss, x)
-    np.testing.assert_array_equal(seen[0], x)
-    seen.clear()
+    np.testing.assert_array_equal(points[0], x)
+    points.clear()
     MIM(0.1, 0.02, 2, norm, random_start=True)(loss, x)
-    assert not np.any(seen[0] == x)
-    released = attacks.make("mim_released", 0.1, step_size=0.02, steps=2)
-    assert released.random_start
+    assert not np.any(points[0] == x)
+    attack = attacks.make("mim_released", 0.1, step_size=0.02, steps=2)
+    assert attack.random_start
 
 
 def test_settings_and_passes():

@@ -62,15 +62,15 @@ def slope(objective, x):
 
 def test_joint_objective_is_the_sum_of_the_single_ones_and_so_is_its_gradient(net):
     x, targets, masks = batch()
-    single = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
-    both = slope(attacks.objective(net, targets, masks, ("seg", "depth")), x)
+    task_results = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
+    pair = slope(attacks.objective(net, targets, masks, ("seg", "depth")), x)
     joint = slope(attacks.objective(net, targets, masks), x)
     mean = slope(attacks.objective(net, targets, masks, balance="mean"), x)
     for kind in (0, 1):  # Values, gradients.
-        total = sum(s[kind] for s in single)
-        pair = single[0][kind] + single[1][kind]
+        total = sum(s[kind] for s in task_results)
+        pair_total = task_results[0][kind] + task_results[1][kind]
         np.testing.assert_allclose(joint[kind], total, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(both[kind], pair, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(pair[kind], pair_total, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(mean[kind], total / 3, rtol=1e-4, atol=1e-6)
 
 
@@ -79,12 +79,14 @@ def test_the_value_is_the_mean_over_chosen_valid_pixels_by_hand(net):
     pixels = np.random.default_rng(3).integers(0, 2, (6, 5)).astype(np.float32)
     objective = attacks.objective(net, targets, masks, "depth", pixels=pixels)
     error = np.abs(net(x)["depth"] - targets["depth"])[..., 0]
-    chosen = masks["depth"] * pixels
-    by_hand = (error * chosen).sum((1, 2)) / chosen.sum((1, 2))
-    np.testing.assert_allclose(objective(x)[0], by_hand, rtol=1e-5)
-    each = np.repeat(pixels[None], 4, 0)
-    same = attacks.objective(net, targets, masks, "depth", pixels=each)
-    np.testing.assert_array_equal(objective(x)[0], same(x)[0])
+    chosen_mask = masks["depth"] * pixels
+    expected = (error * chosen_mask).sum((1, 2)) / chosen_mask.sum((1, 2))
+    np.testing.assert_allclose(objective(x)[0], expected, rtol=1e-5)
+    batch_pixels = np.repeat(pixels[None], 4, 0)
+    batch_objective = attacks.objective(
+        net, targets, masks, "depth", pixels=batch_pixels
+    )
+    np.testing.assert_array_equal(objective(x)[0], batch_objective(x)[0])
 
 
 def test_targets_may_be_lists_which_tell_the_places_too():
@@ -93,8 +95,8 @@ def test_targets_may_be_lists_which_tell_the_places_too():
     objective = attacks.objective(
         lambda x: {"scene": logits}, {"scene": [0, 0]}, {"scene": [1, 1]}, [task]
     )
-    by_hand = np.log1p(np.exp([-2.0, 1.0]))
-    np.testing.assert_allclose(objective(tf.zeros((2, 4, 4, 3)))[0], by_hand, 1e-6)
+    expected = np.log1p(np.exp([-2.0, 1.0]))
+    np.testing.assert_allclose(objective(tf.zeros((2, 4, 4, 3)))[0], expected, 1e-6)
 
 
 def test_names_letters_and_aliases_mean_the_same(net):
@@ -115,8 +117,8 @@ def test_an_image_whose_mask_is_all_zero_does_not_move(net):
         got = attack(attacks.objective(net, targets, masks), x).numpy()
         np.testing.assert_array_equal(got[2], x[2])
         assert np.all(np.abs(got - x).max((1, 2, 3))[[0, 1, 3]] > 0)
-    nothing = attacks.objective(net, targets, masks, pixels=np.zeros((6, 5)))
-    np.testing.assert_array_equal(PGD(nothing, x), x)
+    objective = attacks.objective(net, targets, masks, pixels=np.zeros((6, 5)))
+    np.testing.assert_array_equal(PGD(objective, x), x)
 
 
 def test_a_subset_of_output_pixels_moves_only_what_they_see():
@@ -141,20 +143,20 @@ def test_batch_norm_is_in_inference_mode_and_left_as_it_is():
     net = keras_net()
     layer = net.get_layer("norm")
     layer.moving_mean.assign(tf.range(8.0) / 8)
-    before = [w.numpy() for w in net.weights]
+    old_weights = [w.numpy() for w in net.weights]
     x, targets, masks = batch()
     objective = attacks.objective(net, targets, masks)
-    whole = objective(x)[0].numpy()
+    losses = objective(x)[0].numpy()
     # In training mode an image's loss would depend on the rest of its batch.
-    first = attacks.objective(
+    first_objective = attacks.objective(
         net,
         {n: t[:1] for n, t in targets.items()},
         {n: m[:1] for n, m in masks.items()},
     )
-    np.testing.assert_allclose(first(x[:1])[0], whole[:1], rtol=1e-5)
+    np.testing.assert_allclose(first_objective(x[:1])[0], losses[:1], rtol=1e-5)
     PGD(objective, x)
-    for weight, old in zip(net.weights, before, strict=True):
-        np.testing.assert_array_equal(weight, old)
+    for weight, old_weight in zip(net.weights, old_weights, strict=True):
+        np.testing.assert_array_equal(weight, old_weight)
 
 
 def test_only_attacked_heads_are_in_the_backward_pass():
@@ -180,9 +182,9 @@ def test_the_attack_raises_the_attacked_loss_of_every_image(net):
     for tasks in ("seg", "depth", "seg,depth,autoencoder"):
         objective = attacks.objective(net, targets, masks, tasks)
         rise = objective(PGD(objective, x))[0] - objective(x)[0]
-        fgsm = objective(attacks.FGSM(EPS)(objective, x))[0] - objective(x)[0]
+        fgsm_rise = objective(attacks.FGSM(EPS)(objective, x))[0] - objective(x)[0]
         assert np.all(rise > 0)
-        assert np.all(fgsm > 0)
+        assert np.all(fgsm_rise > 0)
 
 
 def test_eager_calls_compile_once_per_attack_and_model():
@@ -190,37 +192,37 @@ def test_eager_calls_compile_once_per_attack_and_model():
 
     class Counted(keras.layers.Layer):
         def call(self, y):
-            if not hasattr(y, "numpy"):  # The look before is no part of the graph.
+            if not hasattr(y, "numpy"):  # The check before is no part of the graph.
                 traces.append(y)
             return y
 
     image = keras.Input((6, 5, 3))
     net = keras.Model(image, {"autoencoder": Counted()(image)})
     traces.clear()
-    found = []
+    results = []
     for seed in range(4):
         x, targets, masks = batch(seed=seed)
         attack = attacks.PGD(EPS, EPS / 4, 4)  # An equal record, made anew.
         objective = attacks.objective(net, targets, masks, "autoencoder")
-        found.append(attack(objective, x, seed).numpy())
+        results.append(attack(objective, x, seed).numpy())
     assert len(traces) == 2  # The loop's body and the last point's score.
     for seed in range(4):  # And each call had its own batch.
         x, targets, masks = batch(seed=seed)
         objective = attacks.objective(
             lambda z: {"autoencoder": z}, targets, masks, "autoencoder"
         )
-        np.testing.assert_allclose(PGD(objective, x, seed), found[seed], atol=1e-6)
+        np.testing.assert_allclose(PGD(objective, x, seed), results[seed], atol=1e-6)
 
 
 def test_graphs_kept_between_eager_calls_begin_their_runs_too(net):
-    # Whoever keeps a graph binds the recipe to each batch: `begin` must not be lost.
+    # A kept graph binds the recipe to each batch: `begin` must not be lost.
     x, targets, masks = batch()
     attack = attacks.PGD(EPS, EPS / 4, 4, random_start=False, keep="last")
-    kept, fresh = (
+    kept_result, fresh_result = (
         attack(attacks.objective(model, targets, masks, balance="wgd_released"), x)
         for model in (net, lambda z: net(z, training=False))
     )
-    np.testing.assert_allclose(kept, fresh, atol=1e-6)
+    np.testing.assert_allclose(kept_result, fresh_result, atol=1e-6)
 
 
 def test_weights_that_change_between_eager_calls_are_seen():
@@ -228,13 +230,15 @@ def test_weights_that_change_between_eager_calls_are_seen():
     x, targets, masks = batch()
     objective = attacks.objective(net, targets, masks, "depth")
     fgsm = attacks.FGSM(EPS)
-    before = fgsm(objective, x).numpy()
+    old_result = fgsm(objective, x).numpy()
     head = net.get_layer("depth")
     head.set_weights([-w for w in head.get_weights()])
-    after = fgsm(objective, x).numpy()
-    plain = attacks.objective(lambda z: net(z, training=False), targets, masks, "depth")
-    np.testing.assert_allclose(after, fgsm(plain, x), atol=1e-6)
-    assert np.any(before != after)
+    new_result = fgsm(objective, x).numpy()
+    fresh_objective = attacks.objective(
+        lambda z: net(z, training=False), targets, masks, "depth"
+    )
+    np.testing.assert_allclose(new_result, fgsm(fresh_objective, x), atol=1e-6)
+    assert np.any(old_result != new_result)
 
 
 @pytest.mark.slow
@@ -243,22 +247,22 @@ def test_two_replicas_equal_one_with_a_model(mirrored):
     with mirrored.scope():
         net = keras_net()
     objective = attacks.objective(net, targets, masks)
-    whole = PGD(objective, x, attacks.fold_in(1, tf.range(4))).numpy()
+    expected = PGD(objective, x, attacks.fold_in(1, tf.range(4))).numpy()
 
-    def part(context):
-        chosen = slice(2 * context.replica_id_in_sync_group, None)
-        cut = lambda value: tf.constant(value[chosen][:2])  # noqa: E731
+    def batch_part(context):
+        rows = slice(2 * context.replica_id_in_sync_group, None)
+        cut = lambda value: tf.constant(value[rows][:2])  # noqa: E731
         return tf.nest.map_structure(cut, (x, targets, masks, np.arange(4)))
 
     def replica(x, targets, masks, index):
         objective = attacks.objective(net, targets, masks)
         return PGD(objective, x, attacks.fold_in(1, index))
 
-    parts = mirrored.experimental_distribute_values_from_function(part)
+    parts = mirrored.experimental_distribute_values_from_function(batch_part)
     compiled = tf.function(lambda parts: mirrored.run(replica, parts))
     for result in (compiled(parts), mirrored.run(replica, parts)):
         joined = mirrored.gather(result, axis=0)
-        np.testing.assert_allclose(joined, whole, atol=1e-6)
+        np.testing.assert_allclose(joined, expected, atol=1e-6)
 
 
 def test_half_precision_images_and_models():
@@ -271,8 +275,8 @@ def test_half_precision_images_and_models():
     x = tf.cast(x, tf.bfloat16)
     got = PGD(attacks.objective(net, targets, masks), x)
     assert got.dtype == tf.bfloat16
-    moved = tf.cast(got, tf.float64) - tf.cast(x, tf.float64)
-    assert 0 < np.abs(moved).max() <= EPS
+    difference = tf.cast(got, tf.float64) - tf.cast(x, tf.float64)
+    assert 0 < np.abs(difference).max() <= EPS
 
 
 @pytest.mark.parametrize(
@@ -333,7 +337,7 @@ def test_bad_arguments_are_refused(net, change, message):
 
 @dataclasses.dataclass
 class Scaled:
-    """A model that is equal to others, and so has no hash."""
+    """A model that compares by value, and so has no hash."""
 
     factor: float
 
@@ -344,8 +348,8 @@ class Scaled:
 def test_a_model_may_be_any_callable():
     x, targets, masks = batch()
     objective = attacks.objective(Scaled(2.0), targets, masks, "depth")
-    moved = attacks.FGSM(EPS)(objective, x)
-    assert np.all(objective(moved)[0] > objective(x)[0])
+    result = attacks.FGSM(EPS)(objective, x)
+    assert np.all(objective(result)[0] > objective(x)[0])
 
 
 def test_models_without_the_task_are_refused():
@@ -365,36 +369,38 @@ def test_a_negative_weight_makes_a_task_better_and_divides_the_joint_harm(net):
     x, targets, masks = batch()
     weights = {"depth": -1}
     seg, depth = (attacks.objective(net, targets, masks, t)(x)[0] for t in ("s", "d"))
-    both = attacks.objective(net, targets, masks, ("s", "d"), weights=weights)
-    for found in both(x):
-        np.testing.assert_allclose(found, seg - depth, rtol=1e-5)
+    joint = attacks.objective(net, targets, masks, ("s", "d"), weights=weights)
+    for value in joint(x):
+        np.testing.assert_allclose(value, seg - depth, rtol=1e-5)
     harms = [
         attacks.objective(net, targets, masks, t, judge="harm")(x)[1]
         for t in ("s", "d")
     ]
-    both = attacks.objective(
+    joint = attacks.objective(
         net, targets, masks, ("s", "d"), weights=weights, judge="harm"
     )
-    np.testing.assert_allclose(both(x)[1], np.sqrt(harms[0] / harms[1]), rtol=1e-4)
+    np.testing.assert_allclose(joint(x)[1], np.sqrt(harms[0] / harms[1]), rtol=1e-4)
 
 
 def test_weights_multiply_each_task_s_loss(net):
     x, targets, masks = batch()
-    single = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
+    task_results = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
     weights = {"s": 2, "autoencoder": 0.5}  # The depth's is 1.
     for balance, share in (("sum", 1), ("mean", 3)):
-        both = attacks.objective(net, targets, masks, NAMES, balance, weights=weights)
-        for kind, got in enumerate(slope(both, x)):
-            parts = [w * s[kind] for w, s in zip((2, 1, 0.5), single, strict=True)]
+        joint = attacks.objective(net, targets, masks, NAMES, balance, weights=weights)
+        for kind, got in enumerate(slope(joint, x)):
+            parts = [
+                w * s[kind] for w, s in zip((2, 1, 0.5), task_results, strict=True)
+            ]
             np.testing.assert_allclose(got, sum(parts) / share, rtol=1e-4, atol=1e-6)
 
 
 def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
     x, targets, masks = batch()
-    plain = attacks.objective(net, targets, masks)
+    plain_objective = attacks.objective(net, targets, masks)
     outputs = net(x)
 
-    def of(name, task):
+    def surrogate(name, task):
         case = attack_losses.Case(
             tf.constant(targets[task]),
             outputs[task],
@@ -404,28 +410,42 @@ def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
         )
         return attack_losses.ATTACK_LOSSES[name].loss(case)
 
-    def own(task):
+    def own_loss(task):
         return tasks_lib.TASKS[task].loss(targets[task], outputs[task], masks[task])
 
     for names, expected in (
-        ("segpgd", of("segpgd", "seg") + own("depth") + own("autoencoder")),
-        ("js,l2", of("js", "seg") + of("l2", "depth") + of("l2", "autoencoder")),
-        ("cospgd", sum(of("cospgd", task) for task in NAMES)),
-        ("houdini", of("houdini", "seg") + own("depth") + own("autoencoder")),
+        (
+            "segpgd",
+            surrogate("segpgd", "seg") + own_loss("depth") + own_loss("autoencoder"),
+        ),
+        (
+            "js,l2",
+            surrogate("js", "seg")
+            + surrogate("l2", "depth")
+            + surrogate("l2", "autoencoder"),
+        ),
+        ("cospgd", sum(surrogate("cospgd", task) for task in NAMES)),
+        (
+            "houdini",
+            surrogate("houdini", "seg") + own_loss("depth") + own_loss("autoencoder"),
+        ),
     ):
-        built = attacks.objective(net, targets, masks, losses=names)
-        for objective in (built, plain.with_losses(names.split(","))):
+        surrogate_objective = attacks.objective(net, targets, masks, losses=names)
+        for objective in (
+            surrogate_objective,
+            plain_objective.with_losses(names.split(",")),
+        ):
             ascend, score = objective(x, 0.25)
             np.testing.assert_allclose(ascend, expected, rtol=1e-5)
-            harm = plain.with_judge("harm")(x)[1]
+            harm = plain_objective.with_judge("harm")(x)[1]
             np.testing.assert_array_equal(score, harm)
-            by_loss = objective.with_judge("loss")(x, 0.25)[1]
-            np.testing.assert_array_equal(by_loss, plain(x)[1])
-        assert built.recipe == objective.recipe
-        assert hash(built.recipe) == hash(objective.recipe)
-    assert plain.with_losses(()).recipe == plain.recipe
+            loss_score = objective.with_judge("loss")(x, 0.25)[1]
+            np.testing.assert_array_equal(loss_score, plain_objective(x)[1])
+        assert surrogate_objective.recipe == objective.recipe
+        assert hash(surrogate_objective.recipe) == hash(objective.recipe)
+    assert plain_objective.with_losses(()).recipe == plain_objective.recipe
     with pytest.raises(InputError, match="fits none of"):
-        plain.with_losses(["angular"])
+        plain_objective.with_losses(["angular"])
 
 
 @pytest.mark.parametrize("balance", ["sum", "dgba", slow("worst")])
@@ -433,24 +453,24 @@ def test_targeted_attacks_bring_every_task_nearer_to_its_target(net, balance):
     x, targets, masks = batch()
     masks = {name: np.ones_like(mask) for name, mask in masks.items()}
     objective = attacks.objective(net, targets, masks, balance=balance, targeted=True)
-    found = attacks.PGD(0.2, 0.02, 8, random_start=False)(objective, x)
-    before, after = (
-        tasks_lib.task_losses(NAMES, net(z), targets, masks) for z in (x, found)
+    images = attacks.PGD(0.2, 0.02, 8, random_start=False)(objective, x)
+    clean_losses, losses = (
+        tasks_lib.task_losses(NAMES, net(z), targets, masks) for z in (x, images)
     )
     for name in NAMES:
-        assert np.mean(after[name]) < np.mean(before[name])
-    begun = objective.begin(x)
-    np.testing.assert_array_less(begun(x)[1], begun(found)[1])
+        assert np.mean(losses[name]) < np.mean(clean_losses[name])
+    run_objective = objective.begin(x)
+    np.testing.assert_array_less(run_objective(x)[1], run_objective(images)[1])
 
 
 def test_targeted_is_minus_untargeted_where_no_weights_of_pixels_turn_round(net):
     x, targets, masks = batch()
     for losses in ((), ("margin", "l2"), ("js",), ("houdini",)):
-        plain, minus = (
+        untargeted_result, targeted_result = (
             attacks.objective(net, targets, masks, losses=losses, targeted=t)(x)
             for t in (False, True)
         )
-        for a, b in zip(plain, minus, strict=True):
+        for a, b in zip(untargeted_result, targeted_result, strict=True):
             np.testing.assert_allclose(a, -b, rtol=1e-6)
 
 
@@ -458,27 +478,34 @@ def test_one_class_is_attacked_alone(net):
     x, targets, masks = batch()
     targets["seg"] = np.where(masks["seg"] > 0, targets["seg"], 255)
     for classes in ((1,), (0, 2)):
-        chosen = np.isin(targets["seg"], classes).astype(np.float32)
+        class_mask = np.isin(targets["seg"], classes).astype(np.float32)
         objective = attacks.objective(net, targets, masks, "seg,depth", classes=classes)
-        same = attacks.objective(
-            net, targets, {**masks, "seg": masks["seg"] * chosen}, "seg,depth"
+        masked_objective = attacks.objective(
+            net, targets, {**masks, "seg": masks["seg"] * class_mask}, "seg,depth"
         )
-        np.testing.assert_array_equal(objective(x)[0], same(x)[0])
-    void = attacks.objective(net, targets, masks, "seg", classes=(255,))
-    assert not np.any(void(x)[0])
+        np.testing.assert_array_equal(objective(x)[0], masked_objective(x)[0])
+    void_objective = attacks.objective(net, targets, masks, "seg", classes=(255,))
+    assert not np.any(void_objective(x)[0])
 
 
 @pytest.mark.parametrize("losses", ["masked_ce_balanced", "cospgd", "houdini_released"])
 def test_garbage_under_masks_does_not_reach_any_gradient(net, losses):
     x, targets, masks = batch()
-    clean = attacks.objective(net, targets, masks, balance="dgba", losses=losses)
+    clean_objective = attacks.objective(
+        net, targets, masks, balance="dgba", losses=losses
+    )
     for name, target in targets.items():
         target[masks[name] == 0] = 255 if name == "seg" else np.nan
-    dirty = attacks.objective(net, targets, masks, balance="dgba", losses=losses)
-    found = [base.gradient(f, tf.constant(x), 0.5) for f in (clean, dirty)]
-    for a, b in zip(*found, strict=True):
+    dirty_objective = attacks.objective(
+        net, targets, masks, balance="dgba", losses=losses
+    )
+    gradients = [
+        base.gradient(f, tf.constant(x), 0.5)
+        for f in (clean_objective, dirty_objective)
+    ]
+    for a, b in zip(*gradients, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert np.any(found[0][0])
+    assert np.any(gradients[0][0])
 
 
 def test_random_pixels_and_blocks():
@@ -486,8 +513,8 @@ def test_random_pixels_and_blocks():
     assert (mask.shape, mask.dtype, mask.sum()) == ((6, 5), np.float32, 7)
     order = np.random.default_rng(3).permutation(30)
     np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(order[:7]))
-    more = attacks_pixels.random_pixels(6, 5, 30, seed=3)
-    assert more.all()
+    full_mask = attacks_pixels.random_pixels(6, 5, 30, seed=3)
+    assert full_mask.all()
     block = attacks_pixels.block(4, 5, top=1, left=2, rows=2, columns=3)
     expected = [[0] * 5, [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
     np.testing.assert_array_equal(block, expected)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a comparison with the authors' own code: at most their figures.
+"""Accuracy under our attacks is at most that under the authors' own code.
 
-It was made outside this repository: a net trained on CamVid at 32x48, the first 64
-validation images, equal eps, steps and step sizes. Net and pictures are beside the
-repository, and the test is skipped where they are not.
+The table of their figures was made outside this repository: a net trained on CamVid at
+32x48, the first 64 validation images, equal eps, steps and step sizes. Net and images
+are beside the repository; without them the tests are skipped.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ pytestmark = [
 ROUNDING = 3e-4  # Figures have four digits, and near-ties fall either way.
 
 
-def sized(make, unit=1 / 255):
-    """An attack of a radius in the table's columns, from levels or lengths."""
-    return lambda column: make(column * unit)
+def sized(make_attack, unit=1 / 255):
+    """Returns column -> attack, for a radius of the column times `unit`."""
+    return lambda column: make_attack(column * unit)
 
 
 PGD = sized(lambda e: attacks.PGD(e, e / 4, 20))
 SEA_RUN = sized(lambda e: attacks.APGD(e, 60, radii=ensemble.SEA_RADII))
 
 # {attack: (attack by column, loss raised or none, {eps: the authors' mean and s.d.})}:
-# the share of pixels that stay right, over seeds 0 to 2. A column's l2 is a quarter.
-# The authors' SEA is three runs of 60 steps; ours has four, so here of 45.
+# the share of pixels that stay right, over seeds 0 to 2. A column's l2 radius is a
+# quarter of it. The authors' SEA is three runs of 60 steps; ours is four, here of 45.
 TABLE = {
     "FGSM": (
         sized(attacks.FGSM),
@@ -139,7 +139,7 @@ TABLE = {
 
 @functools.cache
 def given():
-    """The net, and the images with their labels and the mask of what is not void."""
+    """The net, the images, their labels and their masks of valid pixels."""
     model = loading.load_run(str(NET), (), "").model
     source = camvid.open_source(data_dir=str(SHARED / "camvid"), image_size=(32, 48))
     columns = source.columns("validation")
@@ -151,13 +151,13 @@ def given():
 def accuracy(images):
     """The share of valid pixels that are right."""
     model, _, labels, masks = given()
-    found = model(tf.constant(images), training=False)["seg"].numpy().argmax(-1)
-    return np.mean((found == labels)[masks])
+    prediction = model(tf.constant(images), training=False)["seg"].numpy().argmax(-1)
+    return np.mean((prediction == labels)[masks])
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_no_more_pixels_stay_right_than_under_the_authors_code(name):
-    make, loss, cells = TABLE[name]
+    make_attack, loss, cells = TABLE[name]
     model, images, labels, masks = given()
 
     @tf.function(autograph=False)
@@ -169,7 +169,7 @@ def test_no_more_pixels_stay_right_than_under_the_authors_code(name):
             tasks="seg",
             losses=() if loss is None else (loss,),
         )
-        return make(column)(objective, tf.constant(images), seed=0)
+        return make_attack(column)(objective, tf.constant(images), seed=0)
 
     for column, (mean, deviation) in cells.items():
         got = accuracy(run(tf.constant(column, tf.float64)))

@@ -14,8 +14,8 @@ import tensorflow as tf
 from mtr_tf import attacks
 
 STEPS = 10
-# (epsilon, step_size). Where pixels are as near to the box as l-inf's are here, l2's
-# projection is a better one than the peers': there images are kept away from it.
+# (epsilon, step_size). Near the edge of the box our l2 projection is better than the
+# peers', so images for l2 stay away from it.
 BUDGET = {"linf": (8 / 255, 2 / 255), "l2": (0.5, 0.125)}
 RANGE = {"linf": (0.0, 1.0), "l2": (0.3, 0.7)}
 
@@ -72,8 +72,8 @@ def foolbox_images(classifier, batch, name, **settings):
 
 
 def assert_same(got, want, images):
-    moved = np.abs(want - images)
-    assert moved.max() > 0.02  # It is an attack.
+    distance = np.abs(want - images)
+    assert distance.max() > 0.02  # It is an attack.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 

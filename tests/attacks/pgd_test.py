@@ -45,14 +45,14 @@ def norms(d):
 def small_net(seed=0):
     """Two fixed convolutions with a softplus between: smooth, pixels interact."""
     rng = np.random.default_rng(seed)
-    first = tf.constant(rng.normal(size=(3, 3, 3, 8)) / 3, tf.float32)
-    second = tf.constant(rng.normal(size=(3, 3, 8, 1)) / 5, tf.float32)
+    first_kernel = tf.constant(rng.normal(size=(3, 3, 3, 8)) / 3, tf.float32)
+    second_kernel = tf.constant(rng.normal(size=(3, 3, 8, 1)) / 5, tf.float32)
 
     @attacks.simple
     def loss(x):
-        hidden = tf.nn.softplus(tf.nn.conv2d(x, first, 1, "SAME"))
+        hidden = tf.nn.softplus(tf.nn.conv2d(x, first_kernel, 1, "SAME"))
         return tf.reduce_sum(
-            tf.square(tf.nn.conv2d(hidden, second, 1, "SAME")), [1, 2, 3]
+            tf.square(tf.nn.conv2d(hidden, second_kernel, 1, "SAME")), [1, 2, 3]
         )
 
     return loss
@@ -112,8 +112,8 @@ def test_fgsm_is_one_whole_step_from_the_image(norm):
     step = np.sign(w) if norm == "linf" else w / norms(w)[:, None, None, None]
     got = attacks.FGSM(EPS, norm)(linear(w), x)
     np.testing.assert_allclose(got, x + EPS * step, atol=1e-6)
-    same = attacks.PGD(EPS, EPS, 1, norm, random_start=False, keep="last")
-    np.testing.assert_array_equal(got, same(linear(w), x))
+    pgd = attacks.PGD(EPS, EPS, 1, norm, random_start=False, keep="last")
+    np.testing.assert_array_equal(got, pgd(linear(w), x))
     np.testing.assert_array_equal(attacks.FGSM(0, norm)(linear(w), x), x)
 
 
@@ -123,42 +123,45 @@ def test_concave_quadratic_ends_at_its_known_maximiser(norm):
     x = images(low=0.3, high=0.7)
     peak = x + images(seed=2, low=-0.1, high=0.1)
     eps = 0.05 if norm == "linf" else 0.5
-    away = peak - x
+    offset = peak - x
     if norm == "linf":
-        away = np.clip(away, -eps, eps)
+        offset = np.clip(offset, -eps, eps)
     else:
-        away *= np.minimum(1, eps / norms(away))[:, None, None, None]
+        offset *= np.minimum(1, eps / norms(offset))[:, None, None, None]
     attack = attacks.PGD(eps, eps / 100, 300, norm)
     got = attack(
         attacks.simple(lambda z: -tf.reduce_sum(tf.square(z - peak), [1, 2, 3])), x
     )
     atol = eps / 100 + 1e-6  # A step's length: fixed steps overshoot.
-    np.testing.assert_allclose(got, x + away, atol=atol)
+    np.testing.assert_allclose(got, x + offset, atol=atol)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_two_pixels_against_brute_force(norm):
     x, loss, best = two_pixels(norm)
-    found = loss(attacks.PGD(0.3, 0.01, 60, norm, restarts=40)(loss, x)).numpy()
-    assert np.all(found >= best - 2e-3)
-    assert np.all(found <= best + 3e-3)
+    losses = loss(attacks.PGD(0.3, 0.01, 60, norm, restarts=40)(loss, x)).numpy()
+    assert np.all(losses >= best - 2e-3)
+    assert np.all(losses <= best + 3e-3)
 
 
 def test_a_start_is_no_corner_and_a_matter_of_the_seed():
     # The released code's "noise" put every pixel at its upper bound (paper.md, Q2).
     x = images(low=0.2, high=0.8)
     attack = attacks.PGD(EPS, 1e-9, 1, keep="last")
-    flat = linear(np.zeros(SHAPE))
-    first, second = attack(flat, x, 0).numpy(), attack(flat, x, 1).numpy()
-    share = np.abs(first - x) / EPS
+    flat_loss = linear(np.zeros(SHAPE))
+    first_start, second_start = (
+        attack(flat_loss, x, 0).numpy(),
+        attack(flat_loss, x, 1).numpy(),
+    )
+    share = np.abs(first_start - x) / EPS
     assert share.max() <= 1
     assert 0.45 < share.mean() < 0.55
-    assert not np.any(first == second)
-    assert not np.any(np.abs(first[0] - x[0]) == np.abs(first[1] - x[1]))
+    assert not np.any(first_start == second_start)
+    assert not np.any(np.abs(first_start[0] - x[0]) == np.abs(first_start[1] - x[1]))
     seeds = np.array([9, 8, 9, 7])
-    repeated = attack(flat, np.repeat(x[:1], 4, 0), seeds).numpy()
-    np.testing.assert_array_equal(repeated[0], repeated[2])
-    assert not np.any(repeated[0] == repeated[1])
+    repeats = attack(flat_loss, np.repeat(x[:1], 4, 0), seeds).numpy()
+    np.testing.assert_array_equal(repeats[0], repeats[2])
+    assert not np.any(repeats[0] == repeats[1])
 
 
 @pytest.mark.slow
@@ -170,13 +173,13 @@ def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
     )
     # Steps so long that the loss goes up and down along the way.
     for name, values in (("steps", (1, 2, 4, 9)), ("restarts", (1, 2, 5))):
-        found = []
+        losses = []
         for value in values:
             settings = {"steps": 4} | {name: value}
             attack = attacks.PGD(0.2, 0.15, norm=norm, **settings)
-            found.append(loss(attack(loss, x, seed=3)).numpy())
-        assert np.all(np.diff(found, axis=0) >= -1e-5)
-        assert np.any(np.diff(found, axis=0) > 0.1)
+            losses.append(loss(attack(loss, x, seed=3)).numpy())
+        assert np.all(np.diff(losses, axis=0) >= -1e-5)
+        assert np.any(np.diff(losses, axis=0) > 0.1)
 
 
 def test_best_is_the_best_point_of_the_whole_path_and_last_is_the_last():
@@ -191,10 +194,10 @@ def test_best_is_the_best_point_of_the_whole_path_and_last_is_the_last():
         runs.append(path)
     points = np.array(runs)  # [restart, step, image, pixel]
     scores = np.array([[loss(p) for p in path] for path in runs])
-    image = range(5)
-    flat = points.reshape(15, 5, 8)
-    best = flat[scores.reshape(15, 5).argmax(0), image]
-    last = points[scores[:, -1].argmax(0), -1, image]
+    indices = range(5)
+    flat_points = points.reshape(15, 5, 8)
+    best = flat_points[scores.reshape(15, 5).argmax(0), indices]
+    last = points[scores[:, -1].argmax(0), -1, indices]
     for keep, expected in (("best", best), ("last", last)):
         attack = attacks.PGD(0.2, 0.1, 4, restarts=3, keep=keep)
         np.testing.assert_allclose(attack(loss, x, 3), expected, atol=1e-6)
@@ -213,27 +216,29 @@ def plain_step(loss, point, x, eps, step_size):
     with tf.GradientTape() as tape:
         tape.watch(point)
         value = tf.reduce_sum(loss(point))
-    moved = point.numpy() + step_size * np.sign(tape.gradient(value, point).numpy())
-    return np.clip(np.clip(moved, x - eps, x + eps), 0, 1).astype(np.float32)
+    next_point = point.numpy() + step_size * np.sign(
+        tape.gradient(value, point).numpy()
+    )
+    return np.clip(np.clip(next_point, x - eps, x + eps), 0, 1).astype(np.float32)
 
 
 def test_equals_a_loop_written_by_hand():
     x, loss = images(seed=9), small_net()
-    by_hand = x
+    point = x
     for _ in range(7):
-        by_hand = plain_step(loss, by_hand, x, EPS, EPS / 4)
+        point = plain_step(loss, point, x, EPS, EPS / 4)
     attack = attacks.PGD(EPS, EPS / 4, 7, random_start=False, keep="last")
-    np.testing.assert_allclose(attack(loss, x), by_hand, atol=1e-6)
+    np.testing.assert_allclose(attack(loss, x), point, atol=1e-6)
 
 
 def test_a_batch_of_one_equals_the_image_in_a_batch_of_eight():
     x, loss = images((8, 6, 6, 3), seed=10), small_net()
     attack = attacks.PGD(EPS, EPS / 4, 5, restarts=2)
     seeds = attacks.fold_in(0, tf.range(8))
-    whole = attack(loss, x, 0).numpy()
+    batch_result = attack(loss, x, 0).numpy()
     for i in (0, 3, 7):
-        alone = attack(loss, x[i : i + 1], seeds[i : i + 1])
-        np.testing.assert_allclose(alone[0], whole[i], atol=1e-5)
+        image_result = attack(loss, x[i : i + 1], seeds[i : i + 1])
+        np.testing.assert_allclose(image_result[0], batch_result[i], atol=1e-5)
 
 
 def test_images_do_not_scale_each_other():
@@ -265,14 +270,16 @@ def test_a_start_that_scores_higher_is_kept_where_gradients_vanish():
         height = tf.cast(z[:, 0] > 0.5, tf.float32)
         return height + 0 * tf.reduce_sum(z, 1)
 
-    once = staircase(attacks.PGD(0.1, 0.1, 2)(staircase, x)).numpy()
-    often = staircase(attacks.PGD(0.1, 0.1, 2, restarts=12)(staircase, x)).numpy()
-    assert 0.3 < once.mean() < 0.7
-    assert often.all()
-    lost = attacks.PGD(0.1, 0.1, 2)(
+    scores = staircase(attacks.PGD(0.1, 0.1, 2)(staircase, x)).numpy()
+    restart_scores = staircase(
+        attacks.PGD(0.1, 0.1, 2, restarts=12)(staircase, x)
+    ).numpy()
+    assert 0.3 < scores.mean() < 0.7
+    assert restart_scores.all()
+    images = attacks.PGD(0.1, 0.1, 2)(
         attacks.simple(lambda z: -staircase(z)), x + 0
     ).numpy()
-    assert np.all(lost[:, 0] <= 0.5)  # Noise that harms is.
+    assert np.all(images[:, 0] <= 0.5)  # Noise that lowers the score is dropped.
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -294,13 +301,13 @@ def test_broken_losses_never_leave_the_ball(norm, keep):
 def test_a_pixel_without_a_gradient_does_not_stop_the_others():
     @attacks.simple
     @tf.custom_gradient
-    def broken(z):  # A finite loss, whose gradient by the first pixel is NaN.
+    def broken_loss(z):  # A finite loss, whose gradient by the first pixel is NaN.
         slope = tf.constant([[np.nan, 1.0, -1.0]])
         return tf.reduce_sum(z * [[0.0, 1.0, -1.0]], 1), lambda up: up[:, None] * slope
 
     x = images((1, 3), low=0.3, high=0.7)
     attack = attacks.PGD(0.1, 0.05, 4, random_start=False, keep="last")
-    np.testing.assert_allclose(attack(broken, x), x + [[0, 0.1, -0.1]], atol=1e-6)
+    np.testing.assert_allclose(attack(broken_loss, x), x + [[0, 0.1, -0.1]], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -320,7 +327,7 @@ def test_results_are_inside_ball_and_box_in_every_dtype(
     w = normal((3, 5), seed)
     attack = attacks.PGD(epsilon, step, 3, norm, keep=keep)
     keys = attacks.fold_in(seed, tf.range(3))
-    # The very search, run operation by operation: compiling takes far longer.
+    # The search itself, run eagerly: compiling takes far longer.
     got = attack.search(attacks.simple(lambda z: linear(w)(tf.sin(9 * z))), x, keys)
     assert got.dtype == x.dtype
     got, x = tf.cast(got, tf.float64).numpy(), tf.cast(x, tf.float64).numpy()
@@ -332,16 +339,16 @@ def test_results_are_inside_ball_and_box_in_every_dtype(
 
 def test_the_image_is_left_untouched_and_the_result_has_no_gradient():
     x, w = tf.constant(images()), tf.Variable(1.0)
-    before = x.numpy().copy()
+    copy = x.numpy().copy()
     attack = attacks.PGD(EPS, EPS, 2)
     with tf.GradientTape() as tape:
         tape.watch(x)
         got = attack(attacks.simple(lambda z: w * tf.reduce_sum(z, [1, 2, 3])), x)
         loss = w * tf.reduce_sum(got)
-    by_w, by_x = tape.gradient(loss, (w, x))
-    np.testing.assert_array_equal(x, before)
-    np.testing.assert_allclose(by_w, np.sum(got), rtol=1e-6)
-    assert by_x is None
+    w_gradient, x_gradient = tape.gradient(loss, (w, x))
+    np.testing.assert_array_equal(x, copy)
+    np.testing.assert_allclose(w_gradient, np.sum(got), rtol=1e-6)
+    assert x_gradient is None
 
 
 @pytest.mark.slow
@@ -381,7 +388,7 @@ def test_unknown_batch_and_image_sizes():
 def test_two_replicas_equal_one(mirrored):
     x, loss = images((8, 6, 6, 3), seed=11), small_net()
     attack = attacks.PGD(EPS, EPS / 4, 4, restarts=2)
-    whole = attack(loss, x, seed=5).numpy()
+    expected = attack(loss, x, seed=5).numpy()
     seeds = attacks.fold_in(5, tf.range(8))
 
     def halves(values):
@@ -395,11 +402,11 @@ def test_two_replicas_equal_one(mirrored):
         return attack(loss, part, part_seeds), attack(loss, part, 5)
 
     compiled = tf.function(lambda *args: mirrored.run(replica, args))
-    by_image, by_int = compiled(halves(x), halves(seeds))
-    eager = mirrored.run(lambda part: attack(loss, part, 5), (halves(x),))
-    for result in (by_image, by_int, eager):
+    seeds_result, int_result = compiled(halves(x), halves(seeds))
+    eager_result = mirrored.run(lambda part: attack(loss, part, 5), (halves(x),))
+    for result in (seeds_result, int_result, eager_result):
         joined = mirrored.gather(result, axis=0)
-        np.testing.assert_allclose(joined, whole, atol=1e-6)
+        np.testing.assert_allclose(joined, expected, atol=1e-6)
 
 
 def test_progress_is_the_share_of_steps_done():
@@ -412,11 +419,11 @@ def test_progress_is_the_share_of_steps_done():
 
     np.testing.assert_allclose(attack(loss, x), [[0.7]], atol=1e-6)
 
-    def by_value(z, progress):  # Steps of either sign show the very numbers.
-        known = tf.reduce_any(tf.equal(progress, [0.0, 0.25, 0.5, 0.75]))
-        return z[:, 0] * tf.where(known, 1.0, -1.0)
+    def exact_loss(z, progress):  # A step is up only at these numbers.
+        is_expected = tf.reduce_any(tf.equal(progress, [0.0, 0.25, 0.5, 0.75]))
+        return z[:, 0] * tf.where(is_expected, 1.0, -1.0)
 
-    np.testing.assert_allclose(attack(by_value, x), [[0.9]], atol=1e-6)
+    np.testing.assert_allclose(attack(exact_loss, x), [[0.9]], atol=1e-6)
 
 
 def test_a_function_that_autograph_rewrites_may_attack():
@@ -433,7 +440,7 @@ def test_other_defaults_of_an_objective_are_left_alone():
 
 
 def test_the_score_decides_and_the_other_is_climbed():
-    # Climbs x, but judges by nearness to 0.58: the point after step 2 is best.
+    # Climbs x, but judges by nearness to 0.585: the point after step 2 is best.
     x = np.full((1, 1), 0.5, np.float32)
     attack = attacks.PGD(0.3, 0.04, 6, random_start=False)
     got = attack(attacks.simple(lambda z: (z[:, 0], -tf.abs(z[:, 0] - 0.585))), x)
@@ -442,10 +449,10 @@ def test_the_score_decides_and_the_other_is_climbed():
 
 def test_a_closure_that_changes_is_seen():
     # A plain callable is traced in each eager call: nothing of an old batch is kept.
-    x, held = images((2, 3), low=0.3, high=0.6), {}
-    loss = attacks.simple(lambda z: tf.reduce_sum(held["w"] * z, 1))  # noqa: E731
+    x, weights = images((2, 3), low=0.3, high=0.6), {}
+    loss = attacks.simple(lambda z: tf.reduce_sum(weights["w"] * z, 1))  # noqa: E731
     for sign in (1.0, -1.0):
-        held["w"] = sign
+        weights["w"] = sign
         np.testing.assert_allclose(
             attacks.FGSM(0.1)(loss, x), x + 0.1 * sign, atol=1e-6
         )
@@ -453,18 +460,18 @@ def test_a_closure_that_changes_is_seen():
 
 def test_memory_of_traces_is_given_back():
     x = tf.constant(images((2, 3)))
-    gone = []
+    deletions = []
 
     class Marker:
         def __del__(self):
-            gone.append(True)
+            deletions.append(True)
 
     for _ in range(3):
         marker = Marker()
         attacks.FGSM(0.1)(attacks.simple(lambda z, m=marker: tf.reduce_sum(z, 1)), x)
         del marker
     gc.collect()
-    assert len(gone) == 3
+    assert len(deletions) == 3
 
 
 @pytest.mark.parametrize(
@@ -532,16 +539,16 @@ def test_images_a_rounding_error_outside_the_box_are_taken():
     ],
 )
 def test_bad_settings_are_refused(change, message):
-    good = attacks.PGD(EPS, EPS / 4, 20)
+    attack = attacks.PGD(EPS, EPS / 4, 20)
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(good, **change)
+        dataclasses.replace(attack, **change)
 
 
 def test_the_table_makes_every_attack_from_the_same_settings():
     settings = {"epsilon": 0.1, "step_size": 0.02, "steps": 7, "norm": "l2"}
-    runs = {"restarts": 2, "random_start": True}
+    run_settings = {"restarts": 2, "random_start": True}
     names = [*kinds.member_names(), "sea"]
-    made = {name: attacks.make(name, **settings, **runs) for name in names}
-    assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
-    assert made["fgsm"] == attacks.FGSM(0.1, "l2")
-    assert (made["fgsm"].passes, made["pgd"].passes) == (1, 2 * 8)
+    records = {name: attacks.make(name, **settings, **run_settings) for name in names}
+    assert records["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
+    assert records["fgsm"] == attacks.FGSM(0.1, "l2")
+    assert (records["fgsm"].passes, records["pgd"].passes) == (1, 2 * 8)

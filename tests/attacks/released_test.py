@@ -56,10 +56,10 @@ def test_the_wrong_scale_at_4_on_every_red_level(start):
         np.testing.assert_allclose(end[123:], LEVELS[123:] - 1.463632, atol=1e-9)
         # The low ones go to its edge, out of the ball: black by 27 levels.
         np.testing.assert_allclose(end[:26], 27.322485, atol=1e-9)
-    fixed = np.isclose(up, down, rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(LEVELS[fixed], [*range(26), *range(123, 256)])
-    assert fixed.mean() == pytest.approx(0.62, abs=0.005)
-    # What is left is attacked, with a third of the radius: 29 to 119 in full.
+    unattacked = np.isclose(up, down, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(LEVELS[unattacked], [*range(26), *range(123, 256)])
+    assert unattacked.mean() == pytest.approx(0.62, abs=0.005)
+    # The other levels are attacked with a third of the radius, 29 to 119 in full.
     np.testing.assert_allclose(up[29:120], LEVELS[29:120] + 1.463632, atol=1e-9)
     np.testing.assert_allclose(down[29:120], LEVELS[29:120] - 1.463632, atol=1e-9)
     # And 26 to 28 and 120 to 122 between an end of the ball and one of the box.
@@ -78,10 +78,10 @@ def test_the_wrong_scale_at_8_is_2_93():
 
 def test_the_start_is_the_upper_corner():
     x = np.array([[[0.0, 0.5], [0.99, 1.0]]])
-    flat = linear(0.0)  # Nothing moves the start.
-    got = ReleasedPGD(0.03, 0.01, 3)(flat, x)
+    flat_loss = linear(0.0)  # Nothing moves the start.
+    got = ReleasedPGD(0.03, 0.01, 3)(flat_loss, x)
     np.testing.assert_allclose(got, [[[0.03, 0.53], [1.0, 1.0]]], atol=1e-9)
-    got = ReleasedPGD(0.03, 0.01, 3, start="image")(flat, x)
+    got = ReleasedPGD(0.03, 0.01, 3, start="image")(flat_loss, x)
     np.testing.assert_array_equal(got, x)
     # Five steps of 2 from there come back to -2 only, far from the other corner.
     x = np.full((1, 2, 2), 0.5)
@@ -90,7 +90,7 @@ def test_the_start_is_the_upper_corner():
 
 
 def clamp(image, upper, lower):
-    """In the released order; the names are of its arguments, not of what is given."""
+    """Clamps in the released order; its argument names, which one caller swaps."""
     image = np.where(image > upper, upper, image)
     return np.where(image < lower, lower, image)
 
@@ -147,11 +147,13 @@ def test_the_scale_is_right_for_images_from_minus_1_to_1():
     x = np.random.default_rng(4).uniform(size=(2, 5, 3))
     w = np.random.default_rng(5).normal(size=(2, 5, 3))
     half = (0.5, 0.5, 0.5)
-    right, wrong = (
+    pixels_attack, wrong_attack = (
         ReleasedPGD(0.1, 0.03, 5),
         ReleasedPGD(0.1, 0.03, 5, scale="wrong", mean=half, std=half),
     )
-    np.testing.assert_allclose(right(linear(w), x), wrong(linear(w), x), atol=1e-12)
+    np.testing.assert_allclose(
+        pixels_attack(linear(w), x), wrong_attack(linear(w), x), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,15 +259,15 @@ def test_by_name(name, settings):
 def test_its_records_say_how_far_it_goes(name, eps):
     config = AttackConfig(ckpt="-", attack=(name,), eps=(0.0, eps), steps=9)
     scale = (CITYSCAPES["mean"], CITYSCAPES["std"])
-    still, cell = plan.make_cells(config, ("seg",), (), scale)
+    zero_cell, cell = plan.make_cells(config, ("seg",), (), scale)
     x = (LEVELS / 255).reshape(1, 256, 1, 1).repeat(3, axis=-1)  # All there are.
     ends = [cell.build()(linear(s), x, 0, *cell.numbers) for s in (1.0, -1.0)]
-    farthest = 255 * max(np.abs(end - x).max() for end in ends)
+    max_distance = 255 * max(np.abs(end - x).max() for end in ends)
     (warning,) = cell.warnings
     assert f"{name} does not stay within eps" in warning
-    assert f"at eps {eps:g} values move by up to {farthest:.3g} levels" in warning
-    assert farthest == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
-    assert still.warnings == ()
+    assert f"at eps {eps:g} values move by up to {max_distance:.3g} levels" in warning
+    assert max_distance == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
+    assert zero_cell.warnings == ()
     config = AttackConfig(ckpt="-", attack=("pgd", "pgd_released_start"))
     for cell in plan.make_cells(config, ("seg",), (), scale):
         assert cell.warnings == ()
@@ -275,8 +277,8 @@ def test_its_records_say_how_far_it_goes(name, eps):
 def test_only_its_names_lead_to_it():
     folder = pathlib.Path(mtr_tf.__file__).parent
     names = re.compile(r"attacks\.released|attacks import released|ReleasedPGD")
-    found = {
+    files = {
         path.name for path in folder.rglob("*.py") if names.search(path.read_text())
     }
-    assert found == {"released.py", "kinds.py"}
+    assert files == {"released.py", "kinds.py"}
     assert not hasattr(attacks, "ReleasedPGD")

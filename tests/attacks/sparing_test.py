@@ -62,52 +62,63 @@ def slopes_of(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return slope, rng.normal(size=count) + slope
 
 
-def best_of_box(slope: np.ndarray, other: np.ndarray) -> float:
-    """The most that slope . d comes to in [-1, 1]^n with other . d <= 0.
+def best_of_box(slope: np.ndarray, spared_slope: np.ndarray) -> float:
+    """The maximum of slope . d over d in [-1, 1]^n with spared_slope . d <= 0.
 
     At a corner of that polytope all values but one are -1 or 1.
     """
-    count, found = len(slope), -np.inf
-    for free in range(count):
-        rest = [n for n in range(count) if n != free]
+    count, best = len(slope), -np.inf
+    for free_index in range(count):
+        other_indices = [n for n in range(count) if n != free_index]
         for signs in itertools.product((-1.0, 1.0), repeat=count - 1):
             d = np.zeros(count)
-            d[rest] = signs
-            limit = -(other @ d) / other[free]
+            d[other_indices] = signs
+            limit = -(spared_slope @ d) / spared_slope[free_index]
             ends = [-1.0, 1.0, np.clip(limit, -1, 1)]
-            for d[free] in ends:
-                if other @ d <= 1e-12:
-                    found = max(found, slope @ d)
-    return found
+            for d[free_index] in ends:
+                if spared_slope @ d <= 1e-12:
+                    best = max(best, slope @ d)
+    return best
 
 
-def bent(slope, other, room, move=None):
-    slope, other = (tf.constant(a[None], tf.float32) for a in (slope, other))
+def bent(slope, spared_slope, room, move=None):
+    slope, spared_slope = (
+        tf.constant(a[None], tf.float32) for a in (slope, spared_slope)
+    )
     room = [tf.constant([room], tf.float32)]
-    return sparing.bent(slope, [other], room, move, margin=0.0)[0]
+    return sparing.bent(slope, [spared_slope], room, move, margin=0.0)[0]
 
 
 def test_for_l2_the_bent_gradient_is_the_projection():
-    slope, other = slopes_of(40, 0)
-    assert slope @ other > 0
-    found = bent(slope, other, 0.0).numpy()
-    expected = slope - other * (slope @ other) / (other @ other)
-    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    slope, spared_slope = slopes_of(40, 0)
+    assert slope @ spared_slope > 0
+    bent_slope = bent(slope, spared_slope, 0.0).numpy()
+    expected = slope - spared_slope * (slope @ spared_slope) / (
+        spared_slope @ spared_slope
+    )
+    cosine = (
+        bent_slope @ expected / np.linalg.norm(bent_slope) / np.linalg.norm(expected)
+    )
     assert cosine > 1 - 1e-6
-    free = bent(slope, other, 1e6).numpy()
-    np.testing.assert_array_equal(free, slope.astype(np.float32))  # As it was.
-    back = bent(slope, other, -1e6).numpy()
-    cosine = back @ -other / np.linalg.norm(back) / np.linalg.norm(other)
+    free_slope = bent(slope, spared_slope, 1e6).numpy()
+    np.testing.assert_array_equal(free_slope, slope.astype(np.float32))  # As it was.
+    return_slope = bent(slope, spared_slope, -1e6).numpy()
+    cosine = (
+        return_slope
+        @ -spared_slope
+        / np.linalg.norm(return_slope)
+        / np.linalg.norm(spared_slope)
+    )
     assert cosine > 1 - 1e-6
 
 
 def test_for_linf_the_bent_sign_is_the_best_corner_that_fits():
     for seed in range(4):
-        slope, other = slopes_of(9, seed)
-        step = np.sign(bent(slope, other, 0.0, tf.sign).numpy())
-        assert other @ step <= 1e-6
-        bound = best_of_box(slope, other)
-        # Of the best point one value is no sign: corners may lack as much as it weighs.
+        slope, spared_slope = slopes_of(9, seed)
+        step = np.sign(bent(slope, spared_slope, 0.0, tf.sign).numpy())
+        assert spared_slope @ step <= 1e-6
+        bound = best_of_box(slope, spared_slope)
+        # One value of the best point is no sign: a corner may lack up to its weight.
         assert bound - 2 * np.abs(slope).max() <= slope @ step <= bound + 1e-6
 
 
@@ -123,20 +134,27 @@ def every_attack(norm="linf"):
 
 @pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_every_attack_spares_the_other_of_two_linear_heads(norm):
-    slope, other = slopes_of(9, 3)
+    slope, spared_slope = slopes_of(9, 3)
     x = np.full((2, 1, 9, 1), 0.5, np.float32)
-    goal = objective(of_functions(linear(slope), linear(other)), 2)
-    most = EPS * best_of_box(slope, other)
+    goal = objective(of_functions(linear(slope), linear(spared_slope)), 2)
+    bound = EPS * best_of_box(slope, spared_slope)
     if norm == "l2":
-        most = EPS * np.linalg.norm(slope - other * (slope @ other) / (other @ other))
+        bound = EPS * np.linalg.norm(
+            slope
+            - spared_slope * (slope @ spared_slope) / (spared_slope @ spared_slope)
+        )
     for attack in every_attack(norm):
-        moved = (attack(goal, x, seed=1).numpy() - x).reshape(2, 9)
-        size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
+        difference = (attack(goal, x, seed=1).numpy() - x).reshape(2, 9)
+        size = (
+            np.abs(difference).max(1)
+            if norm == "linf"
+            else np.linalg.norm(difference, axis=1)
+        )
         assert np.all(size <= EPS * (1 + 1e-6)), attack
-        assert np.all(moved @ other <= 1e-5), attack
-        assert np.all(moved @ slope <= most + 1e-5), attack
+        assert np.all(difference @ spared_slope <= 1e-5), attack
+        assert np.all(difference @ slope <= bound + 1e-5), attack
         if isinstance(attack, attacks.PGD):
-            assert np.all(moved @ slope >= 0.9 * most), attack
+            assert np.all(difference @ slope >= 0.9 * bound), attack
 
 
 def bowl(x):
@@ -148,65 +166,73 @@ def wave(x):
 
 
 def test_two_pixels_against_all_their_values():
-    """PGD raises the spared loss much; sparing keeps it, for most of the harm."""
+    """Plain PGD raises the spared loss; sparing does not, and does most of the harm."""
     rng = np.random.default_rng(0)
     x = rng.uniform(0.35, 0.65, (6, 1, 2, 1)).astype(np.float32)
     model = of_functions(wave, bowl)
     axis = np.linspace(-EPS, EPS, 201, dtype=np.float32)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 1, 2, 1)
     grid = grid[np.linalg.norm(grid, axis=2)[:, 0, 0] <= EPS]
-    clean = {k: v.numpy()[:, 0] for k, v in model(x).items()}
-    plain = attacks.PGD(EPS, EPS / 4, 20, norm="l2")(objective(model, 6, spare=()), x)
-    assert np.mean(model(plain)["back"].numpy()[:, 0] / clean["back"]) > 1.3
+    clean_losses = {k: v.numpy()[:, 0] for k, v in model(x).items()}
+    plain_images = attacks.PGD(EPS, EPS / 4, 20, norm="l2")(
+        objective(model, 6, spare=()), x
+    )
+    assert (
+        np.mean(model(plain_images)["back"].numpy()[:, 0] / clean_losses["back"]) > 1.3
+    )
     goal = objective(model, 6)
     for attack in (
         attacks.PGD(EPS, EPS / 8, 40, norm="l2"),
         attacks.APGD(EPS, 40, norm="l2"),
     ):
-        found = {k: v.numpy()[:, 0] for k, v in model(attack(goal, x)).items()}
-        assert np.all(found["back"] <= clean["back"] * (1 + 1e-6))
+        losses = {k: v.numpy()[:, 0] for k, v in model(attack(goal, x)).items()}
+        assert np.all(losses["back"] <= clean_losses["back"] * (1 + 1e-6))
         for image in range(6):
-            every = {k: v.numpy()[:, 0] for k, v in model(x[image] + grid).items()}
-            allowed = every["back"] <= clean["back"][image]
-            most = every["front"][allowed].max() - clean["front"][image]
-            rise = found["front"][image] - clean["front"][image]
-            assert rise <= most + 1e-2  # The grid is not all values.
-            assert rise >= 0.7 * most, (attack, image)
+            grid_losses = {
+                k: v.numpy()[:, 0] for k, v in model(x[image] + grid).items()
+            }
+            allowed = grid_losses["back"] <= clean_losses["back"][image]
+            bound = grid_losses["front"][allowed].max() - clean_losses["front"][image]
+            rise = losses["front"][image] - clean_losses["front"][image]
+            assert rise <= bound + 1e-2  # The grid is not all values.
+            assert rise >= 0.7 * bound, (attack, image)
 
 
 def test_several_tasks_are_spared_together():
-    slope, other = slopes_of(12, 5)
-    third = np.random.default_rng(6).normal(size=12) + slope
-    model = of_functions(linear(slope), linear(other), linear(third))
+    slope, spared_slope = slopes_of(12, 5)
+    third_slope = np.random.default_rng(6).normal(size=12) + slope
+    model = of_functions(linear(slope), linear(spared_slope), linear(third_slope))
     goal = objective(model, 1, spare=(BACK, SIDE))
     x = np.full((1, 1, 12, 1), 0.5, np.float32)
-    moved = (attacks.PGD(EPS, EPS / 4, 20)(goal, x).numpy() - x).ravel()
-    assert max(moved @ other, moved @ third) <= 1e-5
-    assert moved @ slope > 0.05 * EPS * np.abs(slope).sum()
+    difference = (attacks.PGD(EPS, EPS / 4, 20)(goal, x).numpy() - x).ravel()
+    assert max(difference @ spared_slope, difference @ third_slope) <= 1e-5
+    assert difference @ slope > 0.05 * EPS * np.abs(slope).sum()
 
 
 def test_an_attack_that_does_not_say_how_it_moves_is_bent_all_the_same():
-    class Plain(base.Attack):
-        """Ten small steps, by what `base.gradient` alone says."""
+    class SmallSteps(base.Attack):
+        """Ten small steps along `base.gradient`, which is not told how they move."""
 
         epsilon, passes = EPS, 10
 
         def search(self, objective, x, keys):
-            begun = base.begin(objective, x, x)
+            run_objective = base.begin(objective, x, x)
 
             def step(_, x):
-                slope, _ = base.gradient(begun, x, tf.constant(0.0))
+                slope, _ = base.gradient(run_objective, x, tf.constant(0.0))
                 return x + EPS / 10 * threat.L2(EPS).steepest(slope)
 
             return base.loop(0, 10, step, x)
 
-    slope, other = slopes_of(9, 3)
+    slope, spared_slope = slopes_of(9, 3)
     x = np.full((1, 1, 9, 1), 0.5, np.float32)
-    goal = objective(of_functions(linear(slope), linear(other)), 1)
-    moved = (Plain()(goal, x).numpy() - x).ravel()
-    assert moved @ other <= 1e-4
-    most = EPS * np.linalg.norm(slope - other * (slope @ other) / (other @ other))
-    assert moved @ slope >= 0.8 * most
+    goal = objective(of_functions(linear(slope), linear(spared_slope)), 1)
+    difference = (SmallSteps()(goal, x).numpy() - x).ravel()
+    assert difference @ spared_slope <= 1e-4
+    bound = EPS * np.linalg.norm(
+        slope - spared_slope * (slope @ spared_slope) / (spared_slope @ spared_slope)
+    )
+    assert difference @ slope >= 0.8 * bound
 
 
 def test_the_score_puts_what_spares_first_and_then_the_smaller_excess():
@@ -218,7 +244,7 @@ def test_the_score_puts_what_spares_first_and_then_the_smaller_excess():
     assert -sparing.FAR > scores[2] > scores[3] > scores[4]
     assert scores[6] < -sparing.FAR
     assert np.all(np.isfinite(scores))
-    assert scores[4] / 100 < -sparing.FAR  # Also a mean over draws is.
+    assert scores[4] / 100 < -sparing.FAR  # So is a mean over draws.
 
 
 def test_a_clean_loss_that_is_not_finite_is_not_spared():
@@ -231,17 +257,20 @@ def test_a_clean_loss_that_is_not_finite_is_not_spared():
 
 def test_gradients_of_channels_that_stay_do_not_bend():
     rng = np.random.default_rng(0)
-    slope, other = (tf.constant(rng.normal(size=(2, 3, 3, 2))) for _ in range(2))
-    large = tf.concat((tf.zeros((2, 3, 3, 1)), tf.ones((2, 3, 3, 1))), -1)
-    large = 1e6 * tf.cast(large, slope.dtype)
-    whole = channels._Whole(slope, (0,))
-    move = channels._Move(threat.L2(0.1).steepest, whole)
+    slope, spared_slope = (tf.constant(rng.normal(size=(2, 3, 3, 2))) for _ in range(2))
+    large_slope = tf.concat((tf.zeros((2, 3, 3, 1)), tf.ones((2, 3, 3, 1))), -1)
+    large_slope = 1e6 * tf.cast(large_slope, slope.dtype)
+    merge = channels._Whole(slope, (0,))
+    move = channels._Move(threat.L2(0.1).steepest, merge)
     room = [tf.zeros(2, slope.dtype)]
-    bent = [
-        sparing.bent(slope + i * large, [other - i * large], room, move) for i in (0, 1)
+    bent_slopes = [
+        sparing.bent(
+            slope + i * large_slope, [spared_slope - i * large_slope], room, move
+        )
+        for i in (0, 1)
     ]
-    np.testing.assert_allclose(bent[0], bent[1], atol=1e-12)
-    np.testing.assert_array_equal(bent[1][..., 1], 0)
+    np.testing.assert_allclose(bent_slopes[0], bent_slopes[1], atol=1e-12)
+    np.testing.assert_array_equal(bent_slopes[1][..., 1], 0)
 
 
 def net(size=6):
@@ -274,7 +303,7 @@ def case():
     }
     masks = {name: np.ones(target.shape[:3]) for name, target in targets.items()}
     masks["depth"] = (rng.random(pixels) < 0.7).astype(np.float32)
-    masks["depth"][0] = 0  # Nothing is known of it: nothing to spare.
+    masks["depth"][0] = 0  # No valid pixel, so nothing to spare.
     x = rng.uniform(size=(*pixels, 3)).astype(np.float32)
     return net(), x, targets, masks
 
@@ -301,23 +330,25 @@ def attacked(case, **settings) -> np.ndarray:
 @pytest.mark.slow
 def test_a_net_keeps_maps_and_classes_of_images_and_attacks_the_others(case):
     _, x, _, _ = case
-    clean = losses_of(case, x)
-    plain = attacked(case, tasks="seg")
-    hurt = losses_of(case, plain)
-    assert np.any(hurt["depth"] > clean["depth"] * 1.1)
-    assert np.any(hurt["scene"] > clean["scene"] * 1.02)
+    clean_losses = losses_of(case, x)
+    plain_images = attacked(case, tasks="seg")
+    plain_losses = losses_of(case, plain_images)
+    assert np.any(plain_losses["depth"] > clean_losses["depth"] * 1.1)
+    assert np.any(plain_losses["scene"] > clean_losses["scene"] * 1.02)
     for spare in (("depth",), (SCENE,), ("depth", SCENE)):
         images = attacked(case, tasks="seg", spare=spare)
-        found = losses_of(case, images)
+        losses = losses_of(case, images)
         for name in tasks_lib.task_set(spare):
-            assert np.all(found[name] <= clean[name] * (1 + 1e-5)), spare
-        rise = (found["seg"] - clean["seg"]) / (hurt["seg"] - clean["seg"])
+            assert np.all(losses[name] <= clean_losses[name] * (1 + 1e-5)), spare
+        rise = (losses["seg"] - clean_losses["seg"]) / (
+            plain_losses["seg"] - clean_losses["seg"]
+        )
         assert np.all(rise > 0.3), spare
         if spare == ("depth",):  # Without a target in the first image: as it was.
-            np.testing.assert_allclose(images[0], plain[0], atol=1e-6)
-            again = attacked(case, tasks="seg", spare=spare)
-            np.testing.assert_array_equal(images, again)
-            assert np.any(images[1:] != plain[1:])
+            np.testing.assert_allclose(images[0], plain_images[0], atol=1e-6)
+            repeat = attacked(case, tasks="seg", spare=spare)
+            np.testing.assert_array_equal(images, repeat)
+            assert np.any(images[1:] != plain_images[1:])
 
 
 @pytest.mark.parametrize(
@@ -333,27 +364,27 @@ def test_a_net_keeps_maps_and_classes_of_images_and_attacks_the_others(case):
 )
 def test_a_task_is_spared_whatever_is_done_to_the_others(case, settings):
     _, x, _, _ = case
-    clean = losses_of(case, x)
-    found = losses_of(case, attacked(case, spare="depth", **settings))
-    assert np.all(found["depth"] <= clean["depth"] * (1 + 1e-5))
-    change = found["seg"] - clean["seg"]
+    clean_losses = losses_of(case, x)
+    losses = losses_of(case, attacked(case, spare="depth", **settings))
+    assert np.all(losses["depth"] <= clean_losses["depth"] * (1 + 1e-5))
+    change = losses["seg"] - clean_losses["seg"]
     assert np.mean(change) * (-1 if settings.get("targeted") else 1) > 0
 
 
 def test_what_cannot_be_spared_is_said(case):
     model, x, targets, masks = case
 
-    def make(**settings):
+    def make_objective(**settings):
         return attacks.objective(model, targets, masks, **settings)
 
     with pytest.raises(InputError, match="must not be attacked too, but 'depth' is"):
-        make(tasks=("seg", "depth"), spare="depth")
+        make_objective(tasks=("seg", "depth"), spare="depth")
     with pytest.raises(
         InputError, match="single draw of a random model's noise; got eot=3"
     ):
-        make(tasks="seg", spare="depth", eot=3)
+        make_objective(tasks="seg", spare="depth", eot=3)
     with pytest.raises(InputError, match="No target was given for 'normal'"):
-        make(tasks="seg", spare="normal")
+        make_objective(tasks="seg", spare="normal")
     with pytest.raises(InputError, match="no task 'depth' to spare"):
         attacks.objective(
             keras.Model(model.input, {"seg": model.output["seg"]}),
@@ -362,17 +393,17 @@ def test_what_cannot_be_spared_is_said(case):
             tasks="seg",
             spare="depth",
         )(x)
-    two = {name: targets[name] for name in ("seg", "depth")}
-    goal = attacks.objective(model, two, masks, spare="depth")
+    two_targets = {name: targets[name] for name in ("seg", "depth")}
+    goal = attacks.objective(model, two_targets, masks, spare="depth")
     assert tuple(goal.recipe.tasks) == ("seg",)
 
 
 def test_some_channels_alone(case):
     model, x, targets, masks = case
-    clean = losses_of(case, x)
+    clean_losses = losses_of(case, x)
     goal = attacks.objective(model, targets, masks, tasks="seg", spare="depth")
     images = attacks.on_channels(PGD, (0, 2))(goal, x, seed=3).numpy()
     np.testing.assert_array_equal(images[..., 1], x[..., 1])
-    found = losses_of(case, images)
-    assert np.all(found["depth"] <= clean["depth"] * (1 + 1e-5))
-    assert np.all(found["seg"] > clean["seg"])
+    losses = losses_of(case, images)
+    assert np.all(losses["depth"] <= clean_losses["depth"] * (1 + 1e-5))
+    assert np.all(losses["seg"] > clean_losses["seg"])

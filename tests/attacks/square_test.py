@@ -24,7 +24,7 @@ def norms(d):
 
 
 def search(attack, objective, x):
-    """What it does operation by operation: for few queries less than compiling."""
+    """Runs an attack eagerly, which for few queries is faster than compiling."""
     keys = threat.image_keys(0, tf.range(len(x)))
     return attack.search(objective, tf.constant(x), keys).numpy()
 
@@ -33,15 +33,15 @@ def search(attack, objective, x):
 def test_gradients_are_never_asked_for(norm):
     @attacks.simple
     @tf.custom_gradient
-    def guarded(z):
-        def raises(up):
+    def guarded_loss(z):
+        def backward(upstream):
             raise AssertionError("A gradient was computed.")
 
-        return tf.reduce_sum(z, [1, 2, 3]), raises
+        return tf.reduce_sum(z, [1, 2, 3]), backward
 
     x = images((2, 6, 7, 3))
-    got = search(Square(0.1, 40, norm), guarded, x)
-    assert np.all(guarded(got).numpy() > guarded(tf.constant(x)).numpy())
+    got = search(Square(0.1, 40, norm), guarded_loss, x)
+    assert np.all(guarded_loss(got).numpy() > guarded_loss(tf.constant(x)).numpy())
     # And an objective without any gradient is not refused.
     search(Square(0.1, 5, norm), attacks.simple(lambda z: tf.round(z[:, 0, 0, 0])), x)
 
@@ -60,8 +60,8 @@ def test_a_linear_loss_linf_nears_the_corner():
 
 
 def test_a_linear_loss_l2_rises_far_above_random_points_of_the_sphere():
-    # Not to the maximum, epsilon |w|: pairs of pyramids are nearly without a sum, and
-    # are at least 3 pixels wide.
+    # Not to the maximum, epsilon |w|: pairs of pyramids have a sum of nearly 0, and are
+    # at least 3 pixels wide.
     x, w = images((3, 8, 9, 2), low=0.4, high=0.6), normal((3, 8, 9, 2))
 
     def share(attack):
@@ -69,14 +69,16 @@ def test_a_linear_loss_l2_rises_far_above_random_points_of_the_sphere():
         np.testing.assert_allclose(norms(got - x), 0.5, rtol=1e-5)
         return (w * (got - x)).sum((1, 2, 3)) / (0.5 * norms(w))
 
-    few, many = (share(Square(0.5, queries, "l2")) for queries in (10, 1000))
-    assert np.all(many > few)
-    assert np.all(many > 1.5 * share(Corner(0.5, "l2", draws=1000)))
-    assert np.all(many > 0.45)
+    few_shares, many_shares = (
+        share(Square(0.5, queries, "l2")) for queries in (10, 1000)
+    )
+    assert np.all(many_shares > few_shares)
+    assert np.all(many_shares > 1.5 * share(Corner(0.5, "l2", draws=1000)))
+    assert np.all(many_shares > 0.45)
 
 
 def test_the_window_shrinks_as_in_the_paper():
-    # After 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10 000.
+    # Halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10 000 queries.
     shares = square._shares(0.8, 10_000)
     changes = np.flatnonzero(np.diff(shares)) + 1
     assert changes.tolist() == [11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]
@@ -101,19 +103,19 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
     # Every query is accepted (the score is the progress of a counter): from one query
     # to the next a single square changes, to one value per channel.
     x = np.full((1, 7, 9, 2), 0.5)
-    seen = []
+    points = []
 
     @attacks.simple
     def count(z):
-        seen.append(z.numpy()[0])
-        return tf.constant([float(len(seen))], tf.float64)
+        points.append(z.numpy()[0])
+        return tf.constant([float(len(points))], tf.float64)
 
     attack = Square(0.25, 200, p=0.8)
     search(attack, count, x)
-    assert len(seen) == attack.passes == 200
+    assert len(points) == attack.passes == 200
     corners = set()
     for number in range(1, 200):
-        changed = np.any(seen[number] != seen[number - 1], axis=-1)
+        changed = np.any(points[number] != points[number - 1], axis=-1)
         if not changed.any():
             continue
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
@@ -121,9 +123,9 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
         side = max(1, min(7, round(np.sqrt(share * 63))))
         assert np.ptp(rows) < side
         assert np.ptp(columns) < side
-        inside = seen[number][changed]
-        assert np.all(inside == inside[0])
-        assert set(np.abs(inside[0] - 0.5)) == {0.25}
+        window_values = points[number][changed]
+        assert np.all(window_values == window_values[0])
+        assert set(np.abs(window_values[0] - 0.5)) == {0.25}
         if side == 1:
             corners.add((rows[0], columns[0]))
     assert len(corners) > 40  # Of 63 pixels, with some 135 draws (a quarter idle).
@@ -132,7 +134,7 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
 def pyramids(side):
     """A window's pair of pyramids, layer by layer: rectangles around each middle."""
 
-    def one(height, width):
+    def pyramid(height, width):
         heights = np.zeros((height, width))
         row, column = height // 2, width // 2
         for layer in range(width // 2 + 1):
@@ -141,7 +143,7 @@ def pyramids(side):
             part += 1 / (layer + 1) ** 2
         return heights / max(np.linalg.norm(heights), 1e-30)
 
-    pair = np.concatenate([one(side // 2, side), -one(side - side // 2, side)])
+    pair = np.concatenate([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
     return pair / np.linalg.norm(pair)
 
 
@@ -152,11 +154,12 @@ def test_pyramids_are_sums_of_rectangles(side):
 
 
 def test_pyramids_of_three_pixels_by_hand():
-    # Above, one row: 1 and a quarter more in the middle. Below, two: the same middle,
-    # and a quarter all around. Squares: 1.5625 + 2 / 16, and 3 / 16 more.
-    one = np.array([[0.25, 1.25, 0.25]]) / np.sqrt(1.6875)
-    other = np.array([[0.25, 0.25, 0.25], [0.25, 1.25, 0.25]]) / np.sqrt(1.875)
-    expected = np.concatenate([one, -other]) / np.sqrt(2)
+    # The upper pyramid is one row: 1.25 in the middle, 0.25 beside it. The lower one is
+    # two rows, with 0.25 all around the same middle. The squares add up to
+    # 1.5625 + 2 / 16 and 1.5625 + 5 / 16.
+    upper = np.array([[0.25, 1.25, 0.25]]) / np.sqrt(1.6875)
+    lower = np.array([[0.25, 0.25, 0.25], [0.25, 1.25, 0.25]]) / np.sqrt(1.875)
+    expected = np.concatenate([upper, -lower]) / np.sqrt(2)
     got = square._pyramids(tf.constant(3), tf.float64)
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
@@ -184,26 +187,28 @@ def test_a_move_l2_equals_the_papers_written_with_slices():
         for place in (draw.place, draw.other):
             top, left = np.floor(place.numpy()[i] * [5, 7]).astype(int)
             places.append((slice(top, top + 5), slice(left, left + 5)))
-        delta, new = offset[i].copy(), np.zeros((9, 11, 3))
+        delta, new_delta = offset[i].copy(), np.zeros((9, 11, 3))
         window = pyramids(5).T if draw.turned[i] else pyramids(5)
         spare = max(eps**2 - np.sum(delta**2), 0) / 3
         for c in range(3):
-            held = delta[*places[0], c]
-            fresh = window * draw.signs.numpy()[i, 0, 0, c]
-            fresh = fresh + held / np.linalg.norm(held)
-            either = np.zeros((9, 11), bool)
-            either[places[0]] = either[places[1]] = True
-            budget = np.sqrt(spare + np.sum(delta[..., c][either] ** 2))
-            new[..., c] = np.where(either, 0, delta[..., c])
-            new[*places[0], c] = fresh / np.linalg.norm(fresh) * budget
-        np.testing.assert_allclose(got[i], eps * new / np.linalg.norm(new), atol=1e-9)
+            window_delta = delta[*places[0], c]
+            new_window = window * draw.signs.numpy()[i, 0, 0, c]
+            new_window = new_window + window_delta / np.linalg.norm(window_delta)
+            union = np.zeros((9, 11), bool)
+            union[places[0]] = union[places[1]] = True
+            budget = np.sqrt(spare + np.sum(delta[..., c][union] ** 2))
+            new_delta[..., c] = np.where(union, 0, delta[..., c])
+            new_delta[*places[0], c] = new_window / np.linalg.norm(new_window) * budget
+        np.testing.assert_allclose(
+            got[i], eps * new_delta / np.linalg.norm(new_delta), atol=1e-9
+        )
 
 
 def test_the_start_l2_is_a_grid_of_pyramids():
     x = np.full((2, 11, 16, 2), 0.5)
     got = search(Square(0.5, 1, "l2"), linear(np.zeros_like(x)), x) - x
     np.testing.assert_allclose(norms(got), 0.5, rtol=1e-9)
-    seen = set()
+    kind_indices = set()
     for image in got:  # Squares of 2 pixels, the shorter side's fifth.
         scale = np.abs(image).max() / np.abs(pyramids(2)).max()
         for row in range(0, 10, 2):
@@ -212,10 +217,10 @@ def test_the_start_l2_is_a_grid_of_pyramids():
                     cell = image[row : row + 2, column : column + 2, channel] / scale
                     kinds = [pyramids(2), pyramids(2).T]
                     kinds += [-kind for kind in kinds]
-                    near = [np.allclose(cell, kind, atol=1e-6) for kind in kinds]
-                    assert sum(near) == 1
-                    seen.add(near.index(True))
-    assert seen == {0, 1, 2, 3}
+                    matches = [np.allclose(cell, kind, atol=1e-6) for kind in kinds]
+                    assert sum(matches) == 1
+                    kind_indices.add(matches.index(True))
+    assert kind_indices == {0, 1, 2, 3}
 
 
 @pytest.mark.slow
@@ -223,31 +228,31 @@ def test_the_start_l2_is_a_grid_of_pyramids():
 def test_more_queries_and_restarts_never_lower_the_score_asked(norm):
     x = images((5, 6, 6, 1), 3)
     wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), [1, 2, 3]))  # noqa: E731
-    start = wave(Square(0.2, 1, norm)(wave, x)).numpy()
-    found = wave(Square(0.2, 60, norm)(wave, x)).numpy()
-    often = wave(Square(0.2, 60, norm, restarts=4)(wave, x)).numpy()
-    assert np.all(found >= start - 1e-4)
-    assert np.all(often >= found - 1e-4)
-    assert np.any(often > found + 1e-2)
+    start_scores = wave(Square(0.2, 1, norm)(wave, x)).numpy()
+    scores = wave(Square(0.2, 60, norm)(wave, x)).numpy()
+    restart_scores = wave(Square(0.2, 60, norm, restarts=4)(wave, x)).numpy()
+    assert np.all(scores >= start_scores - 1e-4)
+    assert np.all(restart_scores >= scores - 1e-4)
+    assert np.any(restart_scores > scores + 1e-2)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_result_is_the_best_of_all_asked_for_and_nan_never_wins(norm):
     x = images((6, 5, 5, 2), 4, dtype=np.float64)
     w = 9 * normal((6, 5, 5, 2), dtype=np.float64)
-    asked = []
+    evaluations = []
 
     @attacks.simple
     def wave(z):
         value = tf.reduce_sum(tf.sin(w * z), [1, 2, 3])
         value = tf.where(value > 6, value * np.nan, value)
-        asked.append((z.numpy(), value.numpy()))
+        evaluations.append((z.numpy(), value.numpy()))
         return value
 
     attack = Square(0.3, 12, norm, restarts=2)
     got = search(attack, wave, x)
-    assert len(asked) == attack.passes == 24
-    points, scores = map(np.array, zip(*asked, strict=True))
+    assert len(evaluations) == attack.passes == 24
+    points, scores = map(np.array, zip(*evaluations, strict=True))
     assert np.isnan(scores).any()
     best = points[np.nanargmax(scores, 0), range(6)]
     np.testing.assert_allclose(got, best, atol=1e-9)

@@ -53,8 +53,8 @@ def test_linf_start_is_uniform_in_every_coordinate():
     x = tf.fill([200, 5, 4], 0.5)
     noise = (starts(ball, x, keys(200)).numpy() - 0.5) / 0.25
     assert kolmogorov(noise.ravel(), lambda t: (t + 1) / 2) < critical(noise.size)
-    for one in np.moveaxis(noise.reshape(200, -1), 1, 0):  # Each coordinate alone.
-        assert kolmogorov(one, lambda t: (t + 1) / 2) < critical(200)
+    for values in np.moveaxis(noise.reshape(200, -1), 1, 0):  # Each coordinate alone.
+        assert kolmogorov(values, lambda t: (t + 1) / 2) < critical(200)
     correlation = np.corrcoef(noise.reshape(200, -1).T)
     assert np.abs(correlation - np.eye(20)).max() < 0.3  # 4.2 standard deviations.
 
@@ -92,18 +92,20 @@ def test_noise_depends_on_seed_image_and_restart_but_not_on_the_batch(norm):
     ball = threat.ball(norm, 0.3)
     x = tf.fill([8, 4, 4, 3], 0.5)
 
-    def start(seed, images=x, restart=0, first=0):
-        indices = tf.range(first, first + len(images))
+    def start(seed, images=x, restart=0, first_index=0):
+        indices = tf.range(first_index, first_index + len(images))
         image_keys = threat.image_keys(seed, indices)
         return starts(ball, images, image_keys, tf.constant(restart)).numpy()
 
-    whole = start(seed=1)
-    np.testing.assert_array_equal(whole, start(seed=1))
-    np.testing.assert_array_equal(whole[3:5], start(seed=1, images=x[3:5], first=3))
-    assert len(np.unique(whole[:, 0, 0, 0])) == 8
-    assert not np.any(whole == start(seed=2))
-    assert not np.any(whole == start(seed=1, restart=1))
-    np.testing.assert_array_equal(whole, start(attacks.fold_in(1, tf.range(8))))
+    noise = start(seed=1)
+    np.testing.assert_array_equal(noise, start(seed=1))
+    np.testing.assert_array_equal(
+        noise[3:5], start(seed=1, images=x[3:5], first_index=3)
+    )
+    assert len(np.unique(noise[:, 0, 0, 0])) == 8
+    assert not np.any(noise == start(seed=2))
+    assert not np.any(noise == start(seed=1, restart=1))
+    np.testing.assert_array_equal(noise, start(attacks.fold_in(1, tf.range(8))))
     np.testing.assert_array_equal(start(np.array([7] * 8))[0], start([7] * 8)[5])
 
 
@@ -117,15 +119,15 @@ def test_seeds_of_another_shape_or_type_are_refused():
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30, np.uint64(2**64 - 1)])
 def test_seeds_beyond_int64_are_refused(number):
-    said = rf"seed must be from -2\^63 to 2\^63 - 1; got {number}"
-    with pytest.raises(InputError, match=said):
+    message = rf"seed must be from -2\^63 to 2\^63 - 1; got {number}"
+    with pytest.raises(InputError, match=message):
         threat.image_keys(number, tf.range(4))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         threat.image_keys([1, number, 2, 3], tf.range(4))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         attacks.fold_in(number, tf.range(4))
-    for most in (2**63 - 1, -(2**63)):
-        assert threat.image_keys(most, tf.range(4)).shape == (4, 2)
+    for limit in (2**63 - 1, -(2**63)):
+        assert threat.image_keys(limit, tf.range(4)).shape == (4, 2)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -135,11 +137,11 @@ def test_steepest_step_is_the_best_of_many(norm):
     w = rng.normal(size=(3, 2, 5))
     step = threat.ball(norm, 0.1).steepest(tf.constant(w, tf.float32)).numpy()
     np.testing.assert_allclose(distance(norm, step, 0 * step), 1, rtol=1e-6)
-    others = rng.normal(size=(2000, 3, 2, 5))
+    moves = rng.normal(size=(2000, 3, 2, 5))
     order = np.inf if norm == "linf" else 2
-    flat = others.reshape(2000, 3, -1)
-    others /= np.linalg.norm(flat, order, axis=2)[..., None, None]
-    assert np.all((w * step).sum((1, 2)) >= (w * others).sum((2, 3)).max(0))
+    flat = moves.reshape(2000, 3, -1)
+    moves /= np.linalg.norm(flat, order, axis=2)[..., None, None]
+    assert np.all((w * step).sum((1, 2)) >= (w * moves).sum((2, 3)).max(0))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -158,16 +160,16 @@ def test_projection_keeps_what_is_inside_and_is_idempotent(norm):
     ball = threat.ball(norm, 0.2)
     x = images((6, 3, 3), seed=1)
     project = ball.projection(x)
-    inside = project(threat.random_start(ball, x, keys(6), 0))
-    np.testing.assert_allclose(project(inside), inside, atol=1e-7)
-    outside = project(x + 5 * images((6, 3, 3), seed=2, low=-1))
-    np.testing.assert_allclose(project(outside), outside, atol=1e-6)
+    inner_points = project(threat.random_start(ball, x, keys(6), 0))
+    np.testing.assert_allclose(project(inner_points), inner_points, atol=1e-7)
+    edge_points = project(x + 5 * images((6, 3, 3), seed=2, low=-1))
+    np.testing.assert_allclose(project(edge_points), edge_points, atol=1e-6)
 
 
 def test_linf_starts_are_its_uniform_points():
     x = images((3, 4, 4, 3))
-    found = [draw(threat.Linf(0.1), x, keys(3), 2) for draw in (points, starts)]
-    np.testing.assert_array_equal(*found)
+    draws = [draw(threat.Linf(0.1), x, keys(3), 2) for draw in (points, starts)]
+    np.testing.assert_array_equal(*draws)
 
 
 def test_l2_projection_is_the_nearest_point_away_from_the_box():
@@ -216,7 +218,7 @@ def test_the_whole_ball_can_be_used(dtype):
 def test_half_precision_uses_the_l2_ball_and_never_leaves_it(dtype, side, epsilon):
     rng = np.random.default_rng(side)
     x = images((3, side, side, 3), dtype, side)
-    # Of all sizes, of one size (where one scale rounds all or none), and few large.
+    # Sizes: all, only one (where one scale rounds all or none), and few large ones.
     moves = rng.normal(size=x.shape)
     moves[1] = np.sign(moves[1])
     moves[2] **= 3
@@ -231,11 +233,11 @@ def test_half_precision_uses_the_l2_ball_and_never_leaves_it(dtype, side, epsilo
     assert np.all(distance("l2", got, x) >= 0.99 * distance("l2", point, x))
     # It raises a linear loss at least as much as rounding all coordinates towards x.
     offset = wide(point) - wide(x)
-    inner = threat.rounded_towards(x, tf.constant(wide(point)), np.abs(offset))
-    raised, before = (
-        np.sum((wide(y) - wide(x)) * offset, (1, 2, 3)) for y in (got, inner)
+    inner_point = threat.rounded_towards(x, tf.constant(wide(point)), np.abs(offset))
+    rise, inner_rise = (
+        np.sum((wide(y) - wide(x)) * offset, (1, 2, 3)) for y in (got, inner_point)
     )
-    assert np.all(raised >= before)
+    assert np.all(rise >= inner_rise)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -246,8 +248,8 @@ def test_rounding_stays_short_where_the_point_is_inside_the_ball(dtype):
     lengths = distance("l2", threat.L2(10.0).rounded(point, x), x)
     assert np.all(lengths <= distance("l2", point, x))
     assert np.all(lengths >= 0.99 * distance("l2", point, x))
-    same = threat.L2(10.0).rounded(tf.cast(x, tf.float32), x)
-    np.testing.assert_array_equal(wide(same), wide(x))
+    unmoved_result = threat.L2(10.0).rounded(tf.cast(x, tf.float32), x)
+    np.testing.assert_array_equal(wide(unmoved_result), wide(x))
 
 
 @pytest.mark.parametrize(
