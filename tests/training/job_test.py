@@ -83,7 +83,7 @@ def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
 
 
 def test_facts_of_data_that_have_become_fewer():
-    """Fewer examples than were trained on are refused later, when facts are compared."""
+    """Fewer examples than were trained on are refused when facts are compared."""
     source = open_masked(train=True, validation=True)
     facts = job_lib.data_facts(source, 16)
     assert facts == job_lib.data_facts(source, 1)

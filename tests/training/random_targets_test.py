@@ -79,7 +79,7 @@ def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_ep
     columns = noise_targets.replace(real_columns(), NOISY, INFO, 5)
     targets = {task: columns.targets[task][np.arange(N)] for task in NOISY}
     images = columns.images.astype(np.float32) / np.float32(255)
-    indices, steps = [], set()
+    order, steps = [], set()
     for batch in epochs(columns):
         for place, index in enumerate(batch["index"]):
             rows, cols, step = way_of(batch["image"][place], images[index])
@@ -93,30 +93,22 @@ def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_ep
                 np.testing.assert_array_equal(result, window * np.float32(mirror[task]))
             mask = columns.masks["normal"][index][rows, cols][:, ::step]
             np.testing.assert_array_equal(batch["masks"]["normal"][place], mask)
-            indices.append(int(index))
+            order.append(int(index))
             steps.add(step)
     assert steps == {1, -1}
-    assert (
-        min(indices.count(index) for index in set(indices)) >= 2
-    )  # Several epochs each.
+    assert min(order.count(index) for index in set(order)) >= 2  # Several epochs each.
 
 
 def test_all_else_is_bit_equal_and_a_later_start_goes_on():
     control = noise_targets.replace(real_columns(), NOISY, INFO, 5)
-    for real_batch, noise_batch in zip(
-        epochs(real_columns()), epochs(control), strict=True
-    ):
+    for real, noisy in zip(epochs(real_columns()), epochs(control), strict=True):
         for name in ("image", "masks", "index", "position", "step"):
-            np.testing.assert_equal(noise_batch[name], real_batch[name])
-        np.testing.assert_array_equal(
-            noise_batch["targets"]["seg"], real_batch["targets"]["seg"]
-        )
+            np.testing.assert_equal(noisy[name], real[name])
+        np.testing.assert_array_equal(noisy["targets"]["seg"], real["targets"]["seg"])
         for task in NOISY:
-            assert noise_batch["targets"][task].dtype == np.float32
-            assert (
-                noise_batch["targets"][task].shape == real_batch["targets"][task].shape
-            )
-            assert (noise_batch["targets"][task] != real_batch["targets"][task]).any()
+            assert noisy["targets"][task].dtype == np.float32
+            assert noisy["targets"][task].shape == real["targets"][task].shape
+            assert (noisy["targets"][task] != real["targets"][task]).any()
     for expected, result in zip(
         epochs(control)[7:], epochs(control, first=7), strict=True
     ):
