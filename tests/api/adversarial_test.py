@@ -534,14 +534,12 @@ def test_the_class_that_a_loss_ignores_is_that_of_keras(order, pack):
     skip_loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=0
     )
-    losses = (
-        [skip_loss, plain_loss] if pack is dict else [plain_loss, skip_loss]
-    )  # Sorted, or as given.
+    # Sorted, or as given.
+    losses = [skip_loss, plain_loss] if pack is dict else [plain_loss, skip_loss]
     for loss in ({"aa": skip_loss, "zz": plain_loss}, losses):
         model = of_classes(*order, loss=loss, pack=pack)
-        skip_task = (
-            "aa" if pack is dict else order[1]
-        )  # What the second output is called.
+        # What the second output is called.
+        skip_task = "aa" if pack is dict else order[1]
         assert [name for name in order if model._ignored_class(name) == 0] == [
             skip_task
         ]

@@ -188,13 +188,13 @@ class Subclassed(keras.Model):
 def other_models(inner):
     subclassed = Subclassed(inner)
     image = keras.Input((16, 16, 3))
-    listed = keras.Model(image, list(inner(image).values())[::-1])
+    list_model = keras.Model(image, list(inner(image).values())[::-1])
     wide = {"input_range": (0, 255)}
-    by_number = {"heads": {0: "depth", 1: "seg"}}
+    head_settings = {"heads": {0: "depth", 1: "seg"}}
     return {
-        "subclassed": (subclassed, by_number | wide),
-        "function": (lambda x: subclassed(x), by_number | wide),
-        "list": (listed, {"heads": ["0:depth", "1:seg"]}),
+        "subclassed": (subclassed, head_settings | wide),
+        "function": (lambda x: subclassed(x), head_settings | wide),
+        "list": (list_model, {"heads": ["0:depth", "1:seg"]}),
     }
 
 
@@ -552,7 +552,9 @@ def fingerprint_of(user_model, model, shape=None):
 
 @tf.custom_gradient
 def straight_through(x):
-    return heights(x), lambda up: tf.concat([up, 0 * up, 0 * up], -1)
+    return heights(x), lambda upstream: tf.concat(
+        [upstream, 0 * upstream, 0 * upstream], -1
+    )
 
 
 def test_a_model_of_other_gradients_is_another_model():

@@ -25,7 +25,7 @@ SETTINGS |= {"checks": False, "batch_size": 2}
 
 
 def make_model(weights=1.0):
-    """Depth per pixel: the image's mean times gain, plus the sum of second, plus number."""
+    """Depth per pixel: the image's mean times gain, plus second's sum, plus number."""
     image = keras.Input((SIDE, SIDE, 3), name="image")
     gain = keras.Input((2, 1), name="gain")
     second = keras.Input((SIDE, SIDE, 2), name="second")
@@ -273,8 +273,10 @@ def test_a_number_is_taken_for_one_number():
             keras.Input((2,), name="before"),
         ]
         number = keras.Input(shape, name="number")
-        out = keras.ops.reshape(number, (-1, 1)) + keras.ops.sum(inputs[1], 1)[:, None]
-        model = keras.Model([*inputs, number], {"sum": out})
+        output = (
+            keras.ops.reshape(number, (-1, 1)) + keras.ops.sum(inputs[1], 1)[:, None]
+        )
+        model = keras.Model([*inputs, number], {"sum": output})
         result = packing.packed(model, layout, "the model")(batch)["sum"]
         np.testing.assert_array_equal(result[:, 0], numbers)
 
@@ -282,15 +284,10 @@ def test_a_number_is_taken_for_one_number():
 def test_models_of_images_alone_leave_them_alone():
     image = keras.Input((SIDE, SIDE, 3))
     model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
-    examples, settings = (
-        make_examples(2),
-        {"attacks": "fgsm", "eps": 8, "checks": False},
-    )
-    results = mtr_tf.evaluate(model, examples, **settings)
-    image_examples = [
-        {name: e[name] for name in ("image", "targets")} for e in examples
-    ]
-    image_results = mtr_tf.evaluate(model, image_examples, **settings)
+    items, settings = make_examples(2), {"attacks": "fgsm", "eps": 8, "checks": False}
+    results = mtr_tf.evaluate(model, items, **settings)
+    image_items = [{name: e[name] for name in ("image", "targets")} for e in items]
+    image_results = mtr_tf.evaluate(model, image_items, **settings)
     assert [r["attacked_value"] for r in results.records] == [
         r["attacked_value"] for r in image_results.records
     ]

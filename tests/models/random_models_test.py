@@ -300,15 +300,17 @@ def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, 
         records[name] = json.loads(path.read_text())
     losses = {
         name: [
-            (r["clean"], r["attacked_value"]) for r in records if r["metric"] == "loss"
+            (r["clean"], r["attacked_value"])
+            for r in run_records
+            if r["metric"] == "loss"
         ]
-        for name, records in records.items()
+        for name, run_records in records.items()
     }
     assert losses["one"] == losses["two"]
     assert losses["one"] != losses["other_draws"]
     assert losses["one"] != losses["other_seed"]
-    for by_run in records.values():
-        for record in by_run:
+    for run_records in records.values():
+        for record in run_records:
             assert "random in predict" in " ".join(record["warnings"])
     assert "over 2 draws" in " ".join(records["one"][0]["warnings"])
 

@@ -108,11 +108,13 @@ def test_official_segmentation_files(name, decoders):
 def test_files_of_classification_networks_fill_what_they_can(name):
     net = torch_fixture.fill(torch_fixture.classification(name, WIDTHS[name]))
     model, messages = ours(name, arrays_of(net), ("seg", "depth"), "separate")
-    fresh = models.build(name, ("seg", "depth"), (32, 64, 3), 5, width=WIDTHS[name])
+    initial_model = models.build(
+        name, ("seg", "depth"), (32, 64, 3), 5, width=WIDTHS[name]
+    )
     messages = " ".join(messages)
     assert "fc.weight, fc.bias: left out" in messages
     assert "head_depth, head_seg: not in the file" in messages or "resnet" in name
-    for variable, initial in zip(model.variables, fresh.variables, strict=True):
+    for variable, initial in zip(model.variables, initial_model.variables, strict=True):
         is_initial = np.array_equal(variable.numpy(), initial.numpy())
         is_new = variable.path.startswith("decoder" if "resnet" in name else "head")
         assert is_initial == (is_new or variable.path.startswith("head")), variable.path

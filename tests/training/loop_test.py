@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: when what happens, and what stops it."""
+"""The training loop: its timetable, and what stops it."""
 
 import contextlib
 import dataclasses
@@ -147,8 +147,8 @@ def test_no_step_is_done_twice_where_xla_fails(monkeypatch, fails, done):
 
 
 def test_what_is_kept_is_said(tmp_path):
-    def message(last):
-        return training._stop_message(types.SimpleNamespace(kept=last), 20, tmp_path)
+    def message(step):
+        return training._stop_message(types.SimpleNamespace(kept=step), 20, tmp_path)
 
     assert training._stop_message(None, 20, tmp_path) == message(None) == ""
     assert message(0).startswith("No training step is kept;")

@@ -384,22 +384,18 @@ def test_aliases_name_own_tasks_where_a_run_is_attacked(module):
     train_config = TrainConfig(dataset=name, tasks=TASKS, model="tiny", image_size=size)
     run = loading.Run(None, TASKS, train_config, pathlib.Path("run"), "")
 
-    def data_names(*tasks):
+    def tasks_of(*tasks):
         config = AttackConfig(ckpt="run", dataset=name, tasks=tasks)
         source, names = loading.open_data(config, run)
         assert set(source.columns("validation").targets) == set(names)
         return names
 
-    assert (
-        data_names("motion", "scene")
-        == data_names("scene", "flow")
-        == ("scene", "flow")
-    )
-    assert data_names() == TASKS
+    assert tasks_of("motion", "scene") == tasks_of("scene", "flow") == ("scene", "flow")
+    assert tasks_of() == TASKS
     with pytest.raises(InputError, match="Unknown task 'moton'. Did you mean 'flow'"):
-        data_names("moton")
+        tasks_of("moton")
     with pytest.raises(InputError, match="names 'flow' 2 times"):
-        data_names("motion", "flow")
+        tasks_of("motion", "flow")
     # Training keeps names as they are, and says which one is meant.
     with pytest.raises(InputError, match="Motion is another name of flow; give flow"):
         data.open_source(name, tasks=("Motion",))
