@@ -64,14 +64,14 @@ def one_step_of_ours(images, targets, share, batch_norm):
         len(images),
         adversary,
     )
-    whole = {
+    batch = {
         "image": tf.constant(images),
         "targets": tf.nest.map_structure(tf.constant, targets),
         "masks": {task: tf.ones((4, 16, 16)) for task in TASKS},
         "position": tf.range(4, dtype=tf.int64),
         "step": tf.constant(0, tf.int64),
     }
-    step_lib.replica_step(learner, whole)
+    step_lib.replica_step(learner, batch)
     return model.get_weights()
 
 
@@ -86,18 +86,18 @@ def test_a_step_is_that_of_training(batch, share, batch_norm):
         model, TASKS, eps=4, steps=3, share=share, batch_norm=batch_norm, seed=7
     )
     adversarial.compile(keras.optimizers.SGD(0.1), loss=LOSSES)
-    before = [weight.copy() for weight in model.get_weights()]
+    start = [weight.copy() for weight in model.get_weights()]
     adversarial.fit(images, targets, batch_size=4, shuffle=False, verbose=0)
-    ours = one_step_of_ours(images, targets, share, batch_norm)
-    assert any((a != b).any() for a, b in zip(before, ours, strict=True))
-    for mine, theirs in zip(model.get_weights(), ours, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    expected_weights = one_step_of_ours(images, targets, share, batch_norm)
+    assert any((a != b).any() for a, b in zip(start, expected_weights, strict=True))
+    for weight, expected in zip(model.get_weights(), expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_each_replica_has_its_own_clean_images(batch, mirrored):
     """Also where synchronized batch norms let replicas take turns within a step."""
     images, targets = batch
-    trained = []
+    weights = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
         with strategy.scope():
             keras.utils.set_random_seed(1)
@@ -108,11 +108,11 @@ def test_each_replica_has_its_own_clean_images(batch, mirrored):
             attack = attacks.FGSM(epsilon=0.1)
             adversarial = mtr_tf.AdversarialModel(model, attack=attack, share=0.3)
             adversarial.compile(keras.optimizers.SGD(0.5), loss=LOSSES["seg"])
-        given = {"seg": targets["seg"]}
-        adversarial.fit(images, given, batch_size=4, shuffle=False, verbose=0)
-        trained.append(model.get_weights())
-    for one, other in zip(*trained, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        seg_targets = {"seg": targets["seg"]}
+        adversarial.fit(images, seg_targets, batch_size=4, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for single, double in zip(*weights, strict=True):
+        np.testing.assert_allclose(single, double, atol=1e-5)
 
 
 def test_replicas_cannot_share_statistics_during_an_attack(mirrored):
@@ -129,17 +129,17 @@ def test_images_of_another_range_are_attacked_by_as_many_levels(batch):
     image = keras.Input((16, 16, 3))
     scaled = keras.Model(image, model(keras.layers.Rescaling(1 / 255)(image)))
     settings = {"eps": 4, "steps": 2, "seed": 3}
-    plain = mtr_tf.AdversarialModel(model, TASKS, **settings)
+    unit = mtr_tf.AdversarialModel(model, TASKS, **settings)
     wide = mtr_tf.AdversarialModel(scaled, TASKS, input_range=(0, 255), **settings)
-    for each in (plain, wide):
-        each.compile("sgd", loss=LOSSES)
-    moved = plain.attacked(tf.constant(images), targets)
-    also = wide.attacked(tf.constant(images * 255), targets)
-    change = np.abs(moved - images)
+    for adversarial in (unit, wide):
+        adversarial.compile("sgd", loss=LOSSES)
+    result = unit.attacked(tf.constant(images), targets)
+    wide_result = wide.attacked(tf.constant(images * 255), targets)
+    change = np.abs(result - images)
     assert change.max() <= 4 / 255 + 1e-6
     assert np.median(change) > 1 / 255
-    np.testing.assert_allclose(moved * 255, also, atol=0.6)
-    assert np.mean(np.abs(moved * 255 - also) > 1e-3) < 0.01
+    np.testing.assert_allclose(result * 255, wide_result, atol=0.6)
+    assert np.mean(np.abs(result * 255 - wide_result) > 1e-3) < 0.01
 
 
 def test_whole_numbers_are_moved_by_whole_levels(batch):
@@ -150,9 +150,9 @@ def test_whole_numbers_are_moved_by_whole_levels(batch):
     )
     adversarial.compile("sgd", loss=LOSSES["seg"])
     levels = np.random.default_rng(0).integers(4, 252, (4, 16, 16, 3), np.uint8)
-    moved = adversarial.attacked(tf.constant(levels), batch[1]["seg"])
-    assert moved.dtype == tf.uint8
-    change = np.asarray(moved, int) - levels
+    result = adversarial.attacked(tf.constant(levels), batch[1]["seg"])
+    assert result.dtype == tf.uint8
+    change = np.asarray(result, int) - levels
     assert set(np.unique(change)) == {-4, 4}
     unit = mtr_tf.AdversarialModel(model, "seg", eps=4)  # Of images in [0, 1].
     unit.compile("sgd", loss=LOSSES["seg"])
@@ -220,21 +220,26 @@ def test_one_logit_is_of_two_classes():
     adversarial.compile("sgd", loss=keras.losses.BinaryCrossentropy(from_logits=True))
     images = np.full((2, 1, 1, 3), 0.5, np.float32)
     labels = np.array([0, 1]).reshape(2, 1, 1, 1)
-    moved = adversarial.attacked(tf.constant(images), labels)
-    up = 0.1 * np.sign(w)
-    np.testing.assert_allclose(moved[:, 0, 0], [0.5 + up, 0.5 - up], rtol=1e-6)
+    result = adversarial.attacked(tf.constant(images), labels)
+    step = 0.1 * np.sign(w)
+    np.testing.assert_allclose(result[:, 0, 0], [0.5 + step, 0.5 - step], rtol=1e-6)
     adversarial.fit(images, labels, verbose=0)
 
 
-def ends(of, channels):
+def ends(activation, channels):
     """Ways to end in an activation, on features."""
     return {
-        "of the layer": lambda x: keras.layers.Conv2D(channels, 1, activation=of)(x),
-        "layer": lambda x: keras.layers.Activation(of)(
+        "of the layer": lambda x: keras.layers.Conv2D(
+            channels, 1, activation=activation
+        )(x),
+        "layer": lambda x: keras.layers.Activation(activation)(
             keras.layers.Conv2D(channels, 1)(x)
         ),
         "nested": lambda x: keras.Sequential(
-            [keras.Input(x.shape[1:]), keras.layers.Conv2D(channels, 1, activation=of)]
+            [
+                keras.Input(x.shape[1:]),
+                keras.layers.Conv2D(channels, 1, activation=activation),
+            ]
         )(x),
     }
 
@@ -249,7 +254,7 @@ def ends(of, channels):
     ],
 )
 def test_models_of_probabilities_are_attacked_by_their_logits(of, kind, channels, end):
-    """Also where they are so sure that probabilities have no gradient."""
+    """Also where outputs are so certain that probabilities have no gradient."""
     rng = np.random.default_rng(0)
     images = tf.constant(rng.uniform(0.2, 0.8, (2, 4, 4, 3)), tf.float32)
     if kind == "classes":
@@ -261,7 +266,7 @@ def test_models_of_probabilities_are_attacked_by_their_logits(of, kind, channels
     image = keras.Input((4, 4, 3))
     kernel = rng.normal(size=(1, 1, 3, channels))
 
-    def made(finish, from_logits):
+    def make(finish, from_logits):
         model = keras.Model(image, finish(image))
         adversarial = mtr_tf.AdversarialModel(
             model, [task], attack=attacks.FGSM(epsilon=0.1)
@@ -274,24 +279,26 @@ def test_models_of_probabilities_are_attacked_by_their_logits(of, kind, channels
         adversarial.compile(keras.optimizers.SGD(0.5), loss=loss)
         return adversarial
 
-    probable = made(ends(of, channels)[end], False)
-    logits = made(keras.layers.Conv2D(channels, 1), True)
+    probability_model = make(ends(of, channels)[end], False)
+    logit_model = make(keras.layers.Conv2D(channels, 1), True)
     for scale in (1, 300):
-        for each in (probable, logits):
-            each.inner.set_weights([scale * kernel, np.zeros(channels)])
-        if (scale, of, end) == (1, "softmax", "of the layer"):  # Trained alike, too.
-            for each in (probable, logits):
-                each.fit(images, targets, verbose=0)
-            for one, other in zip(
-                probable.inner.get_weights(), logits.inner.get_weights(), strict=True
+        for adversarial in (probability_model, logit_model):
+            adversarial.inner.set_weights([scale * kernel, np.zeros(channels)])
+        if (scale, of, end) == (1, "softmax", "of the layer"):  # Training agrees, too.
+            for adversarial in (probability_model, logit_model):
+                adversarial.fit(images, targets, verbose=0)
+            for result, expected in zip(
+                probability_model.inner.get_weights(),
+                logit_model.inner.get_weights(),
+                strict=True,
             ):
-                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
-            probable.attacked(images, targets),
-            logits.attacked(images, targets),
+            probability_model.attacked(images, targets),
+            logit_model.attacked(images, targets),
             atol=1e-6,
         )
-    assert len(probable.inner.variables) == 2
+    assert len(probability_model.inner.variables) == 2
 
 
 @keras.saving.register_keras_serializable("adversarial_test")
@@ -301,7 +308,7 @@ class OwnSigmoid(keras.layers.Layer):
 
 
 class OfProbabilities(keras.Model):
-    """No graph of layers; it ends in whatever `finish` is."""
+    """A model that ends in `finish`, without a graph of layers."""
 
     def __init__(self, finish):
         super().__init__(name="net")
@@ -338,9 +345,11 @@ def test_what_may_be_probabilities_is_asked_about(finish, caplog):
         adversarial.fit(images, targets, verbose=0)
     else:
         adversarial.attacked(tf.constant(images), targets)
-    said = [r.message for r in caplog.records if "as probabilities are" in r.message]
-    assert len(said) == (finish is not tf.identity)
-    assert all("net's parts is in [0, 1]" in sentence for sentence in said)
+    messages = [
+        r.message for r in caplog.records if "as probabilities are" in r.message
+    ]
+    assert len(messages) == (finish is not tf.identity)
+    assert all("net's parts is in [0, 1]" in message for message in messages)
 
 
 def test_names_that_outputs_and_targets_lack_are_said(batch):
@@ -350,31 +359,31 @@ def test_names_that_outputs_and_targets_lack_are_said(batch):
         mtr_tf.AdversarialModel(keras.Model(image, heads), TASKS)
     adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
     adversarial.compile("sgd", loss=LOSSES)
-    given = {"depth": batch[1]["depth"]}
+    targets = {"depth": batch[1]["depth"]}
     with pytest.raises(mtr_tf.InputError, match="targets .* seg is missing; got depth"):
-        adversarial.attacked(tf.constant(batch[0]), given)
+        adversarial.attacked(tf.constant(batch[0]), targets)
 
 
 def test_images_may_be_the_only_value_of_a_dict_or_a_list(batch):
     images, targets = tf.constant(batch[0]), batch[1]["seg"]
     image = keras.Input((16, 16, 3), name="image")
     layer = keras.layers.Conv2D(3, 1)
-    moved = []
+    results = []
     for pack in (lambda x: x, lambda x: {"image": x}, lambda x: [x]):
         model = keras.Model(pack(image), {"seg": layer(image)})
         adversarial = mtr_tf.AdversarialModel(model, steps=1)
         adversarial.compile(keras.optimizers.SGD(0.0), loss=LOSSES["seg"])
-        given = adversarial.attacked(pack(images), targets)
-        assert type(given) is type(pack(images))
-        moved += keras.tree.flatten(given)
-    np.testing.assert_array_equal(moved[0], moved[1])
-    np.testing.assert_array_equal(moved[0], moved[2])
+        result = adversarial.attacked(pack(images), targets)
+        assert type(result) is type(pack(images))
+        results += keras.tree.flatten(result)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
     adversarial.fit([images], {"seg": targets}, verbose=0)
     with pytest.raises(mtr_tf.InputError, match="images alone.*got 2 in a list"):
         adversarial.attacked([images, images], targets)
-    free = mtr_tf.AdversarialModel(Subclassed(), "seg", steps=1)
+    subclassed = mtr_tf.AdversarialModel(Subclassed(), "seg", steps=1)
     with pytest.raises(mtr_tf.InputError, match="got 1 in a dict. Give the images"):
-        free.attacked({"image": images}, targets)
+        subclassed.attacked({"image": images}, targets)
 
 
 class Same(keras.Model):
@@ -413,7 +422,7 @@ class Negative(keras.Model):
 
 
 class OwnSequential(keras.Sequential):
-    """Nothing but another class."""
+    """A sequential model of another class."""
 
 
 def test_models_are_attacked_by_what_they_do(batch):
@@ -423,14 +432,16 @@ def test_models_are_attacked_by_what_they_do(batch):
     layers = [keras.Input((16, 16, 3)), layer]
 
     def attacked(model):
-        made = mtr_tf.AdversarialModel(model, "seg", attack=attacks.FGSM(epsilon=0.1))
-        made.compile("sgd", loss=LOSSES["seg"])
-        return made.attacked(images, targets).numpy()
+        adversarial = mtr_tf.AdversarialModel(
+            model, "seg", attack=attacks.FGSM(epsilon=0.1)
+        )
+        adversarial.compile("sgd", loss=LOSSES["seg"])
+        return adversarial.attacked(images, targets).numpy()
 
     expected = attacked(keras.Model(image, layer(image)))
     sequential = (keras.Sequential(layers), keras.Sequential([layer]))
-    for given in (*sequential, OwnSequential(layers)):
-        np.testing.assert_array_equal(attacked(given), expected)
+    for model in (*sequential, OwnSequential(layers)):
+        np.testing.assert_array_equal(attacked(model), expected)
     mirrored = attacked(keras.Model(image, layer(-image)))
     negative = attacked(Negative(image, layer(image)))
     np.testing.assert_array_equal(negative, mirrored)
@@ -453,7 +464,7 @@ def test_losses_of_a_list_keep_their_names():
 
 
 def of_classes(*names, loss=LOSSES["seg"], pack=dict):
-    """A compiled model of heads of three classes, which are its tasks in this order."""
+    """A compiled model with two heads of three classes; `names` orders its tasks."""
     keras.utils.set_random_seed(1)
     image = keras.Input((16, 16, 3))
     heads = {n: keras.layers.Conv2D(3, 3, name=n)(image) for n in ("zz", "aa")}
@@ -473,12 +484,14 @@ def targets_of_classes():
 def test_lists_for_outputs_in_a_dict_are_in_keras_order(batch, form):
     images, targets = tf.constant(batch[0]), targets_of_classes()
     model = of_classes("aa", "zz")
-    moved = model.attacked(images, form([targets["aa"], targets["zz"]]))
-    np.testing.assert_array_equal(moved, model.attacked(images, targets))
-    other = of_classes("zz", "aa")
-    told = "A list of targets must .* outputs, aa, zz, but they are zz, aa; give a dict"
-    with pytest.raises(mtr_tf.InputError, match=told):
-        other.attacked(images, form([targets["zz"], targets["aa"]]))
+    result = model.attacked(images, form([targets["aa"], targets["zz"]]))
+    np.testing.assert_array_equal(result, model.attacked(images, targets))
+    reordered = of_classes("zz", "aa")
+    message = (
+        "A list of targets must .* outputs, aa, zz, but they are zz, aa; give a dict"
+    )
+    with pytest.raises(mtr_tf.InputError, match=message):
+        reordered.attacked(images, form([targets["zz"], targets["aa"]]))
 
 
 def test_a_dict_for_outputs_in_a_list_is_by_their_names(batch):
@@ -486,10 +499,10 @@ def test_a_dict_for_outputs_in_a_list_is_by_their_names(batch):
     model = of_classes("aa", "zz", pack=list)  # The outputs are zz, aa.
     with pytest.raises(mtr_tf.InputError, match="A dict of targets .*, zz, aa, but"):
         model.attacked(images, targets)
-    other = of_classes("zz", "aa", pack=list)
-    moved = other.attacked(images, targets)
-    listed = other.attacked(images, [targets["zz"], targets["aa"]])
-    np.testing.assert_array_equal(moved, listed)
+    reordered = of_classes("zz", "aa", pack=list)
+    result = reordered.attacked(images, targets)
+    list_result = reordered.attacked(images, [targets["zz"], targets["aa"]])
+    np.testing.assert_array_equal(result, list_result)
 
 
 class SubclassedDict(keras.Model):
@@ -517,45 +530,59 @@ def test_lists_for_a_subclassed_model_are_in_keras_order(batch):
 @pytest.mark.parametrize("order", [("zz", "aa"), ("aa", "zz")])
 @pytest.mark.parametrize("pack", [dict, list])
 def test_the_class_that_a_loss_ignores_is_that_of_keras(order, pack):
-    plain = LOSSES["seg"]
-    skips = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
-    listed = [skips, plain] if pack is dict else [plain, skips]  # Sorted, or as given.
-    for loss in ({"aa": skips, "zz": plain}, listed):
+    plain_loss = LOSSES["seg"]
+    skip_loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=0
+    )
+    # Sorted, or as given.
+    losses = [skip_loss, plain_loss] if pack is dict else [plain_loss, skip_loss]
+    for loss in ({"aa": skip_loss, "zz": plain_loss}, losses):
         model = of_classes(*order, loss=loss, pack=pack)
-        of_aa = "aa" if pack is dict else order[1]  # What the second output is called.
-        assert [name for name in order if model._ignored_class(name) == 0] == [of_aa]
+        # What the second output is called.
+        skip_task = "aa" if pack is dict else order[1]
+        assert [name for name in order if model._ignored_class(name) == 0] == [
+            skip_task
+        ]
 
 
 @pytest.mark.slow
 def test_losses_and_targets_in_a_list_are_in_keras_order(batch):
-    """By what Keras itself computes, and by what the attack moves."""
+    """Compares the losses that Keras computes, and the attacked images."""
     images, targets = tf.constant(batch[0]), targets_of_classes()
-    plain = LOSSES["seg"]
-    skips = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
-    moved, losses = [], []
-    for loss in ({"aa": skips, "zz": plain}, [skips, plain], [plain, skips]):
+    plain_loss = LOSSES["seg"]
+    skip_loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=0
+    )
+    results, losses = [], []
+    for loss in (
+        {"aa": skip_loss, "zz": plain_loss},
+        [skip_loss, plain_loss],
+        [plain_loss, skip_loss],
+    ):
         model = of_classes("aa", "zz", loss=loss)
-        moved.append(model.attacked(images, targets))
-        for given in (targets, [targets["aa"], targets["zz"]]):
-            losses.append(model.evaluate(images, given, verbose=0, return_dict=True))
-    np.testing.assert_array_equal(moved[0], moved[1])
-    assert (moved[0] != moved[2]).numpy().any()
+        results.append(model.attacked(images, targets))
+        for form in (targets, [targets["aa"], targets["zz"]]):
+            losses.append(model.evaluate(images, form, verbose=0, return_dict=True))
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[0] != results[2]).numpy().any()
     assert losses[0] == losses[1] == losses[2] == losses[3]
     assert losses[4] == losses[5] != losses[0]
 
 
 def test_soft_classes_are_refused_unless_they_do_not_count(batch):
-    images, whole = batch[0], batch[1]["seg"]
+    images, labels = batch[0], batch[1]["seg"]
     adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
     adversarial.compile("sgd", loss={"seg": LOSSES["seg"]})
-    soft = np.where(whole == 1, 0.95, whole).astype(np.float32)
-    told = "Targets of seg must be class numbers.* got 0.95; give whole numb.* BinaryC"
-    with pytest.raises(mtr_tf.InputError, match=told):
+    soft = np.where(labels == 1, 0.95, labels).astype(np.float32)
+    message = (
+        "Targets of seg must be class numbers.* got 0.95; give whole numb.* BinaryC"
+    )
+    with pytest.raises(mtr_tf.InputError, match=message):
         adversarial.attacked(tf.constant(images), {"seg": soft})
-    left = {"seg": tf.constant(whole != 1, tf.float32)}
-    moved = adversarial.attacked(tf.constant(images), {"seg": soft}, left)
-    expected = adversarial.attacked(tf.constant(images), {"seg": whole}, left)
-    np.testing.assert_array_equal(moved, expected)
+    weights = {"seg": tf.constant(labels != 1, tf.float32)}
+    result = adversarial.attacked(tf.constant(images), {"seg": soft}, weights)
+    expected = adversarial.attacked(tf.constant(images), {"seg": labels}, weights)
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.slow
@@ -581,14 +608,14 @@ def test_places_without_a_finite_target_are_not_attacked(batch, nothing):
     images, depth = tf.constant(batch[0]), batch[1]["depth"]
     adversarial = mtr_tf.AdversarialModel(make_model(), "depth", steps=2)
     adversarial.compile("sgd", loss={"depth": LOSSES["depth"]})
-    left = np.ones((4, 16, 16), np.float32)
-    left[:, :, 4:] = 0
-    lacking = np.where(left[..., None] > 0, depth, np.float32(nothing))
-    moved = adversarial.attacked(images, {"depth": lacking})
-    expected = adversarial.attacked(images, {"depth": depth}, {"depth": left})
-    np.testing.assert_array_equal(moved, expected)
-    whole = adversarial.attacked(images, {"depth": depth})
-    assert (moved != whole).numpy().any()
+    weight = np.ones((4, 16, 16), np.float32)
+    weight[:, :, 4:] = 0
+    partial_depth = np.where(weight[..., None] > 0, depth, np.float32(nothing))
+    result = adversarial.attacked(images, {"depth": partial_depth})
+    expected = adversarial.attacked(images, {"depth": depth}, {"depth": weight})
+    np.testing.assert_array_equal(result, expected)
+    unweighted = adversarial.attacked(images, {"depth": depth})
+    assert (result != unweighted).numpy().any()
 
 
 def test_places_that_lack_some_channels_are_not_attacked(batch):
@@ -598,9 +625,9 @@ def test_places_that_lack_some_channels_are_not_attacked(batch):
     adversarial = mtr_tf.AdversarialModel(model, [flow], steps=1)
     adversarial.compile("sgd", loss={"flow": "mse"})
     images, target = tf.constant(batch[0]), np.zeros((4, 16, 16, 2), np.float32)
-    left = np.ones((4, 16, 16), np.float32)
-    left[:, :, 4:] = 0
-    expected = adversarial.attacked(images, target, left)
+    weight = np.ones((4, 16, 16), np.float32)
+    weight[:, :, 4:] = 0
+    expected = adversarial.attacked(images, target, weight)
     assert (adversarial.attacked(images, target) != expected).numpy().any()
     target[:, :, 4:] = np.nan, 1
     np.testing.assert_array_equal(adversarial.attacked(images, target), expected)
@@ -626,30 +653,30 @@ def test_images_of_weight_zero_are_not_attacked(batch, weight):
     labels = np.array([1, 0, 1, 2])
     expected = adversarial.attacked(images, labels, weight)
     for label in (0, -1, 3, 0.5, np.nan):  # Of the first image, which does not count.
-        moved = adversarial.attacked(images, np.array([label, 0, 1, 2]), weight)
-        np.testing.assert_array_equal(moved, expected)
-    whole = adversarial.attacked(images, labels)
-    np.testing.assert_array_equal(whole[1:], expected[1:])
-    assert (whole[0] != expected[0]).numpy().any()
+        result = adversarial.attacked(images, np.array([label, 0, 1, 2]), weight)
+        np.testing.assert_array_equal(result, expected)
+    unweighted = adversarial.attacked(images, labels)
+    np.testing.assert_array_equal(unweighted[1:], expected[1:])
+    assert (unweighted[0] != expected[0]).numpy().any()
     with pytest.raises(mtr_tf.InputError, match="got 3; mask such places .*ignore_cla"):
         adversarial.attacked(images, np.array([3, 0, 1, 2]))
 
 
 def skips_nan(y_true, y_pred):
     """The binary cross-entropy of logits where labels are known."""
-    known = tf.math.is_finite(y_true)
-    loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.where(known, y_true, 0.0), y_pred)
-    return tf.reduce_sum(tf.where(known, loss, 0.0), -1)
+    valid = tf.math.is_finite(y_true)
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.where(valid, y_true, 0.0), y_pred)
+    return tf.reduce_sum(tf.where(valid, loss, 0.0), -1)
 
 
 def test_images_that_lack_a_label_train_and_are_not_attacked(batch):
     adversarial = of_images("labels", skips_nan)
     labels = np.array([[0, np.nan, 1], [0, 1, 1], [1, 0, 0], [1, 1, 0]], np.float32)
     images = tf.constant(batch[0])
-    moved = adversarial.attacked(images, labels)
+    result = adversarial.attacked(images, labels)
     weight = tf.constant([0.0, 1, 1, 1])
     expected = adversarial.attacked(images, np.nan_to_num(labels), weight)
-    np.testing.assert_array_equal(moved, expected)
+    np.testing.assert_array_equal(result, expected)
     history = adversarial.fit(batch[0], labels, verbose=0).history
     assert np.isfinite(history["loss"]).all()
 
@@ -677,48 +704,50 @@ def test_a_model_that_casts_its_images_is_named(batch):
 def test_the_model_is_saved_as_itself(batch, tmp_path):
     images, _ = batch
     model = make_model()
-    keep = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras")
-    keep.set_model(mtr_tf.AdversarialModel(model, steps=1))
-    keep.on_epoch_end(0, {})
-    again = keras.saving.load_model(tmp_path / "best.keras")
-    assert type(again) is type(model)
-    np.testing.assert_array_equal(again(images)["seg"], model(images)["seg"])
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras")
+    checkpoint.set_model(mtr_tf.AdversarialModel(model, steps=1))
+    checkpoint.on_epoch_end(0, {})
+    loaded = keras.saving.load_model(tmp_path / "best.keras")
+    assert type(loaded) is type(model)
+    np.testing.assert_array_equal(loaded(images)["seg"], model(images)["seg"])
 
 
 def test_weights_of_zero_are_not_attacked(batch):
     images, targets = batch
     adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1, eps=8)
     adversarial.compile("sgd", loss=LOSSES)
-    left = np.zeros((4, 16, 16), np.float32)
-    left[:, :, :4] = 1
-    moved = adversarial.attacked(
-        tf.constant(images), targets, {"seg": tf.constant(left)}
+    weight = np.zeros((4, 16, 16), np.float32)
+    weight[:, :, :4] = 1
+    result = adversarial.attacked(
+        tf.constant(images), targets, {"seg": tf.constant(weight)}
     )
-    bare = adversarial.attacked(tf.constant(images), targets, tf.constant(left))
-    np.testing.assert_array_equal(bare, moved)
-    far = np.abs(moved - images)[:, :, 8:]  # Out of reach of the 3x3 kernel.
-    whole = adversarial.attacked(tf.constant(images), targets)
-    assert far.max() <= 8 / 255 + 1e-6
-    assert not np.allclose(moved[:, :, :4], images[:, :, :4])
-    assert not np.allclose(whole[:, :, 8:], moved[:, :, 8:])
+    array_result = adversarial.attacked(
+        tf.constant(images), targets, tf.constant(weight)
+    )
+    np.testing.assert_array_equal(array_result, result)
+    change = np.abs(result - images)[:, :, 8:]  # Out of reach of the 3x3 kernel.
+    unweighted = adversarial.attacked(tf.constant(images), targets)
+    assert change.max() <= 8 / 255 + 1e-6
+    assert not np.allclose(result[:, :, :4], images[:, :, :4])
+    assert not np.allclose(unweighted[:, :, 8:], result[:, :, 8:])
 
 
 def test_weights_of_images_weigh_no_task_more_than_others(batch):
-    """Though one has axes of places, over which training broadcasts it."""
+    """Even where weights have axes of places, over which training broadcasts them."""
     images, targets = batch
     adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
     adversarial.compile("sgd", loss=LOSSES)
     weights = {"seg": np.ones((4, 1, 1)), "depth": np.ones((4, 1))}
-    moved = adversarial.attacked(tf.constant(images), targets, weights)
+    result = adversarial.attacked(tf.constant(images), targets, weights)
     expected = adversarial.attacked(tf.constant(images), targets)
-    np.testing.assert_array_equal(moved, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("form", ["dict", "list", "single"])
 def test_classes_that_the_loss_ignores_are_not_attacked(batch, form):
     images, seg = tf.constant(batch[0]), batch[1]["seg"].copy()
-    left = np.zeros(seg.shape, np.float32)
-    left[:, :, :4] = 1
+    weight = np.zeros(seg.shape, np.float32)
+    weight[:, :, :4] = 1
     image = keras.Input((16, 16, 3))
     output = keras.layers.Conv2D(3, 3, padding="same", name="seg")(image)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=9)
@@ -728,10 +757,10 @@ def test_classes_that_the_loss_ignores_are_not_attacked(batch, form):
         keras.Model(image, forms[form]), "seg", steps=1
     )
     adversarial.compile("sgd", loss=losses[form])
-    weighted = adversarial.attacked(images, seg, tf.constant(left))
-    ignored = adversarial.attacked(images, np.where(left, seg, 9))
-    np.testing.assert_array_equal(ignored, weighted)
-    assert (adversarial.attacked(images, seg) != weighted).numpy().any()
+    expected = adversarial.attacked(images, seg, tf.constant(weight))
+    result = adversarial.attacked(images, np.where(weight, seg, 9))
+    np.testing.assert_array_equal(result, expected)
+    assert (adversarial.attacked(images, seg) != expected).numpy().any()
 
 
 @pytest.mark.slow
@@ -739,33 +768,33 @@ def test_the_optimizer_is_kept_with_the_weights(batch, tmp_path):
     """So that Keras's BackupAndRestore goes on where training has stopped."""
     images, targets = batch
 
-    def made():
+    def make():
         model = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
         model.compile("adam", loss=LOSSES)
         return model
 
-    first, file = made(), tmp_path / "all.weights.h5"
+    first, file = make(), tmp_path / "all.weights.h5"
     assert first.built  # Or BackupAndRestore would refuse it.
     first.fit(images, targets, verbose=0)
     first.save_weights(file)
-    first.inner.save_weights(old := tmp_path / "old.weights.h5")
+    first.inner.save_weights(old_file := tmp_path / "old.weights.h5")
     assert not hasattr(first.inner, "optimizer")
-    again = made()
-    again.optimizer.build(again.trainable_variables)
-    again.load_weights(file)
-    for mine, theirs in zip(
-        again.optimizer.variables, first.optimizer.variables, strict=True
+    second = make()
+    second.optimizer.build(second.trainable_variables)
+    second.load_weights(file)
+    for result, expected in zip(
+        second.optimizer.variables, first.optimizer.variables, strict=True
     ):
-        np.testing.assert_array_equal(mine, theirs)
-    plain = make_model()
-    plain.load_weights(file)  # A file without an optimizer, and a model without one:
+        np.testing.assert_array_equal(result, expected)
+    inner = make_model()
+    inner.load_weights(file)  # A file without an optimizer, and a model without one:
     with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
-        again.load_weights(old)
-    for model in (plain, again.inner):
-        for mine, theirs in zip(
+        second.load_weights(old_file)
+    for model in (inner, second.inner):
+        for result, expected in zip(
             model.get_weights(), first.inner.get_weights(), strict=True
         ):
-            np.testing.assert_array_equal(mine, theirs)
+            np.testing.assert_array_equal(result, expected)
 
 
 def test_images_of_another_range_are_refused_in_training_too(batch):

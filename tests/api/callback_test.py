@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mtr_tf.RobustnessCallback`: numbers of `evaluate`, and a training left alone."""
+"""`mtr_tf.RobustnessCallback` logs the numbers of `evaluate`; training is unchanged."""
 
 from __future__ import annotations
 
@@ -52,32 +52,36 @@ def fit(model, batch, epochs, *callbacks):
 
 @pytest.mark.slow
 def test_training_is_the_same_with_and_without(batch):
-    plain, watched = make_model(), make_model()
-    alone = fit(plain, batch, 3)
-    seen = fit(watched, batch, 3, mtr_tf.RobustnessCallback(batch, **SETTINGS))
-    for one, other in zip(plain.get_weights(), watched.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert {name: seen[name] for name in alone} == alone
+    model, watched = make_model(), make_model()
+    history = fit(model, batch, 3)
+    watched_history = fit(
+        watched, batch, 3, mtr_tf.RobustnessCallback(batch, **SETTINGS)
+    )
+    for expected, result in zip(
+        model.get_weights(), watched.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(expected, result)
+    assert {name: watched_history[name] for name in history} == history
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_numbers_are_those_of_evaluate(batch, activation):
-    """After each epoch those of the model as it then is, also where it is copied."""
+    """Each epoch logs those of the model at its end, also where the model is copied."""
     model = make_model(activation)
-    kept = []
+    evaluations = []
 
     class Evaluate(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            kept.append(
+            evaluations.append(
                 mtr_tf.evaluate(
                     self.model, batch, attack_tasks="all", checks=False, **SETTINGS
                 )
             )
 
-    watch = mtr_tf.RobustnessCallback(batch, **SETTINGS)
-    history = fit(model, batch, 2, watch, Evaluate())
-    for epoch, results in enumerate(kept):
+    callback = mtr_tf.RobustnessCallback(batch, **SETTINGS)
+    history = fit(model, batch, 2, callback, Evaluate())
+    for epoch, results in enumerate(evaluations):
         for record in results.records:
             name = f"{record['task']}_{record['metric']}"
             clean = history[f"val_clean_{name}"][epoch]
@@ -89,10 +93,10 @@ def test_numbers_are_those_of_evaluate(batch, activation):
 
 
 def test_radii_epochs_and_tensorboard(batch, tmp_path):
-    watch = mtr_tf.RobustnessCallback(
+    callback = mtr_tf.RobustnessCallback(
         batch, "seg", "fgsm", eps=[2, 8], every=2, log_dir=tmp_path
     )
-    history = fit(make_model(), batch, 4, watch)
+    history = fit(make_model(), batch, 4, callback)
     names = {name for name in history if name.startswith("val_")}
     assert "val_adv_eps2_seg_loss" in names
     assert "val_adv_eps8_seg_miou" in names
@@ -101,13 +105,13 @@ def test_radii_epochs_and_tensorboard(batch, tmp_path):
     assert history["val_adv_eps8_seg_loss"] > history["val_clean_seg_loss"]
     events = EventAccumulator(str(tmp_path / "validation")).Reload()
     for kind, name in (("clean", "clean"), ("attacked eps2", "adv_eps2")):
-        written = events.Tensors(f"seg/loss, {kind}")
-        assert [event.step for event in written] == [1, 3]
+        tensors = events.Tensors(f"seg/loss, {kind}")
+        assert [event.step for event in tensors] == [1, 3]
         values = [
             float(np.frombuffer(e.tensor_proto.tensor_content or b"", "f4")[0])
             if e.tensor_proto.tensor_content
             else e.tensor_proto.float_val[0]
-            for e in written
+            for e in tensors
         ]
         np.testing.assert_allclose(values, history[f"val_{name}_seg_loss"], rtol=1e-6)
 
@@ -115,8 +119,8 @@ def test_radii_epochs_and_tensorboard(batch, tmp_path):
 @pytest.mark.slow
 def test_several_attacks_have_numbers_of_their_own(batch):
     settings = {"attack": ["noise", "fgsm"], "attack_loss": ["own", "cospgd"]}
-    watch = mtr_tf.RobustnessCallback(batch, tasks="seg", eps=8, **settings)
-    history = fit(make_model(), batch, 1, watch)
+    callback = mtr_tf.RobustnessCallback(batch, tasks="seg", eps=8, **settings)
+    history = fit(make_model(), batch, 1, callback)
     names = {n for n in history if n.startswith("val_adv") and n.endswith("_seg_loss")}
     assert names == {
         f"val_adv_{attack}_seg_loss" for attack in ("noise", "fgsm", "fgsm-cospgd")
@@ -130,16 +134,16 @@ def test_models_on_several_replicas_have_the_numbers_of_one(batch, mirrored):
     for scope in (contextlib.nullcontext(), mirrored.scope()):
         with scope:
             model = make_model()
-        watch = mtr_tf.RobustnessCallback(batch, "seg", "fgsm", batch_size=4)
-        watch.set_model(model)
+        callback = mtr_tf.RobustnessCallback(batch, "seg", "fgsm", batch_size=4)
+        callback.set_model(model)
         logs.append({})
-        watch.on_epoch_end(0, logs[-1])
+        callback.on_epoch_end(0, logs[-1])
     assert "val_adv_seg_loss" in logs[0]
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)
 
 
 def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
-    """In which a model with a softmax is looked at anew, but not the data."""
+    """Later epochs check a model with a softmax anew, but not the data."""
     images, targets = batch
     module = types.ModuleType("callback_data")
     parts = mtr_tf.Task("parts", kind="classes", channels=3)
@@ -148,13 +152,13 @@ def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
     monkeypatch.setitem(sys.modules, "callback_data", module)
     image = keras.Input((8, 8, 3))
     output = keras.layers.Conv2D(3, 1, activation="softmax")(image)
-    watch = mtr_tf.RobustnessCallback(
+    callback = mtr_tf.RobustnessCallback(
         "callback_data:examples", tasks="parts", attack="fgsm"
     )
-    watch.set_model(keras.Model(image, {"parts": output}))
+    callback.set_model(keras.Model(image, {"parts": output}))
     logs = [{}, {}]
-    for epoch, each in enumerate(logs):
-        watch.on_epoch_end(epoch, each)
+    for epoch, epoch_logs in enumerate(logs):
+        callback.on_epoch_end(epoch, epoch_logs)
     assert logs[0] == logs[1]
     assert "val_adv_parts_loss" in logs[0]
 
@@ -162,7 +166,7 @@ def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "softmax"])
 def test_adversarial_training_can_be_watched(batch, form):
-    """By the model that is trained: its names, and the logits before its softmax."""
+    """The callback takes the trained model's names, and logits before its softmax."""
     images, targets = batch
     image = keras.Input((8, 8, 3))
     activation = "softmax" if form == "softmax" else None
@@ -171,25 +175,27 @@ def test_adversarial_training_can_be_watched(batch, form):
     adversarial = mtr_tf.AdversarialModel(model, "seg", steps=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=form == "list")
     adversarial.compile("sgd", loss=[loss] if form == "list" else {"seg": loss})
-    watch = mtr_tf.RobustnessCallback(batch, tasks="seg", **SETTINGS)
-    wanted = [targets["seg"]] if form == "list" else {"seg": targets["seg"]}
-    history = adversarial.fit(images, wanted, verbose=0, callbacks=[watch]).history
-    own = mtr_tf.evaluate(model, batch, tasks="seg", checks=False, **SETTINGS)
-    (record,) = (r for r in own.records if r["metric"] == "loss")
+    callback = mtr_tf.RobustnessCallback(batch, tasks="seg", **SETTINGS)
+    fit_targets = [targets["seg"]] if form == "list" else {"seg": targets["seg"]}
+    history = adversarial.fit(
+        images, fit_targets, verbose=0, callbacks=[callback]
+    ).history
+    results = mtr_tf.evaluate(model, batch, tasks="seg", checks=False, **SETTINGS)
+    (record,) = (r for r in results.records if r["metric"] == "loss")
     assert history["val_adv_seg_loss"] == [pytest.approx(record["attacked_value"])]
-    assert not any("logs of these" in warning for warning in own.warnings)
+    assert not any("logs of these" in warning for warning in results.warnings)
 
 
 @pytest.mark.slow
 def test_other_callbacks_go_by_it(batch, tmp_path):
-    best = keras.callbacks.ModelCheckpoint(
+    checkpoint = keras.callbacks.ModelCheckpoint(
         tmp_path / "best.keras",
         monitor="val_adv_seg_loss",
         mode="min",
         save_best_only=True,
     )
-    watch = mtr_tf.RobustnessCallback(batch, attack_tasks="seg", **SETTINGS)
-    fit(make_model(), batch, 1, watch, best)
+    callback = mtr_tf.RobustnessCallback(batch, attack_tasks="seg", **SETTINGS)
+    fit(make_model(), batch, 1, callback, checkpoint)
     assert (tmp_path / "best.keras").exists()
 
 

@@ -89,10 +89,10 @@ def test_it_is_the_command(model, results, tmp_path, monkeypatch, unplotted):
     config = AttackConfig(ckpt="mine.keras", dataset="api_data:examples", **settings)
     attack_job.attack(config)
     (file,) = tmp_path.glob("runs/*/attacks/*/results.json")
-    theirs = json.loads(file.read_text())
+    records = json.loads(file.read_text())
     assert [
         (tuple(r["attacked"]), r["task"], r["metric"], r["clean"], r["attacked_value"])
-        for r in theirs
+        for r in records
     ] == numbers(results)
 
 
@@ -143,25 +143,25 @@ def forms():
 
 @pytest.mark.parametrize("form", list(forms()))
 def test_examples_of_any_form(form):
-    read = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
-    for example, given in zip(read, make_examples(), strict=False):
+    examples = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
+    for example, expected in zip(examples, make_examples(), strict=False):
         image = np.asarray(example["image"])
         if image.dtype != np.uint8:
             image = image * 255
-        np.testing.assert_allclose(image, given["image"], atol=1e-3)
+        np.testing.assert_allclose(image, expected["image"], atol=1e-3)
         assert list(example["targets"]) == ["seg", "depth"]
         for task, target in example["targets"].items():
-            np.testing.assert_array_equal(target, given["targets"][task])
-    assert form == "endless" or next(read, None) is None
+            np.testing.assert_array_equal(target, expected["targets"][task])
+    assert form == "endless" or next(examples, None) is None
 
 
 @pytest.mark.slow
 def test_batches_without_end_or_names(model, results):
     endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
-    also = mtr_tf.evaluate(
+    endless_results = mtr_tf.evaluate(
         model, endless, tasks=["seg", "depth"], num_examples=6, **SETTINGS
     )
-    assert numbers(also) == numbers(results)
+    assert numbers(endless_results) == numbers(results)
 
 
 @pytest.mark.slow
@@ -169,8 +169,8 @@ def test_data_may_be_named_for_a_model_in_memory(model, results, monkeypatch):
     module = types.ModuleType("api_named_data")
     module.examples = lambda: {"validation": make_examples()}
     monkeypatch.setitem(sys.modules, "api_named_data", module)
-    named = mtr_tf.evaluate(model, "api_named_data:examples", **SETTINGS)
-    assert numbers(named) == numbers(results)
+    named_results = mtr_tf.evaluate(model, "api_named_data:examples", **SETTINGS)
+    assert numbers(named_results) == numbers(results)
 
 
 class Subclassed(keras.Model):
@@ -188,23 +188,23 @@ class Subclassed(keras.Model):
 def other_models(inner):
     subclassed = Subclassed(inner)
     image = keras.Input((16, 16, 3))
-    listed = keras.Model(image, list(inner(image).values())[::-1])
+    list_model = keras.Model(image, list(inner(image).values())[::-1])
     wide = {"input_range": (0, 255)}
-    by_number = {"heads": {0: "depth", 1: "seg"}}
+    head_settings = {"heads": {0: "depth", 1: "seg"}}
     return {
-        "subclassed": (subclassed, by_number | wide),
-        "function": (lambda x: subclassed(x), by_number | wide),
-        "list": (listed, {"heads": ["0:depth", "1:seg"]}),
+        "subclassed": (subclassed, head_settings | wide),
+        "function": (lambda x: subclassed(x), head_settings | wide),
+        "list": (list_model, {"heads": ["0:depth", "1:seg"]}),
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", list(other_models(make_model())))
 def test_models_of_any_form(model, results, form):
-    other, settings = other_models(model)[form]
-    also = mtr_tf.evaluate(other, make_examples(), **SETTINGS, **settings)
-    mine = {n[:3]: n[3:] for n in numbers(also)}
-    for (group, task, metric), values in mine.items():
+    variant, settings = other_models(model)[form]
+    variant_results = mtr_tf.evaluate(variant, make_examples(), **SETTINGS, **settings)
+    variant_numbers = {n[:3]: n[3:] for n in numbers(variant_results)}
+    for (group, task, metric), values in variant_numbers.items():
         expected = next(
             n[3:]
             for n in numbers(results)
@@ -215,7 +215,7 @@ def test_models_of_any_form(model, results, form):
 
 @pytest.mark.slow
 def test_classes_are_as_many_as_the_model_has(tmp_path):
-    """Though the examples show only some of them."""
+    """Even where the examples show only some of them."""
     rng = np.random.default_rng(0)
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, {"seg": keras.layers.Conv2D(7, 1)(image)})
@@ -226,8 +226,10 @@ def test_classes_are_as_many_as_the_model_has(tmp_path):
     assert {r["task"] for r in results.records} == {"seg"}
     assert "top5" in {r["metric"] for r in results.records}
     model.save(tmp_path / "seven.keras")
-    of_file = mtr_tf.evaluate(tmp_path / "seven.keras", (images, targets), **settings)
-    assert numbers(of_file) == numbers(results)
+    file_results = mtr_tf.evaluate(
+        tmp_path / "seven.keras", (images, targets), **settings
+    )
+    assert numbers(file_results) == numbers(results)
 
 
 def brighter(images):
@@ -252,9 +254,9 @@ ONE = {"attacks": "fgsm", "eps": 8, "checks": False}
 FORMS = ("logit", "probability", "map", "channels first")
 
 
-def light(by=0):
-    """Where images are of the second class, each number being moved by some levels."""
-    return np.clip(GREYS.astype(int) + by, 0, 255).mean(-1) > 127.5
+def light(levels=0):
+    """Where images are of the second class, with all values moved by some levels."""
+    return np.clip(GREYS.astype(int) + levels, 0, 255).mean(-1) > 127.5
 
 
 def accuracies(*args, **settings):
@@ -288,11 +290,11 @@ def test_tasks_of_the_paper_need_no_targets_but_the_models_own():
         return {"depth": brighter(images)}
 
     image = keras.Input((8, 8, 3))
-    for each, tasks in ((keras.Model(image, model(image)), ()), (model, "depth")):
-        found = mtr_tf.evaluate(
-            each, {"image": GREYS}, tasks=tasks, targets="own", **ONE | {"eps": 1}
+    for candidate, tasks in ((keras.Model(image, model(image)), ()), (model, "depth")):
+        results = mtr_tf.evaluate(
+            candidate, {"image": GREYS}, tasks=tasks, targets="own", **ONE | {"eps": 1}
         )
-        (record,) = (r for r in found.records if r["metric"] == "mae")
+        (record,) = (r for r in results.records if r["metric"] == "mae")
         assert record["clean"] == pytest.approx(0, abs=1e-6)
 
 
@@ -309,7 +311,7 @@ def test_of_a_function_nobody_knows_how_many_classes_it_has():
 
 
 class ThreeClasses(keras.Model):
-    """No graph of layers."""
+    """A model without a graph of layers."""
 
     def __init__(self):
         super().__init__()
@@ -320,7 +322,7 @@ class ThreeClasses(keras.Model):
 
 
 def test_how_to_say_classes_that_examples_do_not_show(tmp_path):
-    """Of a subclassed model nobody knows before how many classes there are."""
+    """A subclassed model does not tell its number of classes beforehand."""
     examples = {"image": GREYS, "targets": {"parts": GREYS[..., 0] // 128}}
     settings = {"attack": "pgd", "eps": 8}
 
@@ -330,12 +332,12 @@ def test_how_to_say_classes_that_examples_do_not_show(tmp_path):
         )
         return len(job.subject.tasks["parts"].classes)
 
-    unknown = Task("parts", kind="classes")
+    undeclared = Task("parts", kind="classes")
     cure = r"or declare Task\('parts', kind='classes', channels=3\), if these data"
     with pytest.raises(InputError, match=cure):
-        classes(unknown, {})
+        classes(undeclared, {})
     assert classes(Task("parts", kind="classes", channels=3), {}) == 3
-    assert classes(unknown, {"classes": ["a", "b", "c"]}) == 3
+    assert classes(undeclared, {"classes": ["a", "b", "c"]}) == 3
 
 
 def test_results_of_a_task_with_an_ignored_class_are_others(tmp_path):
@@ -344,21 +346,21 @@ def test_results_of_a_task_with_an_ignored_class_are_others(tmp_path):
     targets = {"seg": GREYS[..., 0] // 128 + 1}
     targets["seg"][:, 0] = 0
     jobs = {
-        ignored: evaluate.job_of(
+        label: evaluate.job_of(
             model,
             {"image": GREYS, "targets": targets},
             (),
             {},
-            {"ignore_label": ignored},
+            {"ignore_label": label},
             {"attack": "pgd", "eps": 8},
             tmp_path,
         )
-        for ignored in (0, 255)
+        for label in (0, 255)
     }
-    tasks = {ignored: job.subject.tasks["seg"] for ignored, job in jobs.items()}
+    tasks = {label: job.subject.tasks["seg"] for label, job in jobs.items()}
     assert tasks[0].ignored == (0,)
     assert tasks[255].ignored == ()
-    # Finished results of before are not taken for those without the class.
+    # Results finished before are not mistaken for those without the class.
     (entry,) = jobs[0].provenance.own_tasks
     assert entry["ignored"] == [0]
     assert jobs[255].provenance.own_tasks == ()
@@ -371,7 +373,7 @@ def three_heads():
 
 
 def test_facts_are_those_of_a_data_function():
-    """Tasks are declared there, and the classes of those without any named."""
+    """They declare tasks, and name the classes of tasks that have none."""
     names = ["one", "two", "three"]
     facts = {"classes": names, "colors": [(0, 0, 9), (0, 9, 0), (9, 0, 0)]}
     facts["tasks"] = [Task("flow", channels=3), Task("parts", kind="classes")]
@@ -415,10 +417,10 @@ def test_one_number_for_an_image_may_have_no_axis_of_channels(kind):
     def model(images):
         return keras.ops.mean(brighter(images), axis=(1, 2, 3))
 
-    found = mtr_tf.evaluate(
+    results = mtr_tf.evaluate(
         model, {"image": GREYS}, heads={0: kind}, targets="own", **ONE
     )
-    assert {r["metric"] for r in found.records} >= {
+    assert {r["metric"] for r in results.records} >= {
         "accuracy" if kind == "classes" else "mae"
     }
 
@@ -426,22 +428,24 @@ def test_one_number_for_an_image_may_have_no_axis_of_channels(kind):
 @pytest.mark.slow
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = [weight.copy() for weight in model.get_weights()]
+    weights = [weight.copy() for weight in model.get_weights()]
     results = mtr_tf.evaluate(model, make_examples(2), **SETTINGS)
     assert not list(tmp_path.iterdir())
     assert {r["rows"] for r in results.records} == {""}
-    for now, then in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(now, then)
+    for weight_after, weight_before in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(weight_after, weight_before)
 
 
 @pytest.mark.slow
 def test_out_is_a_folder_of_the_command(model, results, tmp_path):
-    written = mtr_tf.evaluate(model, make_examples(), out=tmp_path / "a", **SETTINGS)
-    assert numbers(written) == numbers(results)
-    kept = json.loads((tmp_path / "a" / "results.json").read_text())
-    assert kept == list(written.records)
+    out_results = mtr_tf.evaluate(
+        model, make_examples(), out=tmp_path / "a", **SETTINGS
+    )
+    assert numbers(out_results) == numbers(results)
+    records = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert records == list(out_results.records)
     assert (tmp_path / "a" / "curves.png").exists()
-    assert (tmp_path / "a" / written.records[0]["rows"]).exists()
+    assert (tmp_path / "a" / out_results.records[0]["rows"]).exists()
 
 
 def test_results_can_be_looked_at(results, tmp_path):
@@ -451,8 +455,10 @@ def test_results_can_be_looked_at(results, tmp_path):
     assert "results.json" not in text  # Nothing is written.
     assert "depth delta1" in text
     assert "seg image_miou" in text
-    asked = {r["task"]: r["metric"] for r in results.records if r["metric"] in METRICS}
-    assert asked == {"depth": "delta1", "seg": "image_miou"}
+    metrics = {
+        r["task"]: r["metric"] for r in results.records if r["metric"] in METRICS
+    }
+    assert metrics == {"depth": "delta1", "seg": "image_miou"}
     assert repr(results) == text
     assert results._repr_html_().startswith("<pre>two_heads")
     assert results.table("markdown").count("|") > 10
@@ -460,11 +466,11 @@ def test_results_can_be_looked_at(results, tmp_path):
     frame = results.to_pandas()
     assert len(frame) == len(results.records) == len(results)
     assert set(frame.task) == {"seg", "depth"}
-    least = (
+    minima = (
         frame.query("metric == 'miou'").groupby(["attack", "eps"]).attacked_value.min()
     )
     values = [r["attacked_value"] for r in results.records if r["metric"] == "miou"]
-    assert least.loc["pgd"].min() == min(values)
+    assert minima.loc["pgd"].min() == min(values)
     figure = results.plot(tmp_path / "curves.png")
     assert figure._repr_png_()[:4] == b"\x89PNG"
     results.gallery(tmp_path / "gallery.png")
@@ -475,15 +481,15 @@ def test_results_can_be_looked_at(results, tmp_path):
 
 
 def test_measures_come_too(model):
-    measured = mtr_tf.evaluate(
+    results = mtr_tf.evaluate(
         model, make_examples(4), attacks="none", measure="tasks", batch_size=2
     )
-    assert not measured.records
-    assert measured.measures
-    assert "norm of the mean gradient" in measured.table()
-    assert measured.table("markdown").startswith("```text\nnorm of the mean gradient")
+    assert not results.records
+    assert results.measures
+    assert "norm of the mean gradient" in results.table()
+    assert results.table("markdown").startswith("```text\nnorm of the mean gradient")
     with pytest.raises(mtr_tf.InputError, match="nothing to plot"):
-        measured.plot()
+        results.plot()
 
 
 @pytest.mark.parametrize(
@@ -539,30 +545,32 @@ def heights(x):
     return tf.round(8 * x[..., :1]) / 8
 
 
-def fingerprint_of(given, model, shape=None):
-    file = model_files.of_object(given, "the model", "model")
+def fingerprint_of(user_model, model, shape=None):
+    file = model_files.of_object(user_model, "the model", "model")
     return loading._fingerprint_of(file, model, shape)
 
 
 @tf.custom_gradient
 def straight_through(x):
-    return heights(x), lambda up: tf.concat([up, 0 * up, 0 * up], -1)
+    return heights(x), lambda upstream: tf.concat(
+        [upstream, 0 * upstream, 0 * upstream], -1
+    )
 
 
 def test_a_model_of_other_gradients_is_another_model():
     """An adaptive attack must not find the results of the masked gradient."""
     image = keras.Input((16, 16, 3))
 
-    def named(function):
+    def model_of(function):
         def model(x):
             return {"depth": function(x)}
 
         return model
 
     def fingerprint(function):
-        given = named(function)
-        model = keras.Model(image, keras.layers.Lambda(given)(image))
-        return fingerprint_of(given, model)
+        user_model = model_of(function)
+        model = keras.Model(image, keras.layers.Lambda(user_model)(image))
+        return fingerprint_of(user_model, model)
 
     assert fingerprint(heights) == fingerprint(heights)
     assert fingerprint(heights) != fingerprint(straight_through)
@@ -617,10 +625,10 @@ def test_a_model_whose_code_has_changed_is_another_model(form, monkeypatch):
             model = keras.Model(image, {"depth": WITH_CODE[form](image)}, name="mine")
         return fingerprint_of(model, model)
 
-    before = fingerprint()
-    assert fingerprint() == before
+    original = fingerprint()
+    assert fingerprint() == original
     monkeypatch.setattr(Changed, "function", staticmethod(tf.identity))
-    assert fingerprint() != before
+    assert fingerprint() != original
 
 
 def ones(shape, dtype=None):
@@ -628,7 +636,7 @@ def ones(shape, dtype=None):
 
 
 def test_a_model_without_code_of_its_own_is_known_by_its_layers():
-    """Nor does what only its training uses count."""
+    """What only its training uses does not count either."""
     image = keras.Input((16, 16, 3))
     layer = keras.layers.Conv2D(
         2,
@@ -658,7 +666,7 @@ def test_a_layer_may_have_operations_that_are_none_of_keras():
 
 
 def pooled(image):
-    """Not of images of 32 pixels."""
+    """Fails on images of 32 pixels."""
     return keras.layers.AveragePooling2D(64)(image)
 
 
@@ -685,50 +693,50 @@ def test_code_is_known_by_images_of_a_size_that_fits(
         model = keras.Model(image, output, name="mine")
         return fingerprint_of(model, model, shape)
 
-    before = fingerprint()
-    assert fingerprint() == before
+    original = fingerprint()
+    assert fingerprint() == original
     monkeypatch.setattr(Changed, "function", staticmethod(tf.identity))
-    assert (fingerprint() != before) == is_known
+    assert (fingerprint() != original) == is_known
 
 
 def test_outputs_of_no_size_are_asked_about():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, of_48_pixels(image))
-    told = "fails on those of 32x32 and 256x256 .*; give the right --image_size"
-    with pytest.raises(InputError, match=told):
+    message = "fails on those of 32x32 and 256x256 .*; give the right --image_size"
+    with pytest.raises(InputError, match=message):
         fingerprint_of(of_48_pixels, model)
     assert fingerprint_of(of_48_pixels, model, (48, 48, 3))
 
 
 @pytest.mark.slow
 def test_results_of_another_loss_are_not_taken_for_its_own(model, tmp_path):
-    """Of a task of one's own, and of one of the eleven with a loss of one's own."""
+    """For a task of one's own, and for one of the eleven with a loss of one's own."""
 
-    def far(scale):
+    def scaled_loss(scale):
         return lambda target, output, mask: (
             scale * tf.reduce_mean(tf.abs(target - output), [1, 2, 3])
         )
 
-    def attacked(name, scale):
-        found = mtr_tf.evaluate(
+    def clean_loss(name, scale):
+        results = mtr_tf.evaluate(
             model,
             [
                 {"image": e["image"], "targets": {name: e["targets"]["depth"]}}
                 for e in make_examples()
             ],
-            tasks=[mtr_tf.Task(name, channels=1, loss=far(scale))],
+            tasks=[mtr_tf.Task(name, channels=1, loss=scaled_loss(scale))],
             heads={"depth": name},
             attacks="fgsm",
             eps=4,
             checks=False,
             out=tmp_path / name,
         )
-        return next(r["clean"] for r in found.records if r["metric"] == "loss")
+        return next(r["clean"] for r in results.records if r["metric"] == "loss")
 
     for name in ("distance", "depth"):
-        once = attacked(name, 1.0)
-        assert attacked(name, 100.0) == pytest.approx(100 * once)
-        assert attacked(name, 1.0) == once
+        loss = clean_loss(name, 1.0)
+        assert clean_loss(name, 100.0) == pytest.approx(100 * loss)
+        assert clean_loss(name, 1.0) == loss
 
 
 def test_of_a_metric_of_ones_own_where_higher_is_better_nobody_knows_the_harm():

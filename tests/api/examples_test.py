@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples in memory: images alone, the first of many, and what is said of mistakes."""
+"""Examples in memory: images alone, the first of many, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_it_is_known_whether_there_are_more(count, is_cut):
 def test_groups_are_cut_with_the_examples():
     groups = {"validation": ["a", "a", "b", "b", "c"]}
     source = opened(list(IMAGES), 3, groups=groups, frames=True)
-    found = source.columns("validation").groups
-    assert (list(found.of), found.frames) == (["a", "a", "b"], True)
+    result = source.columns("validation").groups
+    assert (list(result.of), result.frames) == (["a", "a", "b"], True)
     with pytest.raises(InputError, match=r"each of the 4 examples .* shape \[5\]"):
         opened(list(IMAGES[:4]), 4, groups=groups)
     with pytest.raises(InputError, match=r"each of the 5 examples .* shape \[4\]"):
@@ -87,16 +87,16 @@ def test_masks_are_found_by_all_names_of_their_task(name, target, names):
 
 def test_masks_of_own_tasks_have_their_other_names_too():
     flow = mtr_tf.Task("flow", aliases=("motion",))
-    found = masks_of({"flow": MAPS}, {"motion": KNOWN}, ("flow",), [flow])
-    np.testing.assert_array_equal(found["flow"], KNOWN)
+    masks = masks_of({"flow": MAPS}, {"motion": KNOWN}, ("flow",), [flow])
+    np.testing.assert_array_equal(masks["flow"], KNOWN)
 
 
 @pytest.mark.parametrize("names", [(), ("seg", "depth"), ("seg",)])
 @pytest.mark.parametrize("name", ["dpth", "normal", 0])
 def test_a_mask_needs_a_target(names, name):
     masks = {"seg": KNOWN, name: KNOWN}
-    told = rf"named after a target \(seg, depth\), but one is named '{name}'"
-    with pytest.raises(InputError, match=told):
+    message = rf"named after a target \(seg, depth\), but one is named '{name}'"
+    with pytest.raises(InputError, match=message):
         masks_of({"seg": MAPS % 2, "depth": MAPS}, masks, names)
 
 
@@ -155,12 +155,18 @@ def test_plots_have_endings_that_can_be_drawn():
 
 def test_another_name_of_a_task_that_is_there_is_no_second_one():
     image, depth = np.zeros((4, 4, 3), np.float32), np.ones((4, 4, 1), np.float32)
-    given = [(image, {"depth": depth, "d": np.zeros(3)})]
-    (one,) = examples_lib.one_by_one(given, ["depth"])
-    assert [*one["targets"]] == ["depth"]
-    both = {"depth": depth, "depth_zbuffer": depth}
-    for name, masked in (("depth_zbuffer", []), ("d", ["depth"]), ("depth", ["depth"])):
-        (one,) = examples_lib.one_by_one([(image, both, {name: depth})], ["depth"])
-        assert [*one["masks"]] == masked
+    examples = [(image, {"depth": depth, "d": np.zeros(3)})]
+    (example,) = examples_lib.one_by_one(examples, ["depth"])
+    assert [*example["targets"]] == ["depth"]
+    targets = {"depth": depth, "depth_zbuffer": depth}
+    for name, expected in (
+        ("depth_zbuffer", []),
+        ("d", ["depth"]),
+        ("depth", ["depth"]),
+    ):
+        (example,) = examples_lib.one_by_one(
+            [(image, targets, {name: depth})], ["depth"]
+        )
+        assert [*example["masks"]] == expected
     with pytest.raises(InputError, match="names 'depth' 2 times"):
         [*examples_lib.one_by_one([(image, {"d": depth, "depth_zbuffer": depth})])]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of several inputs: what comes with an image stays with it, and as it is."""
+"""Models of several inputs: each image keeps its own other inputs, unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS |= {"checks": False, "batch_size": 2}
 
 
 def make_model(weights=1.0):
-    """Depth is the image's mean times the gain, plus the second picture's, by pixel."""
+    """Depth per pixel: the image's mean times gain, plus second's sum, plus number."""
     image = keras.Input((SIDE, SIDE, 3), name="image")
     gain = keras.Input((2, 1), name="gain")
     second = keras.Input((SIDE, SIDE, 2), name="second")
@@ -39,7 +39,7 @@ def make_model(weights=1.0):
 
 
 def make_examples(count=COUNT):
-    """Targets are far below: an attack raises what each image is multiplied by."""
+    """Targets are far below the outputs, so an attack raises the whole image."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -59,14 +59,14 @@ def make_examples(count=COUNT):
 def depth_of(example, image):
     """The model by hand."""
     inputs = example["inputs"]
-    plain = image.mean(-1) * inputs["gain"][0, 0] + inputs["second"].sum(-1)
-    return plain + inputs["number"]
+    depth = image.mean(-1) * inputs["gain"][0, 0] + inputs["second"].sum(-1)
+    return depth + inputs["number"]
 
 
-def expected(examples, moved=0.0):
-    """Mean absolute errors, clean or with each number of the images raised."""
+def expected(examples, shift=0.0):
+    """The mean absolute error, with all values of the images raised by `shift`."""
     errors = [
-        np.abs(depth_of(e, e["image"] / 255 + moved) - e["targets"]["depth"]).mean()
+        np.abs(depth_of(e, e["image"] / 255 + shift) - e["targets"]["depth"]).mean()
         for e in examples
     ]
     return np.mean(errors)
@@ -100,18 +100,18 @@ def test_batches_and_dicts_of_inputs_are_the_same(results):
             for name in ("gain", "second", "number")
         },
     }
-    listed = make_model()
-    by_name = {
+    inner = make_model()
+    inputs = {
         "gain": keras.Input((2, 1), name="gain"),
         "picture": keras.Input((SIDE, SIDE, 3), name="picture"),
         "number": keras.Input((), dtype="int32", name="number"),
         "second": keras.Input((SIDE, SIDE, 2), name="second"),
     }
-    model = keras.Model(by_name, listed(list(by_name.values())))
-    found = mtr_tf.evaluate(model, batch, **SETTINGS)
+    model = keras.Model(inputs, inner(list(inputs.values())))
+    batch_results = mtr_tf.evaluate(model, batch, **SETTINGS)
     values = [
         [(r["clean"], r["attacked_value"]) for r in records if r["metric"] == "mae"]
-        for records in (results.records, found.records)
+        for records in (results.records, batch_results.records)
     ]
     np.testing.assert_allclose(*values, rtol=1e-6)
 
@@ -119,25 +119,25 @@ def test_batches_and_dicts_of_inputs_are_the_same(results):
 @pytest.mark.slow
 def test_measures_and_own_targets_and_ranges_take_them():
     """The gradient of |depth - target| is the image's gain / (3 H W), by hand."""
-    measured = mtr_tf.evaluate(
+    measure_results = mtr_tf.evaluate(
         make_model(), make_examples(), attacks="none", measure="first_order", **SETTINGS
     )
-    rises = [r for r in measured.measures if r["quantity"] == "rise"]
+    rises = [r for r in measure_results.measures if r["quantity"] == "rise"]
     gains = np.mean([e["inputs"]["gain"][0, 0] for e in make_examples()])
     for record in rises:
         assert record["predicted"] == pytest.approx(
             record["eps"] / 255 * gains, rel=1e-4
         )
         assert record["ratio"] == pytest.approx(1, rel=1e-2)
-    own = mtr_tf.evaluate(
+    attack_results = mtr_tf.evaluate(
         make_model(),
         make_examples(),
         targets="own",
         input_range=(0, 255),
         attack_channels=(0, 1),
-        **(SETTINGS | {"random_start": True}),  # At the image it has no slope.
+        **(SETTINGS | {"random_start": True}),  # At the image the loss has no slope.
     )
-    (record,) = (r for r in own.records if r["metric"] == "mae")
+    (record,) = (r for r in attack_results.records if r["metric"] == "mae")
     assert record["clean"] == pytest.approx(0, abs=1e-2)
     # Two of the three colours, in levels of 0-255.
     assert record["attacked_value"] == pytest.approx(8 * gains * 2 / 3, rel=1e-3)
@@ -164,45 +164,47 @@ def test_what_is_packed_comes_out_again():
     images = rng.random((2, 3, 4, 1))
     inputs = {n: rng.normal(size=(2, *shape)).astype("f") for n, shape in layout.shapes}
     inputs["c"] = np.array([3, 2**24], "f")
-    found = packing.Unpack(layout, {"c": "int32"})(layout.pack(images, inputs))
-    np.testing.assert_array_equal(found["image"], images.astype("f"))
+    parts = packing.Unpack(layout, {"c": "int32"})(layout.pack(images, inputs))
+    np.testing.assert_array_equal(parts["image"], images.astype("f"))
     for name, value in inputs.items():
-        np.testing.assert_array_equal(found[name], value)
-    assert found["c"].dtype == tf.int32
+        np.testing.assert_array_equal(parts[name], value)
+    assert parts["c"].dtype == tf.int32
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_batches_have_them_behind_their_own_image(lazy):
-    class Lazily:
+    class LazyExamples:
         def __len__(self):
             return COUNT
 
         def __getitem__(self, i):
             return make_examples()[i]
 
-    given = Lazily() if lazy else make_examples()
-    columns = columns_lib.open_split("test", given, Rules(TASKS))
+    examples = LazyExamples() if lazy else make_examples()
+    columns = columns_lib.open_split("test", examples, Rules(TASKS))
     batch = batching.gather(columns, ("depth",), np.array([3, -1, 0]))
     parts = packing.Unpack(columns.layout, {})(batch["image"])
     # Padding has inputs that a model can take: those of the first in the batch.
     np.testing.assert_array_equal(parts["number"], [3, 3, 0])
     np.testing.assert_array_equal(parts["gain"][:, 0, 0], [4, 4, 1])
-    alone = batching.gather(columns.without_inputs(), ("depth",), np.array([3, -1, 0]))
-    np.testing.assert_array_equal(parts["image"], alone["image"])
+    image_batch = batching.gather(
+        columns.without_inputs(), ("depth",), np.array([3, -1, 0])
+    )
+    np.testing.assert_array_equal(parts["image"], image_batch["image"])
 
 
 def test_loaded_examples_have_them_beside_the_image(monkeypatch):
-    given = make_examples()
-    source = reading.open_given("mine", {"train": given})
+    examples = make_examples()
+    source = reading.open_given("mine", {"train": examples})
     monkeypatch.setitem(data.DATASETS, "mine", lambda **settings: source)
-    found = list(data.load("mine", "train", tasks=("depth",)).as_numpy_iterator())
-    assert len(found) == COUNT
-    for example, one in zip(given, found, strict=True):
-        assert set(one) == {"image", "targets", "masks", "inputs"}
-        np.testing.assert_allclose(one["image"], example["image"] / 255, rtol=1e-6)
-        assert set(one["inputs"]) == set(example["inputs"])
+    items = list(data.load("mine", "train", tasks=("depth",)).as_numpy_iterator())
+    assert len(items) == COUNT
+    for example, item in zip(examples, items, strict=True):
+        assert set(item) == {"image", "targets", "masks", "inputs"}
+        np.testing.assert_allclose(item["image"], example["image"] / 255, rtol=1e-6)
+        assert set(item["inputs"]) == set(example["inputs"])
         for name, value in example["inputs"].items():
-            np.testing.assert_array_equal(one["inputs"][name], np.float32(value))
+            np.testing.assert_array_equal(item["inputs"][name], np.float32(value))
 
 
 # What cannot be.
@@ -261,31 +263,33 @@ def test_the_image_is_as_the_examples_are(shape, dtype, words):
 
 
 def test_a_number_is_taken_for_one_number():
-    """By `Input((1,))` as by `Input(())`."""
+    """Both by `Input((1,))` and by `Input(())`."""
     layout = Layout((2, 2, 3), (("before", (2,)), ("number", ())))
     images, numbers = np.ones((3, 2, 2, 3), np.float32), np.array([1.5, 2.5, -1])
-    given = layout.pack(images, {"before": np.zeros((3, 2)), "number": numbers})
+    batch = layout.pack(images, {"before": np.zeros((3, 2)), "number": numbers})
     for shape in ((), (1,)):
         inputs = [
             keras.Input((2, 2, 3), name="image"),
             keras.Input((2,), name="before"),
         ]
         number = keras.Input(shape, name="number")
-        out = keras.ops.reshape(number, (-1, 1)) + keras.ops.sum(inputs[1], 1)[:, None]
-        model = keras.Model([*inputs, number], {"sum": out})
-        found = packing.packed(model, layout, "the model")(given)["sum"]
-        np.testing.assert_array_equal(found[:, 0], numbers)
+        output = (
+            keras.ops.reshape(number, (-1, 1)) + keras.ops.sum(inputs[1], 1)[:, None]
+        )
+        model = keras.Model([*inputs, number], {"sum": output})
+        result = packing.packed(model, layout, "the model")(batch)["sum"]
+        np.testing.assert_array_equal(result[:, 0], numbers)
 
 
 def test_models_of_images_alone_leave_them_alone():
     image = keras.Input((SIDE, SIDE, 3))
     model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
-    few, settings = make_examples(2), {"attacks": "fgsm", "eps": 8, "checks": False}
-    found = mtr_tf.evaluate(model, few, **settings)
-    without = [{name: e[name] for name in ("image", "targets")} for e in few]
-    plain = mtr_tf.evaluate(model, without, **settings)
-    assert [r["attacked_value"] for r in found.records] == [
-        r["attacked_value"] for r in plain.records
+    items, settings = make_examples(2), {"attacks": "fgsm", "eps": 8, "checks": False}
+    results = mtr_tf.evaluate(model, items, **settings)
+    image_items = [{name: e[name] for name in ("image", "targets")} for e in items]
+    image_results = mtr_tf.evaluate(model, image_items, **settings)
+    assert [r["attacked_value"] for r in results.records] == [
+        r["attacked_value"] for r in image_results.records
     ]
 
 
@@ -298,8 +302,8 @@ def test_the_image_is_found_among_the_inputs_whatever_their_order(kind, count):
         "image": keras.Input((SIDE, SIDE, 3), name="image"),
     }
     mean = keras.layers.GlobalAveragePooling2D()(inputs["image"])
-    both = keras.layers.Concatenate()([mean, inputs["age"]])
-    model = keras.Model(inputs, {"score": keras.layers.Dense(count)(both)})
+    features = keras.layers.Concatenate()([mean, inputs["age"]])
+    model = keras.Model(inputs, {"score": keras.layers.Dense(count)(features)})
     target = 1 if kind == "classes" else np.zeros(1, np.float32)
     examples = [
         {
@@ -309,9 +313,9 @@ def test_the_image_is_found_among_the_inputs_whatever_their_order(kind, count):
         }
         for i in range(3)
     ]
-    given = SETTINGS | {"heads": {0: kind}}
-    for settings in (given, given | {"targets": "own"}):
-        found = mtr_tf.evaluate(model, examples, **settings)
-        assert {record["task"] for record in found.records} == {"score"}
-    declared = mtr_tf.Task("score", kind=kind, channels=count, places=0)
-    assert mtr_tf.evaluate(model, examples, tasks=[declared], **SETTINGS).records
+    head_settings = SETTINGS | {"heads": {0: kind}}
+    for settings in (head_settings, head_settings | {"targets": "own"}):
+        results = mtr_tf.evaluate(model, examples, **settings)
+        assert {record["task"] for record in results.records} == {"score"}
+    task = mtr_tf.Task("score", kind=kind, channels=count, places=0)
+    assert mtr_tf.evaluate(model, examples, tasks=[task], **SETTINGS).records

@@ -33,17 +33,19 @@ def test_names_are_there_and_documented(name):
 
 
 def test_calls_show_all_settings_of_their_commands():
-    given = inspect.signature(mtr_tf.evaluate).parameters
+    parameters = inspect.signature(mtr_tf.evaluate).parameters
     names = {field.name for field in dataclasses.fields(AttackConfig)}
     left_out = {"ckpt", "attack", "name", "format", "deterministic"}
-    elsewhere = {"executor", "executor_options", "workers", "part"}
-    assert names - set(given) == left_out | elsewhere | {"export_predictions"}
+    execution = {"executor", "executor_options", "workers", "part"}
+    assert names - set(parameters) == left_out | execution | {"export_predictions"}
     config = AttackConfig(ckpt="x")
     for name in ("steps", "eps", "attack_tasks"):
-        assert given[name].default == getattr(config, name)
-    assert given["attacks"].default == config.attack
-    trained = inspect.signature(mtr_tf.train_model).parameters
-    assert {field.name for field in dataclasses.fields(TrainConfig)} < set(trained)
+        assert parameters[name].default == getattr(config, name)
+    assert parameters["attacks"].default == config.attack
+    train_parameters = inspect.signature(mtr_tf.train_model).parameters
+    assert {field.name for field in dataclasses.fields(TrainConfig)} < set(
+        train_parameters
+    )
     assert "learning_rate: " in mtr_tf.train_model.__doc__
 
 
@@ -51,15 +53,15 @@ def test_calls_show_all_settings_of_their_commands():
 def test_calls_show_the_defaults_that_they_have(name):
     function = getattr(mtr_tf, name)
     function = function.__init__ if inspect.isclass(function) else function
-    shown = inspect.signature(function).parameters["strategy"].default
-    assert shown == "one_device" != AttackConfig(ckpt="x").strategy
-    said = " ".join(function.__doc__.split())
-    assert "The default here is 'one_device'." in said
+    default = inspect.signature(function).parameters["strategy"].default
+    assert default == "one_device" != AttackConfig(ckpt="x").strategy
+    docstring = " ".join(function.__doc__.split())
+    assert "The default here is 'one_device'." in docstring
 
 
 @pytest.mark.parametrize("indent", ["  ", " " * 6, " " * 10])
 def test_settings_are_told_in_docstrings_of_any_indentation(indent):
-    """Python 3.13 takes away what all lines of a docstring have in common."""
+    """Python 3.13 strips the indentation that all lines of a docstring share."""
 
     def function(**settings):
         pass
@@ -73,15 +75,15 @@ def test_settings_are_told_in_docstrings_of_any_indentation(indent):
 
 
 def test_settings_take_what_python_has_for_them():
-    given = {"init": pathlib.Path("a") / "b.keras", "data_dir": pathlib.Path("c")}
-    config = settings.record(TrainConfig, {**given, "crop": (16, 32), "image_size": 64})
-    assert (config.init, config.data_dir) == (str(given["init"]), "c")
+    paths = {"init": pathlib.Path("a") / "b.keras", "data_dir": pathlib.Path("c")}
+    config = settings.record(TrainConfig, {**paths, "crop": (16, 32), "image_size": 64})
+    assert (config.init, config.data_dir) == (str(paths["init"]), "c")
     assert (config.parsed_crop, config.parsed_image_size) == ((16, 32), (64, 64))
-    rises = settings.record(
+    step_config = settings.record(
         TrainConfig, {"schedule": "step", "lr_epochs": [2.0, np.int64(5), "7"]}
     )
-    assert rises.lr_epochs == (2, 5, 7)
-    assert all(type(epoch) is int for epoch in rises.lr_epochs)
+    assert step_config.lr_epochs == (2, 5, 7)
+    assert all(type(epoch) is int for epoch in step_config.lr_epochs)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +117,13 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda to: mtr_tf.RobustnessCallback([], log_dir=to), "log_dir"),
-        (lambda to: mtr_tf.Results("", [{}]).plot(to), "path"),
-        (lambda to: mtr_tf.data.load("rooms", "train", data_dir=to), "data_dir"),
-        (lambda to: mtr_tf.reproduce_study(workdir=to), "--workdir"),
+        (lambda address: mtr_tf.RobustnessCallback([], log_dir=address), "log_dir"),
+        (lambda address: mtr_tf.Results("", [{}]).plot(address), "path"),
+        (
+            lambda address: mtr_tf.data.load("rooms", "train", data_dir=address),
+            "data_dir",
+        ),
+        (lambda address: mtr_tf.reproduce_study(workdir=address), "--workdir"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
@@ -134,16 +139,16 @@ def test_an_address_makes_no_folder(call, name, kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda to: mtr_tf.evaluate(len, [], out=to), "out"),
-        (lambda to: mtr_tf.evaluate(to, "rooms"), "--ckpt"),
-        (lambda to: mtr_tf.train_model(workdir=to), "--workdir"),
-        (lambda to: mtr_tf.train_model(workdir="runs/x", init=to), "--init"),
+        (lambda address: mtr_tf.evaluate(len, [], out=address), "out"),
+        (lambda address: mtr_tf.evaluate(address, "rooms"), "--ckpt"),
+        (lambda address: mtr_tf.train_model(workdir=address), "--workdir"),
+        (lambda address: mtr_tf.train_model(workdir="runs/x", init=address), "--init"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
 def test_an_address_that_nothing_reaches(call, name, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = rf"^{name} must be a path, or an address .* got 'nosuch://bucket/run'"
-    with pytest.raises(mtr_tf.InputError, match=told):
+    message = rf"^{name} must be a path, or an address .* got 'nosuch://bucket/run'"
+    with pytest.raises(mtr_tf.InputError, match=message):
         call(kind("nosuch://bucket/run"))
     assert not list(tmp_path.iterdir())

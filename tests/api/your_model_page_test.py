@@ -26,21 +26,21 @@ def test_blocks_and_commands_run(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     (data,) = [block for block in blocks if block.startswith("# my_data.py")]
     (tmp_path / "my_data.py").write_text(data)
-    names = {"__name__": "page"}
+    namespace = {"__name__": "page"}
     for block in blocks:
-        exec(compile(block, PAGE.name, "exec"), names)
-        if "results" in names:  # The first time is as readers have it.
+        exec(compile(block, PAGE.name, "exec"), namespace)
+        if "results" in namespace:  # The first time is as readers have it.
             monkeypatch.setattr(mtr_tf, "evaluate", unchecked)
     for file in ("my.keras", "robust.keras", "curves.png"):
         assert (tmp_path / file).stat().st_size > 1000
-    assert {r["task"] for r in names["results"].records}
+    assert {r["task"] for r in namespace["results"].records}
     commands = re.findall(r"^    python -m (mtr_tf\..*)$", page, re.M)
     assert len(commands) == 2
     for command in commands:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", *shlex.split(command), *FEW],
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
-        assert "semantic miou" in done.stdout
+        assert process.returncode == 0, process.stderr
+        assert "semantic miou" in process.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is put around models: values and gradients, by hand and by TensorFlow."""
+"""Adapters around models: values and gradients, by hand and against TensorFlow's."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def test_resizing_is_that_of_tensorflow_and_so_is_its_gradient(given, size):
             y = function(x)
         return y, tape.gradient(y, x, weights)
 
-    for ours, theirs in zip(
+    for result, expected in zip(
         gradient(layer),
         gradient(lambda x: tf.image.resize(x, size, antialias=False)),
         strict=True,
     ):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+        np.testing.assert_allclose(result, expected, atol=2e-5)
 
 
 def test_resizing_by_hand():
-    """Half-pixel centres: two places to four are at -1/4, 1/4, 3/4, 5/4."""
+    """With half-pixel centres, four places read two at -1/4, 1/4, 3/4 and 5/4."""
     x = tf.constant([0.0, 4.0])[None, :, None, None]
-    made = adapters.Resize(4, 1)(x)
-    np.testing.assert_allclose(made[0, :, 0, 0], [0, 1, 3, 4], atol=1e-6)
+    result = adapters.Resize(4, 1)(x)
+    np.testing.assert_allclose(result[0, :, 0, 0], [0, 1, 3, 4], atol=1e-6)
 
 
 def test_resizing_without_static_shape_and_of_its_own_size():
@@ -68,8 +68,8 @@ def test_resizing_without_static_shape_and_of_its_own_size():
 
 def test_two_logits_have_the_sigmoid_as_their_softmax():
     z = maps(3, 4, 4, 1)
-    both = tf.nn.softmax(adapters.TwoLogits()(z))
-    np.testing.assert_allclose(both[..., 1:], tf.sigmoid(z), atol=1e-6)
+    softmax = tf.nn.softmax(adapters.TwoLogits()(z))
+    np.testing.assert_allclose(softmax[..., 1:], tf.sigmoid(z), atol=1e-6)
 
 
 def net(batch=None, size=8) -> keras.Model:
@@ -83,24 +83,24 @@ def net(batch=None, size=8) -> keras.Model:
 
 
 def test_fixed_batches_of_layers_that_need_none_still_fold():
-    given = net(2)
-    free = adapters.any_batch(given, 2)
-    assert free.input_shape[0] is None
+    model = net(2)
+    copy = adapters.any_batch(model, 2)
+    assert copy.input_shape[0] is None
     x = maps(3, 8, 8, 3)
-    expected = tf.concat([given(x[:2])["seg"], given(x[1:])["seg"][1:]], 0)
-    np.testing.assert_allclose(free(x)["seg"], expected, rtol=1e-5)
-    assert folding.can_fold(free, ["seg"])
-    kinds = {type(layer).__name__ for layer in free.layers}
+    expected = tf.concat([model(x[:2])["seg"], model(x[1:])["seg"][1:]], 0)
+    np.testing.assert_allclose(copy(x)["seg"], expected, rtol=1e-5)
+    assert folding.can_fold(copy, ["seg"])
+    kinds = {type(layer).__name__ for layer in copy.layers}
     assert "BatchNormalization" in kinds
 
 
 def test_nothing_of_a_model_changes_as_batches_are_tried():
     image = keras.Input((4, 4, 3), 2)
     y = random_models.Counting()(random_models.AlwaysNoise()(image))
-    given = keras.Model(image, {"seg": y})
-    before = random_models.bits(given)
-    assert adapters.any_batch(given, 2).input_shape[0] is None
-    assert random_models.bits(given) == before
+    model = keras.Model(image, {"seg": y})
+    bits = random_models.bits(model)
+    assert adapters.any_batch(model, 2).input_shape[0] is None
+    assert random_models.bits(model) == bits
 
 
 class Net(keras.Model):
@@ -122,39 +122,41 @@ def test_models_with_classes_of_their_own_are_called_layer_by_layer():
     image, other = (keras.Input((4, 4, 3), name=name) for name in ("image", "other"))
     layer = keras.layers.Conv2D(2, 1)
     x = maps(2, 4, 4, 3)
-    one = Net({"image": image}, {"seg": layer(2 * image - 1), "same": image})
-    made = adapters.called_on(one, tf.constant(x))
-    np.testing.assert_allclose(made["seg"], layer(2 * x - 1), rtol=1e-6)
-    np.testing.assert_array_equal(made["same"], x)
-    two = Net([image, other], image - 3 * other)
-    np.testing.assert_allclose(adapters.called_on(two, x, 2 * x), -5 * x, rtol=1e-6)
+    dict_model = Net({"image": image}, {"seg": layer(2 * image - 1), "same": image})
+    outputs = adapters.called_on(dict_model, tf.constant(x))
+    np.testing.assert_allclose(outputs["seg"], layer(2 * x - 1), rtol=1e-6)
+    np.testing.assert_array_equal(outputs["same"], x)
+    list_model = Net([image, other], image - 3 * other)
+    np.testing.assert_allclose(
+        adapters.called_on(list_model, x, 2 * x), -5 * x, rtol=1e-6
+    )
     line = Line([keras.Input((4, 4, 3)), layer])
     np.testing.assert_array_equal(adapters.called_on(line, x), layer(x))
     assert adapters.structure_of(line) is line.outputs[0]
-    assert all(map(adapters.is_functional, (one, two, line)))
+    assert all(map(adapters.is_functional, (dict_model, list_model, line)))
 
 
 def test_a_call_of_its_own_counts_not_the_graph():
     image = keras.Input((4, 4, 3))
-    given = Negative(image, {"seg": keras.layers.Conv2D(2, 1)(image)})
-    assert not adapters.is_functional(given)
-    file = model_files.of_object(given, "the model", "model")
-    made, x = model_files.functional(file, (4, 4, 3)), maps(2, 4, 4, 3)
-    assert list(made.output) == ["n"]
-    np.testing.assert_allclose(made(x)["n"], -given.layers[-1](x), rtol=1e-6)
-    assert len(made.variables) == 2
-    nested = keras.Model(image, given(image))
-    assert probabilities._origin(nested.outputs[0])[0] is given
+    model = Negative(image, {"seg": keras.layers.Conv2D(2, 1)(image)})
+    assert not adapters.is_functional(model)
+    file = model_files.of_object(model, "the model", "model")
+    functional, x = model_files.functional(file, (4, 4, 3)), maps(2, 4, 4, 3)
+    assert list(functional.output) == ["n"]
+    np.testing.assert_allclose(functional(x)["n"], -model.layers[-1](x), rtol=1e-6)
+    assert len(functional.variables) == 2
+    nested = keras.Model(image, model(image))
+    assert probabilities._origin(nested.outputs[0])[0] is model
 
 
 def own(channels, places, **changes):
-    """What is known of a model whose output n is of a task of one's own."""
-    known = TaskSet([Task("flow", channels=channels, places=places)])
-    return loading.Own(heads=[("n", "flow")], known=known, **changes)
+    """Facts about a model whose output n is that of a task of one's own."""
+    tasks = TaskSet([Task("flow", channels=channels, places=places)])
+    return loading.Own(heads=[("n", "flow")], known=tasks, **changes)
 
 
 class Flat(keras.Model):
-    """A subclassed model of one size, that which it is first called on."""
+    """A subclassed model of one size, which its first call sets."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +167,7 @@ class Flat(keras.Model):
 
 
 class Free(keras.Model):
-    """One of any size."""
+    """A subclassed model of any size."""
 
     def call(self, x):
         return {"n": -x}
@@ -174,13 +176,13 @@ class Free(keras.Model):
 def test_models_are_of_images_that_they_were_made_for():
     image, x = keras.Input((4, 8, 3)), maps(2, 4, 8, 3)
     layer = keras.layers.Dense(2)
-    own_call = Negative(image, {"seg": layer(keras.layers.Flatten()(image))})
-    for given in (own_call, Flat()):
-        given(x)
-        file = model_files.of_object(given, "the model", "model")
-        made = model_files.functional(file, None)
-        assert made.input_shape == (None, 4, 8, 3)
-        np.testing.assert_allclose(made(x)["n"], given(x)["n"], rtol=1e-6)
+    negative = Negative(image, {"seg": layer(keras.layers.Flatten()(image))})
+    for model in (negative, Flat()):
+        model(x)
+        file = model_files.of_object(model, "the model", "model")
+        functional = model_files.functional(file, None)
+        assert functional.input_shape == (None, 4, 8, 3)
+        np.testing.assert_allclose(functional(x)["n"], model(x)["n"], rtol=1e-6)
         assert loading.own_run(file, ["flow"], own(2, 0)).fingerprint
         with pytest.raises(InputError, match="images of 8x8x3.*give --image_size"):
             model_files.functional(file, (8, 8, 3))
@@ -197,8 +199,8 @@ def test_a_call_of_its_own_takes_several_inputs():
     packed = layout.pack(x.numpy(), {"gain": gains})
     output = {"seg": image * gain[:, None, None]}
     for inputs in ([image, gain], {"gain": gain, "image": image}):
-        given = Negative(inputs, output)
-        file = model_files.of_object(given, "the model", "model")
+        model = Negative(inputs, output)
+        file = model_files.of_object(model, "the model", "model")
         run = loading.own_run(file, ["flow"], own(3, 2, layout=layout))
         assert run.packed
         np.testing.assert_allclose(
@@ -209,19 +211,19 @@ def test_a_call_of_its_own_takes_several_inputs():
 def test_fixed_batches_that_layers_need_with_gradients():
     image = keras.Input((4, 4, 3), 2)
     y = keras.ops.reshape(3.0 * image, (8, 4, 3))
-    given = keras.Model(image, [keras.ops.reshape(y, (2, 4, 4, 3))])
-    made = adapters.any_batch(given, 2)
+    model = keras.Model(image, [keras.ops.reshape(y, (2, 4, 4, 3))])
+    copy = adapters.any_batch(model, 2)
     for count in (1, 2, 5):
         x = maps(count, 4, 4, 3)
 
         @tf.function(autograph=False)
         def slope(x):
-            (y,) = tf.nest.flatten(made(x, training=False))
+            (y,) = tf.nest.flatten(copy(x, training=False))
             return y, tf.gradients(tf.reduce_sum(y**2), x)[0]
 
-        y, found = slope(x)
+        y, gradient = slope(x)
         np.testing.assert_allclose(y, 3 * x, rtol=1e-6)
-        np.testing.assert_allclose(found, 18 * x, rtol=1e-5)
+        np.testing.assert_allclose(gradient, 18 * x, rtol=1e-5)
 
 
 def test_a_resized_model_folds_and_gives_the_same():
@@ -256,21 +258,21 @@ def test_channels_last_with_a_convolution():
     image = keras.Input((3, 8, 6))
     options = {"padding": "same", "use_bias": False}
     layer = keras.layers.Conv2D(2, 3, data_format="channels_first", **options)
-    given = keras.Model(image, [layer(image), keras.ops.mean(image, (1, 2, 3))])
+    model = keras.Model(image, [layer(image), keras.ops.mean(image, (1, 2, 3))])
     layer.set_weights([kernel])
-    made = adapters.channels_last(given)
+    copy = adapters.channels_last(model)
     x = maps(2, 8, 6, 3)
-    out, mean = made(x)
+    out, mean = copy(x)
     np.testing.assert_allclose(out, tf.nn.conv2d(x, kernel, 1, "SAME"), atol=1e-4)
     np.testing.assert_allclose(mean, tf.reduce_mean(x, (1, 2, 3)), atol=1e-5)
 
 
 def test_a_function_as_a_model():
-    made = adapters.as_functional(lambda x: [2 * x, {"a": x[..., :1]}], (4, 4, 3))
+    model = adapters.as_functional(lambda x: [2 * x, {"a": x[..., :1]}], (4, 4, 3))
     x = maps(2, 4, 4, 3)
-    two, rest = made(x)
-    np.testing.assert_allclose(two, 2 * x)
-    np.testing.assert_allclose(rest["a"], x[..., :1])
+    double, heads = model(x)
+    np.testing.assert_allclose(double, 2 * x)
+    np.testing.assert_allclose(heads["a"], x[..., :1])
 
 
 OURS = (
@@ -280,41 +282,43 @@ OURS = (
 
 
 def with_our_names(shape, batch=None, name="given"):
-    """The first channel; layers have the names of what is put around models."""
+    """A model of the first channel, with the names of our adapters' layers."""
     image = keras.Input(shape, batch, name=name)
     y = image
-    for each in OURS:
-        y = keras.layers.Identity(name=each)(y)
+    for layer_name in OURS:
+        y = keras.layers.Identity(name=layer_name)(y)
     return keras.Model(image, {"n": y[..., :1]})
 
 
 def test_layers_may_have_the_names_of_ours():
     x = maps(2, 4, 6, 3)
-    last, first = with_our_names((4, 6, 3)), with_our_names((3, 4, 6))
+    channels_last, channels_first = with_our_names((4, 6, 3)), with_our_names((3, 4, 6))
     layout = Layout((4, 6, 2), (("gain", (4, 6, 1)),))
     packed = packing.packed(with_our_names((4, 6, 2)), layout, "it")
-    for made, expected in (
-        (input_range.in_front(last, (2, 2, 2), (1, 1, 1)), 2 * x[..., :1] + 1),
+    for result, expected in (
+        (input_range.in_front(channels_last, (2, 2, 2), (1, 1, 1)), 2 * x[..., :1] + 1),
         (adapters.any_batch(with_our_names((4, 6, 3), 2), 2), x[..., :1]),
         (
-            adapters.with_two_logits(last, ["n"]),
+            adapters.with_two_logits(channels_last, ["n"]),
             tf.pad(x[..., :1], [[0, 0]] * 3 + [[1, 0]]),
         ),
-        (adapters.resized(last, {"n": (4, 6)}), x[..., :1]),
+        (adapters.resized(channels_last, {"n": (4, 6)}), x[..., :1]),
         (packed, x[..., :1]),
     ):
-        np.testing.assert_allclose(made(x)["n"], expected, atol=1e-6)
-    turned = first(tf.transpose(x, (0, 3, 1, 2)))["n"]
-    made = adapters.channels_last(first)(x)["n"]
-    np.testing.assert_array_equal(made, tf.transpose(turned, (0, 2, 3, 1)))
-    twice = input_range.in_front(input_range.in_front(last, [2], [0]), [3], [1])
-    np.testing.assert_allclose(twice(x)["n"], 6 * x[..., :1] + 2, atol=1e-5)
+        np.testing.assert_allclose(result(x)["n"], expected, atol=1e-6)
+    output = channels_first(tf.transpose(x, (0, 3, 1, 2)))["n"]
+    result = adapters.channels_last(channels_first)(x)["n"]
+    np.testing.assert_array_equal(result, tf.transpose(output, (0, 2, 3, 1)))
+    chain = input_range.in_front(
+        input_range.in_front(channels_last, [2], [0]), [3], [1]
+    )
+    np.testing.assert_allclose(chain(x)["n"], 6 * x[..., :1] + 2, atol=1e-5)
 
 
 def test_a_subclassed_model_may_be_called_image():
-    made = adapters.as_functional(Free(name="image"), (4, 4, 3))
+    model = adapters.as_functional(Free(name="image"), (4, 4, 3))
     x = maps(2, 4, 4, 3)
-    np.testing.assert_array_equal(made(x)["n"], -x)
+    np.testing.assert_array_equal(model(x)["n"], -x)
 
 
 def test_channels_of_a_file_that_another_process_has_numbered(tmp_path):
@@ -342,14 +346,14 @@ def test_nothing_of_a_float32_model_is_rounded(mixed_policy):
     for shape in ((8, 6, 3), (3, 8, 6)):
         image = keras.Input(shape)
         y = keras.layers.Identity(dtype="float32")(image)
-        made = keras.Model(image, {"n": y})
-        made = adapters.channels_last(made) if shape[0] == 3 else made
-        np.testing.assert_array_equal(made(x)["n"], x)
-    one = with_our_names((8, 6, 3))
-    for layer in one.layers:
+        model = keras.Model(image, {"n": y})
+        model = adapters.channels_last(model) if shape[0] == 3 else model
+        np.testing.assert_array_equal(model(x)["n"], x)
+    identity = with_our_names((8, 6, 3))
+    for layer in identity.layers:
         layer.dtype_policy = "float32"
-    two = adapters.with_two_logits(one, ["n"])(x)["n"]
-    np.testing.assert_array_equal(two[..., 1:], x[..., :1])
+    logits = adapters.with_two_logits(identity, ["n"])(x)["n"]
+    np.testing.assert_array_equal(logits[..., 1:], x[..., :1])
 
 
 @pytest.mark.parametrize(
@@ -359,18 +363,18 @@ def test_nothing_of_a_float32_model_is_rounded(mixed_policy):
 @pytest.mark.parametrize("order", ["channels_last", "channels_first"])
 def test_ranges_do_not_go_by_the_order_that_keras_is_set_to(order, scale, offset):
     image = keras.Input((4, 6, 3))
-    given, x = keras.Model(image, {"n": 1 * image}), maps(2, 4, 6, 3)
-    before = keras.config.image_data_format()
+    model, x = keras.Model(image, {"n": 1 * image}), maps(2, 4, 6, 3)
+    default = keras.config.image_data_format()
     keras.config.set_image_data_format(order)
     try:
-        made = input_range.in_front(given, scale, offset)(x)["n"]
+        result = input_range.in_front(model, scale, offset)(x)["n"]
     finally:
-        keras.config.set_image_data_format(before)
-    np.testing.assert_allclose(made, x * scale + offset, rtol=1e-6, atol=1e-6)
+        keras.config.set_image_data_format(default)
+    np.testing.assert_allclose(result, x * scale + offset, rtol=1e-6, atol=1e-6)
 
 
 class Together(keras.layers.Layer):
-    """Three times the image, of batches of two alone."""
+    """Three times the image, for batches of two only."""
 
     def call(self, x):
         return tf.reshape(3.0 * tf.reshape(x, (8, 4, 3)), (2, 4, 4, 3))
@@ -391,7 +395,7 @@ def sequential_file(folder):
 
 
 def export(folder):
-    """Whose signature takes any batch, by Keras's doing, but gives batches of two."""
+    """An export: Keras lets its signature take any batch, but outputs are of two."""
     of_two_images().export(folder / "net", verbose=False)
     return model_files.load(str(folder / "net"))
 
@@ -405,9 +409,9 @@ def signature(folder):
 
 @pytest.mark.parametrize("form", [sequential, sequential_file, export, signature])
 def test_fixed_batches_that_models_of_any_form_need(form, tmp_path):
-    made = model_files.functional(form(tmp_path), None)
+    functional = model_files.functional(form(tmp_path), None)
     call = tf.function(
-        lambda x: tf.nest.flatten(made(x, training=False)), autograph=False
+        lambda x: tf.nest.flatten(functional(x, training=False)), autograph=False
     )
     for count in (1, 2, 5):
         x = maps(count, 4, 4, 3)

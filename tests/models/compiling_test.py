@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With XLA and without, everything comes out the same; and what XLA cannot do is left.
+"""Results with XLA equal those without; what XLA cannot compile runs without it.
 
-On CPUs XLA is only ever forced; here it is, on nets small enough to be compiled soon.
+On CPUs XLA runs only where it is forced: here, on nets that are compiled quickly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIZE = 8
 
 
 def net() -> keras.Model:
-    """As little as has a convolution, a batch norm and two heads."""
+    """A minimal net with a convolution, a batch norm, max pooling and two heads."""
     keras.utils.set_random_seed(1)
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(image)
@@ -79,7 +79,7 @@ ATTACKS = {
     "corner": attacks.Corner(E),
     "sea": attacks.SEA(E, 5),
 }
-# Without a random start, which the compiler takes long for.
+# Without a random start, which takes long to compile.
 ASCENT = attacks.PGD(E, E / 4, 3, random_start=False)
 
 
@@ -89,26 +89,26 @@ ASCENT = attacks.PGD(E, E / 4, 3, random_start=False)
     ids=["ascent", *ATTACKS],
 )
 def test_attacks(attack, problem, caplog):
-    plain, compiled = both(attack, problem)
-    assert np.abs(plain - np.asarray(problem[1])).max() > E / 2
-    np.testing.assert_allclose(compiled, plain, atol=1e-6)
-    assert "XLA" not in caplog.text  # It was not left out.
+    reference, compiled = both(attack, problem)
+    assert np.abs(reference - np.asarray(problem[1])).max() > E / 2
+    np.testing.assert_allclose(compiled, reference, atol=1e-6)
+    assert "XLA" not in caplog.text  # It compiled.
 
 
 def assert_same_gradients(objective, x):
-    """Halfway of an attack: all that it takes from its objective, without the rest."""
+    """Compares all that an attack takes from its objective, halfway through."""
     point = tf.clip_by_value(x + E * tf.sin(1e3 * x), 0, 1)
 
     def follow(x, point):
         return base.gradient(base.begin(objective, x, x), point, tf.constant(0.5))
 
-    plain = tf.function(follow, autograph=False)
+    reference = tf.function(follow, autograph=False)
     compiled = compiling.compiled(follow)
-    found = zip(plain(x, point), compiled(x, point), (0, 1e-6), strict=True)
-    for one, two, rounding in found:  # A score may be how far losses over losses rose.
-        scale = np.abs(one).max()
+    triples = zip(reference(x, point), compiled(x, point), (0, 1e-6), strict=True)
+    for expected, result, rounding in triples:  # Scores may be rises of loss ratios.
+        scale = np.abs(expected).max()
         assert scale > 0
-        np.testing.assert_allclose(two, one, atol=1e-5 * scale + rounding)
+        np.testing.assert_allclose(result, expected, atol=1e-5 * scale + rounding)
 
 
 @pytest.mark.slow
@@ -124,12 +124,12 @@ def test_balances(balance, problem):
 def test_losses(loss, problem):
     objective, x = problem
     surrogate = attacks.ATTACK_LOSSES[loss]
-    fitting = [task for task in TASKS if surrogate.fits(tasks_lib.TASKS[task])]
-    if not fitting:
+    tasks = [task for task in TASKS if surrogate.fits(tasks_lib.TASKS[task])]
+    if not tasks:
         pytest.skip("for other tasks")
     batch = objective.batch
     objective = attacks.objective(
-        objective.recipe.model, batch["targets"], batch["masks"], fitting, losses=loss
+        objective.recipe.model, batch["targets"], batch["masks"], tasks, losses=loss
     )
     assert_same_gradients(objective, x)
 
@@ -148,13 +148,13 @@ def test_random_numbers_are_those_of_tensorflow(shape, dtype):
         return threat.uniform(shape, key, dtype), threat.normal(shape, key, dtype)
 
     for call in (draw, compiling.compiled(draw)):
-        one, other = call(key)
-        np.testing.assert_allclose(one, uniform)
-        np.testing.assert_allclose(other, normal, atol=1e-5)
+        uniform_draw, normal_draw = call(key)
+        np.testing.assert_allclose(uniform_draw, uniform)
+        np.testing.assert_allclose(normal_draw, normal, atol=1e-5)
 
 
 def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic():
-    """Of all in one graph, which is compiled but once."""
+    """All settings are in one graph, which is compiled once."""
     image = keras.Input((9, 8, 2))
     sizes = itertools.product([(1, 2), (3, 2), (2, 2), (2, 1)], ["valid", "same"])
     settings = {
@@ -163,22 +163,27 @@ def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic():
     }
     model = keras.Model(
         image,
-        {name: keras.layers.MaxPooling2D(*of)(image) for name, of in settings.items()},
+        {
+            name: keras.layers.MaxPooling2D(*arguments)(image)
+            for name, arguments in settings.items()
+        },
     )
-    ours = {name: pooling.MaxPooling(*of) for name, of in settings.items()}
+    layers = {
+        name: pooling.MaxPooling(*arguments) for name, arguments in settings.items()
+    }
     x = tf.random.stateless_normal((2, 9, 8, 2), (0, 1))
 
     def values_and_slopes(x):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
-            made = folding.fold(model, list(settings))(x)
-            waves = {n: tf.sin(y) + tf.cos(ours[n](x)) for n, y in made.items()}
-        return made, {name: tape.gradient(wave, x) for name, wave in waves.items()}
+            outputs = folding.fold(model, list(settings))(x)
+            waves = {n: tf.sin(y) + tf.cos(layers[n](x)) for n, y in outputs.items()}
+        return outputs, {name: tape.gradient(wave, x) for name, wave in waves.items()}
 
     compiled = compiling.compiled(values_and_slopes)
-    for plain, found in zip(values_and_slopes(x), compiled(x), strict=True):
+    for expected, result in zip(values_and_slopes(x), compiled(x), strict=True):
         for name in settings:
-            np.testing.assert_allclose(found[name], plain[name], atol=1e-6)
+            np.testing.assert_allclose(result[name], expected[name], atol=1e-6)
     graph = compiled.get_concrete_function(x).graph
     assert not [op for op in graph.get_operations() if "MaxPool" in op.type]
 
@@ -191,8 +196,8 @@ def test_what_xla_cannot_compile_goes_on_without(problem, caplog):
         means = tf.reduce_mean(x, [1, 2, 3])
         return tf.ensure_shape(tf.py_function(tf.exp, [means], tf.float32), [3])
 
-    plain, compiled = both(attacks.Noise(E), (objective, x))
-    np.testing.assert_array_equal(compiled, plain)
+    reference, compiled = both(attacks.Noise(E), (objective, x))
+    np.testing.assert_array_equal(compiled, reference)
     assert caplog.text.count("XLA cannot compile the attack, which continues") == 1
 
 
@@ -236,8 +241,8 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(error, goes_on):
 
 def test_when_it_pays(monkeypatch):
     small, batch = 32 * 64 * 64, 8 * 256 * 512
-    for mode, on in (("on", True), ("off", False), ("auto", False)):
-        assert compiling.worthwhile(mode, 10**9, small) == on  # On a CPU.
+    for mode, expected in (("on", True), ("off", False), ("auto", False)):
+        assert compiling.worthwhile(mode, 10**9, small) == expected  # On a CPU.
     monkeypatch.setattr(compiling, "on_gpu", lambda: True)
     assert not compiling.worthwhile("auto", 3999, small)
     assert compiling.worthwhile("auto", 4000, small)
@@ -272,15 +277,15 @@ def steps(jit, make_optimizer, strategy=None, count=3, adversary=None):
         )
     )
     run = step_lib.compile_steps(learner, strategy, jit)
-    found = run(iter(batches), tf.constant(count)).numpy()
-    return found, model.get_weights()
+    history = run(iter(batches), tf.constant(count)).numpy()
+    return history, model.get_weights()
 
 
 def assert_same_training(*arguments, **options):
-    plain, compiled = (steps(jit, *arguments, **options) for jit in (False, True))
-    np.testing.assert_allclose(compiled[0], plain[0], rtol=1e-5)
-    for one, two in zip(plain[1], compiled[1], strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
+    reference, compiled = (steps(jit, *arguments, **options) for jit in (False, True))
+    np.testing.assert_allclose(compiled[0], reference[0], rtol=1e-5)
+    for expected, result in zip(reference[1], compiled[1], strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 OPTIMIZERS = {
@@ -318,11 +323,11 @@ def evaluated(jit, strategy=None):
 @pytest.mark.parametrize("replicas", [1, slow(2)])
 def test_evaluation(replicas, mirrored):
     strategy = mirrored if replicas == 2 else None
-    plain, compiled = (evaluated(jit, strategy) for jit in (False, True))
+    reference, compiled = (evaluated(jit, strategy) for jit in (False, True))
     for kind in ("clean", "attacked"):
-        one, two = getattr(plain, kind), getattr(compiled, kind)
+        expected, result = getattr(reference, kind), getattr(compiled, kind)
         tf.nest.map_structure(
             lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5),
-            one,
-            two,
+            expected,
+            result,
         )

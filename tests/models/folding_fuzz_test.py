@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folded copies of models drawn at random: the same outputs, the same gradients.
 
-Each number is a model of a few layers, drawn from all that convolutional nets are made
-of, with statistics and weights that matter. What is compared is what an attack uses.
+Each seed is a model of a few layers, drawn from all kinds that convolutional nets have,
+with statistics and weights that matter. The tests compare what an attack uses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLICIES = ("float32",) * 5 + (
     "bfloat16",
     "float16",
 )
-# What rounding may do: of outputs and of gradients, as shares of the largest.
+# Errors that rounding may make in outputs and gradients, as shares of the largest.
 TOLERANCES = {
     "float64": (1e-7, 1e-6),
     "float32": (1e-4, 2e-3),
@@ -44,7 +44,7 @@ TOLERANCES = {
 
 
 class FlipsWithin(L.Layer):
-    """Its `call` takes no `training`, what is within does: Keras passes it on."""
+    """Its `call` takes no `training`, but its layers do: Keras passes it on."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -57,23 +57,23 @@ class FlipsWithin(L.Layer):
 
 
 class Drawing:
-    """A model drawn from a seed; `drawn` counts what it is made of."""
+    """A model drawn from a seed; `drawn` counts its parts by kind."""
 
     def __init__(self, seed: int, grouped: float):
         self.rng = np.random.default_rng(seed)
         self.grouped = grouped
         self.drawn = collections.Counter()
-        self.policy = self._one(POLICIES)
-        before = keras.config.dtype_policy()
+        self.policy = self._choice(POLICIES)
+        default = keras.config.dtype_policy()
         keras.config.set_dtype_policy(self.policy)
         try:
             self.model = self._draw()
         finally:
-            keras.config.set_dtype_policy(before)
-        _as_trained(self.model, self.rng)
+            keras.config.set_dtype_policy(default)
+        _randomize_norms(self.model, self.rng)
 
-    def _one(self, things):
-        return things[self.rng.integers(len(things))]
+    def _choice(self, options):
+        return options[self.rng.integers(len(options))]
 
     def _chance(self, share):
         return self.rng.random() < share
@@ -81,7 +81,7 @@ class Drawing:
     def _draw(self):
         image = x = keras.Input((8, 8, 3), name="image")
         if self._chance(0.6):
-            x = self._scaled(x)
+            x = self._rescale(x)
         for _ in range(self.rng.integers(1, 5)):
             x = self._layers(x)
         heads = {"seg": x}
@@ -94,9 +94,9 @@ class Drawing:
             }
         return keras.Model(image, heads)
 
-    def _scaled(self, x):
+    def _rescale(self, x):
         self.drawn["rescaling"] += 1
-        scale, offset = self._one(
+        scale, offset = self._choice(
             [
                 (1 / 127.5, -1.0),
                 (2.0, (0.1, -1.0, 0.0)),
@@ -111,29 +111,31 @@ class Drawing:
     def _layers(self, x):
         kinds = [name for name in dir(self) if name.startswith("add_")]
         kinds += ["add_convolution", "add_normed"] * 4
-        kind = self._one(kinds)
+        kind = self._choice(kinds)
         self.drawn[kind[4:]] += 1
         return getattr(self, kind)(x)
 
     def _norm(self, x, **kwargs):
         norm = L.BatchNormalization(
-            axis=self._one([-1] * 6 + [3, 1, 2]),
+            axis=self._choice([-1] * 6 + [3, 1, 2]),
             scale=self._chance(0.7),
             center=self._chance(0.7),
-            epsilon=self._one([1e-3, 1e-5]),
+            epsilon=self._choice([1e-3, 1e-5]),
             renorm=self._chance(0.1),
             **kwargs,
         )
-        return norm(x, **self._one([{}, {}, {"training": True}, {"training": False}]))
+        return norm(
+            x, **self._choice([{}, {}, {"training": True}, {"training": False}])
+        )
 
     def _convolution(self, channels, **kwargs):
-        strides, dilation = self._one([(1, 1), (1, 1), (2, 1), (1, 2), (1, 3)])
+        strides, dilation = self._choice([(1, 1), (1, 1), (2, 1), (1, 2), (1, 3)])
         divisors = [g for g in (2, 3, channels) if not channels % g]
-        # Rarely, for TensorFlow compiles each one anew.
-        groups = self._one(divisors) if self._chance(self.grouped) else 1
+        # Rarely, as TensorFlow compiles each grouped convolution anew.
+        groups = self._choice(divisors) if self._chance(self.grouped) else 1
         return L.Conv2D(
-            groups * self._one([1, 2]),
-            self._one([1, 2, 3, (3, 1)]),
+            groups * self._choice([1, 2]),
+            self._choice([1, 2, 3, (3, 1)]),
             strides=strides,
             dilation_rate=dilation,
             groups=groups,
@@ -144,8 +146,8 @@ class Drawing:
 
     def add_convolution(self, x):
         if self._chance(0.2):
-            x = L.ZeroPadding2D(self._one([1, ((1, 0), (0, 2))]))(x)
-        activation = self._one(ACTIVATIONS) if self._chance(0.4) else None
+            x = L.ZeroPadding2D(self._choice([1, ((1, 0), (0, 2))]))(x)
+        activation = self._choice(ACTIVATIONS) if self._chance(0.4) else None
         return self._norm(self._convolution(x.shape[-1], activation=activation)(x))
 
     def add_normed(self, x):
@@ -159,18 +161,18 @@ class Drawing:
 
     def add_transposed(self, x):
         layer = L.Conv2DTranspose(
-            2, 3, self._one([1, 2]), padding="same", use_bias=self._chance(0.5)
+            2, 3, self._choice([1, 2]), padding="same", use_bias=self._chance(0.5)
         )
         return self._norm(layer(x))
 
     def add_activation(self, x):
-        return L.Activation(self._one(ACTIVATIONS))(x)
+        return L.Activation(self._choice(ACTIVATIONS))(x)
 
     def add_dense(self, x):
         return self._norm(L.Dense(3)(x))
 
     def add_shape(self, x):
-        return self._one(
+        return self._choice(
             [
                 L.AveragePooling2D(2, padding="same"),
                 L.MaxPooling2D(2, padding="same"),
@@ -181,7 +183,7 @@ class Drawing:
         )(x)
 
     def add_other_norm(self, x):
-        return self._one(
+        return self._choice(
             [
                 L.GroupNormalization(1),
                 L.LayerNormalization(),
@@ -191,7 +193,7 @@ class Drawing:
         )(x)
 
     def add_only_in_training(self, x):
-        layer = self._one(
+        layer = self._choice(
             [
                 L.Dropout(0.5),
                 L.SpatialDropout2D(0.5),
@@ -204,22 +206,24 @@ class Drawing:
                 L.BatchNormalization(),
             ]
         )
-        return layer(x, **self._one([{}, {"training": True}]))
+        return layer(x, **self._choice([{}, {"training": True}]))
 
     def add_within(self, x):
         return FlipsWithin()(x)
 
     def add_random(self, x):
-        return self._one(
+        return self._choice(
             [random_models.AlwaysNoise(), random_models.AlwaysDropout(0.3)]
         )(x)
 
     def add_nested(self, x):
-        inside = keras.Input(x.shape[1:])
-        y = self._norm(self._convolution(x.shape[-1])(inside))
-        outputs = self._one([y, [y, y * 2], {"a": y}])
-        made = keras.Model(inside, outputs)(x, **self._one([{}, {"training": True}]))
-        return keras.tree.flatten(made)[-1]
+        inner = keras.Input(x.shape[1:])
+        y = self._norm(self._convolution(x.shape[-1])(inner))
+        outputs = self._choice([y, [y, y * 2], {"a": y}])
+        results = keras.Model(inner, outputs)(
+            x, **self._choice([{}, {"training": True}])
+        )
+        return keras.tree.flatten(results)[-1]
 
     def add_sequential(self, x):
         layers = [self._convolution(x.shape[-1]), L.BatchNormalization(), L.ReLU()]
@@ -227,7 +231,7 @@ class Drawing:
 
     def add_shared(self, x):
         conv, norm = L.Conv2D(x.shape[-1], 3, padding="same"), L.BatchNormalization()
-        return self._one(
+        return self._choice(
             [
                 lambda: norm(conv(norm(conv(x)))),
                 lambda: L.Add()([norm(conv(x)), conv(x)]),
@@ -237,7 +241,7 @@ class Drawing:
 
     def add_operation(self, x):
         y = self._norm(self._convolution(x.shape[-1])(x))
-        return self._one([lambda: keras.ops.tanh(y) * 0.5 + y, lambda: y[:, ::-1]])()
+        return self._choice([lambda: keras.ops.tanh(y) * 0.5 + y, lambda: y[:, ::-1]])()
 
     def add_quantised(self, x):
         layer = L.Dense(3)
@@ -252,7 +256,7 @@ class Drawing:
 
     @property
     def tolerances(self):
-        """Those of the coarsest number that it computes in."""
+        """Those of the coarsest dtype that the model computes in."""
         kinds = {layer.compute_dtype for layer in self.model._flatten_layers()}
         for kind in ("bfloat16", "float16", "float32"):
             if kind in kinds:
@@ -260,7 +264,7 @@ class Drawing:
         return TOLERANCES["float64"]
 
 
-def _as_trained(model: keras.Model, rng: np.random.Generator) -> None:
+def _randomize_norms(model: keras.Model, rng: np.random.Generator) -> None:
     """Gives batch norms statistics and weights that matter."""
     for variable in model.variables:
         if variable.path.endswith(("moving_variance", "gamma")):
@@ -273,7 +277,7 @@ def _as_trained(model: keras.Model, rng: np.random.Generator) -> None:
 
 
 def evaluated(call, x):
-    """(outputs, the gradient of the sum of their sines), all float64."""
+    """Returns [*outputs, the gradient of the sum of their sines], all float64."""
     with tf.GradientTape() as tape:
         tape.watch(x)
         outputs = call(x)
@@ -295,34 +299,40 @@ def check(seed: int, grouped: float = 0.3) -> collections.Counter:
     model, names = drawing.model, list(drawing.model.output)
     x = tf.constant(np.random.default_rng(seed).random((2, 8, 8, 3)), tf.float32)
     key = tf.constant([seed, 0], tf.int64)
-    before = random_models.bits(model)
-    right = evaluated(lambda x: stateless.outputs(model, x, key), x)
+    bits = random_models.bits(model)
+    references = evaluated(lambda x: stateless.outputs(model, x, key), x)
     copy = folding.fold(model, names)
-    made = evaluated(lambda x: stateless.outputs(copy, x, key), x)
-    assert random_models.bits(model) == before
-    of_outputs, of_slope = drawing.tolerances
-    for one, other in zip(right, made, strict=True):
-        tolerance = of_slope if one is right[-1] else of_outputs
-        scale = max(np.abs(one).max(), 1e-3)
-        error = np.abs(one - other).max() / scale
-        if error > tolerance and one is right[-1] and tolerance == of_slope >= 0.2:
+    results = evaluated(lambda x: stateless.outputs(copy, x, key), x)
+    assert random_models.bits(model) == bits
+    output_tolerance, slope_tolerance = drawing.tolerances
+    for reference, result in zip(references, results, strict=True):
+        tolerance = slope_tolerance if reference is references[-1] else output_tolerance
+        scale = max(np.abs(reference).max(), 1e-3)
+        error = np.abs(reference - result).max() / scale
+        if (
+            error > tolerance
+            and reference is references[-1]
+            and tolerance == slope_tolerance >= 0.2
+        ):
             drawing.drawn["kinks"] += 1
             continue
         assert error <= tolerance, (seed, drawing.policy, drawing.drawn, error)
     if not {"random"} & set(drawing.drawn):
-        given = model(x, training=False)
-        for one, name in zip(right, given, strict=False):
-            np.testing.assert_array_equal(one, np.asarray(given[name], np.float64))
+        outputs = model(x, training=False)
+        for reference, name in zip(references, outputs, strict=False):
+            np.testing.assert_array_equal(
+                reference, np.asarray(outputs[name], np.float64)
+            )
     return drawing.drawn
 
 
 @pytest.mark.parametrize("first", [0, slow(20), slow(40)])
 def test_models_drawn_at_random(first):
-    drawn = sum(
+    counts = sum(
         (check(seed, grouped=0.05) for seed in range(first, first + 20)),
         collections.Counter(),
     )
-    assert drawn["kinks"] <= 2
+    assert counts["kinks"] <= 2
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -330,30 +340,32 @@ def test_models_drawn_at_random(first):
 def test_channels_first(kind, grouped):
     image = keras.Input((8, 8, 3))
     x = keras.ops.transpose(image, (0, 3, 1, 2))
-    first = {"data_format": "channels_first", "padding": "same"}
+    options = {"data_format": "channels_first", "padding": "same"}
     if kind == "DepthwiseConv2D":
-        layer = L.DepthwiseConv2D(3, **first)
+        layer = L.DepthwiseConv2D(3, **options)
     else:
         groups = {"groups": 3} if grouped and kind == "Conv2D" else {}
-        layer = getattr(L, kind)(3, 3, **groups, **first)
-    by_row = L.BatchNormalization(axis=-1)(layer(x))
-    x = L.BatchNormalization(axis=1)(L.Conv2D(4, 1, **first)(by_row))
+        layer = getattr(L, kind)(3, 3, **groups, **options)
+    y = L.BatchNormalization(axis=-1)(layer(x))
+    x = L.BatchNormalization(axis=1)(L.Conv2D(4, 1, **options)(y))
     model = keras.Model(image, {"seg": keras.ops.transpose(x, (0, 2, 3, 1))})
-    _as_trained(model, np.random.default_rng(0))
+    _randomize_norms(model, np.random.default_rng(0))
     x = tf.random.stateless_uniform((2, 8, 8, 3), (0, 0))
     try:
-        right = evaluated(lambda x: model(x, training=False), x)
+        references = evaluated(lambda x: model(x, training=False), x)
     except (tf.errors.OpError, ValueError) as error:
         pytest.skip(f"not on this device: {str(error)[:100]}")
-    for one, other in zip(
-        right, evaluated(folding.fold(model, ("seg",)), x), strict=True
+    for reference, result in zip(
+        references, evaluated(folding.fold(model, ("seg",)), x), strict=True
     ):
-        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
+        np.testing.assert_allclose(
+            reference, result, atol=1e-4 * np.abs(reference).max()
+        )
 
 
 @pytest.mark.fuzz
 def test_many_models_drawn_at_random():
-    drawn = sum((check(seed) for seed in range(100, 400)), collections.Counter())
+    counts = sum((check(seed) for seed in range(100, 400)), collections.Counter())
     kinds = [name[4:] for name in dir(Drawing) if name.startswith("add_")]
-    assert min(drawn[kind] for kind in kinds) > 5
-    assert drawn["kinks"] <= 8
+    assert min(counts[kind] for kind in kinds) > 5
+    assert counts["kinks"] <= 8

@@ -19,7 +19,7 @@ from mtr_tf.models import folding
 L = keras.layers
 
 
-def _as_trained(model: keras.Model) -> keras.Model:
+def _randomize_norms(model: keras.Model) -> keras.Model:
     """Gives batch norms statistics and weights that matter."""
     rng = np.random.default_rng(0)
     for variable in model.variables:
@@ -32,9 +32,9 @@ def _as_trained(model: keras.Model) -> keras.Model:
 
 
 def _compare(model: keras.Model, names, shape) -> None:
-    """Outputs, and the gradient by the image of a sum of them, relative to largest.
+    """Compares outputs, and image gradients of a sum of them, relative to the largest.
 
-    Of the gradient most images: where rounding turns a unit off, one has another.
+    Gradients of most images must agree: where rounding turns a unit off, one differs.
     """
     x = tf.constant(np.random.default_rng(1).random((3, *shape)), tf.float32)
     scales = {n: np.abs(y).max() for n, y in model(x, training=False).items()}
@@ -52,11 +52,11 @@ def _compare(model: keras.Model, names, shape) -> None:
             pairs.append([*(outputs[n] for n in names), slope])
         return pairs
 
-    for place, (one, other) in enumerate(zip(*gradient(x), strict=True)):
-        apart = np.abs(one - other) / np.abs(one).max()
-        by_image = apart.max(axis=tuple(range(1, apart.ndim)))
+    for place, (expected, result) in enumerate(zip(*gradient(x), strict=True)):
+        error = np.abs(expected - result) / np.abs(expected).max()
+        image_errors = error.max(axis=tuple(range(1, error.ndim)))
         is_slope = place == len(names)
-        assert (np.median(by_image) if is_slope else by_image.max()) < 2e-5
+        assert (np.median(image_errors) if is_slope else image_errors.max()) < 2e-5
 
 
 @pytest.mark.parametrize(
@@ -74,23 +74,23 @@ def test_our_models(name, decoders):
     tasks = ("seg", "depth", "normal")
     model = models.build(name, tasks, shape, 4, width=4, decoders=decoders)
     assert folding.can_fold(model, tasks)
-    _compare(_as_trained(model), ("seg", "normal"), shape)
-    folded = _operations(folding.fold(model, ("seg",)), shape)
-    assert not [op for op in folded if "Norm" in op]
+    _compare(_randomize_norms(model), ("seg", "normal"), shape)
+    operations = _operations(folding.fold(model, ("seg",)), shape)
+    assert not [op for op in operations if "Norm" in op]
 
 
 def test_dilated_convolutions():
     model = models.build("drn_d_22", ("seg", "depth"), (64, 64, 3), 4, width=4)
-    _compare(_as_trained(model), ("seg", "depth"), (64, 64, 3))
-    rearranged = "SpaceToBatchND" in _operations(
+    _compare(_randomize_norms(model), ("seg", "depth"), (64, 64, 3))
+    rearranges = "SpaceToBatchND" in _operations(
         folding.fold(model, ("seg",)), (64, 64, 3)
     )
-    assert rearranged != folding.dilates_directly(tf.float32)
+    assert rearranges != folding.dilates_directly(tf.float32)
 
 
 @pytest.mark.slow
 def test_dilated_convolutions_without_onednn():
-    """There the direct gradient does not exist, and must not be tried."""
+    """Without oneDNN, the direct gradient does not exist and must not be tried."""
     code = """
 import tensorflow as tf
 from mtr_tf import models
@@ -109,40 +109,42 @@ assert tf.reduce_max(abs(gradient(tf.ones((1, 16, 16, 3))))) > 0
 
 
 def _operations(function, shape) -> list[str]:
-    made = tf.function(function, autograph=False)
-    graph = made.get_concrete_function(tf.zeros((1, *shape))).graph
+    call = tf.function(function, autograph=False)
+    graph = call.get_concrete_function(tf.zeros((1, *shape))).graph
     return [op.type for op in graph.get_operations()]
 
 
 def _odd_model() -> keras.Model:
     """Norms that must not be folded, and layers called in unusual ways."""
     image = keras.Input((8, 8, 3), name="image")
-    twice = L.Conv2D(4, 3, padding="same", name="twice")
-    read = twice(image)  # Also read by the sum below: its norm must stay.
-    x = L.Add()([L.BatchNormalization(name="norm_kept")(read), read])
+    conv = L.Conv2D(4, 3, padding="same", name="twice")
+    features = conv(image)  # Also read by the sum below: its norm must stay.
+    x = L.Add()([L.BatchNormalization(name="norm_kept")(features), features])
     x = L.Dropout(0.9)(x)  # Must be off.
-    bent = L.Conv2D(4, 3, padding="same", activation="tanh")(x)
-    x = L.BatchNormalization(name="norm_after_tanh")(bent)
-    plain = L.Conv2DTranspose(4, 3, 2, padding="same")(x)  # With a bias.
-    x = L.BatchNormalization(name="norm_folded", scale=False)(plain)
+    tanh = L.Conv2D(4, 3, padding="same", activation="tanh")(x)
+    x = L.BatchNormalization(name="norm_after_tanh")(tanh)
+    y = L.Conv2DTranspose(4, 3, 2, padding="same")(x)  # With a bias.
+    x = L.BatchNormalization(name="norm_folded", scale=False)(y)
     x = L.Conv2D(4, 1, use_bias=False)(x)
     x = L.BatchNormalization(name="norm_of_rows", axis=1)(x)  # Not the channels.
-    inner_in = keras.Input((16, 16, 4))
-    inner = L.Conv2D(4, 3, dilation_rate=2, padding="same")(inner_in)
+    inner_input = keras.Input((16, 16, 4))
+    inner = L.Conv2D(4, 3, dilation_rate=2, padding="same")(inner_input)
     inner = L.BatchNormalization(name="norm_inner")(inner)
-    inner = keras.Model(inner_in, [inner, 2 * inner], name="inner")
-    one, other = inner(x)
-    seg = L.Concatenate()([one, keras.ops.mean(other, axis=-1, keepdims=True)])
-    same = twice(image)  # A second call of a layer.
-    depth = L.BatchNormalization(name="norm_second", center=False)(same)
+    inner = keras.Model(inner_input, [inner, 2 * inner], name="inner")
+    single, double = inner(x)
+    seg = L.Concatenate()([single, keras.ops.mean(double, axis=-1, keepdims=True)])
+    repeat = conv(image)  # A second call of a layer.
+    depth = L.BatchNormalization(name="norm_second", center=False)(repeat)
     return keras.Model(image, {"seg": seg, "depth": depth})
 
 
-def _rescaled(*after, scale=(2.0, 3.0, 0.5), offset=(0.1, -1.0, 0.0)) -> keras.Model:
-    """Rescaling and these layers, a convolution, a norm, and a second output."""
+def _rescaling_model(
+    *layers, scale=(2.0, 3.0, 0.5), offset=(0.1, -1.0, 0.0)
+) -> keras.Model:
+    """Rescaling and the layers, a convolution, a norm, and a second output."""
     image = keras.Input((8, 8, 3), name="image")
     x = scaled = L.Rescaling(scale, offset)(image)
-    for layer in after:
+    for layer in layers:
         x = layer(x)
     x = L.BatchNormalization(name="norm")(L.Conv2D(4, 3)(x))
     return keras.Model(image, {"seg": x, "depth": 1.5 * scaled})
@@ -151,23 +153,23 @@ def _rescaled(*after, scale=(2.0, 3.0, 0.5), offset=(0.1, -1.0, 0.0)) -> keras.M
 @pytest.mark.parametrize("after", [(), (L.ZeroPadding2D(2),), (L.ReLU(),)])
 @pytest.mark.parametrize("names", [("seg",), ("seg", "depth")])
 def test_the_scale_of_the_picture(after, names):
-    model = _as_trained(_rescaled(*after))
+    model = _randomize_norms(_rescaling_model(*after))
     _compare(model, names, (8, 8, 3))
     folds = names == ("seg",) and not (after and isinstance(after[0], L.ReLU))
-    shifted = folding._folded_calls(
+    calls = folding._folded_calls(
         folding._nodes(model, [model.output[n] for n in names]),
         [model.output[n] for n in names],
     )
-    assert len(shifted) == (3 if folds else 2)  # The convolution and the norm.
+    assert len(calls) == (3 if folds else 2)  # The convolution and the norm.
 
 
 def test_one_scale_for_all_colours():
-    model = _as_trained(_rescaled(scale=1 / 0.25, offset=-2.0))
+    model = _randomize_norms(_rescaling_model(scale=1 / 0.25, offset=-2.0))
     _compare(model, ("seg",), (8, 8, 3))
 
 
 def test_models_with_other_layers():
-    model = _as_trained(_odd_model())
+    model = _randomize_norms(_odd_model())
     _compare(model, ("seg", "depth"), (8, 8, 3))
     _compare(model, ("depth",), (8, 8, 3))
 
@@ -188,10 +190,10 @@ def test_weights_are_those_of_the_moment():
     def run(x):
         return folding.fold(model, ("seg",))(x)["seg"]
 
-    before = run(x)
+    output = run(x)
     for variable in model.trainable_variables:
         variable.assign(2 * variable)
-    assert np.abs(run(x) - before).max() > 0.01
+    assert np.abs(run(x) - output).max() > 0.01
     np.testing.assert_allclose(
         run(x), model(x, training=False)["seg"], rtol=1e-4, atol=1e-5
     )
@@ -199,7 +201,7 @@ def test_weights_are_those_of_the_moment():
 
 def test_the_bfloat16_copy():
     tasks = ("seg", "depth")
-    model = _as_trained(models.build("small", tasks, (32, 32, 3), 4, width=4))
+    model = _randomize_norms(models.build("small", tasks, (32, 32, 3), 4, width=4))
     copy = folding.in_half(model)
     assert copy.get_layer("normalize").compute_dtype == "float32"
     assert copy.get_layer(_first_conv(copy)).compute_dtype == "bfloat16"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`.keras` files of others: their size is looked at before they are loaded."""
+"""`.keras` files of others: their size is checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = "model.weights.h5"
 
 @pytest.fixture
 def parts(tmp_path) -> dict[str, bytes]:
-    """What is in a small `.keras` file."""
+    """The members of a small `.keras` file."""
     x = keras.Input((8, 8, 3))
     y = keras.layers.Conv2D(1, 3, padding="same")(x)
     keras.Model(x, {"depth": y}).save(tmp_path / "whole.keras")
@@ -39,10 +39,10 @@ def write(path, parts, method=zipfile.ZIP_STORED) -> pathlib.Path:
 
 def weights(**settings) -> bytes:
     """An HDF5 file of 200 MB of zeros, or of nothing, in some kilobytes."""
-    stored = io.BytesIO()
-    with h5py.File(stored, "w") as file:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         file.create_dataset("layers/conv/vars/0", (50, 2**20), "f4", **settings)
-    return stored.getvalue()
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -74,9 +74,9 @@ def test_weights_that_fill_the_memory_are_refused(tmp_path, parts, settings):
 def test_links_out_of_the_weights_are_not_followed(tmp_path, parts):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["big"] = np.zeros(3)
-    stored = io.BytesIO()
-    with h5py.File(stored, "w") as file:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         file["layers"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/big")
-    path = write(tmp_path / "a.keras", parts | {WEIGHTS: stored.getvalue()})
+    path = write(tmp_path / "a.keras", parts | {WEIGHTS: buffer.getvalue()})
     with pytest.raises(InputError, match="cannot be loaded as a .keras file"):
         loading.load_run(str(path))

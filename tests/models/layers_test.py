@@ -14,7 +14,7 @@ from mtr_tf.models.layers import BilinearUpSampling
 from mtr_tf.models.layers import Blocks
 
 
-def _random(*shape: int, seed: int = 0) -> np.ndarray:
+def _noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -37,7 +37,7 @@ def _pytorch_conv(x, kernel, strides, dilation):
 
 
 def _bilinear_transposed_conv(x, factor):
-    """PyTorch's grouped ConvTranspose2d(2 f, stride f, padding f / 2), filled so.
+    """PyTorch's grouped ConvTranspose2d(2 f, stride f, padding f / 2) with kernel w.
 
     w[i, j] = (1 - |i / f - c|) (1 - |j / f - c|), c = (2 f - 1) / (2 f).
     """
@@ -45,35 +45,35 @@ def _bilinear_transposed_conv(x, factor):
     side = 2 * factor
     triangle = 1 - abs(np.arange(side) / factor - (2 * factor - 1) / (2 * factor))
     kernel = np.outer(triangle, triangle)[None, :, :, None]
-    full = np.zeros(
+    canvas = np.zeros(
         (batch, height * factor + factor, width * factor + factor, channels)
     )
     for i in range(height):
         for j in range(width):
             top, left = i * factor, j * factor
             spread = x[:, i, j][:, None, None] * kernel
-            full[:, top : top + side, left : left + side] += spread
+            canvas[:, top : top + side, left : left + side] += spread
     crop = factor // 2
-    return full[:, crop:-crop, crop:-crop]
+    return canvas[:, crop:-crop, crop:-crop]
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_bilinear_is_the_transposed_convolution(factor):
-    x = _random(2, 3, 5, 2)
+    x = _noise(2, 3, 5, 2)
     y = BilinearUpSampling(factor)(x)
     np.testing.assert_allclose(y, _bilinear_transposed_conv(x, factor), atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_bilinear_that_replicates_is_tensorflows(factor):
-    x = _random(2, 3, 5, 2)
+    x = _noise(2, 3, 5, 2)
     y = BilinearUpSampling(factor, replicate=True)(x)
     expected = tf.image.resize(x, (3 * factor, 5 * factor))
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 def test_bilinear_gradient_is_the_adjoint():
-    x, cotangent = tf.constant(_random(2, 3, 4, 2)), _random(2, 24, 32, 2, seed=1)
+    x, cotangent = tf.constant(_noise(2, 3, 4, 2)), _noise(2, 24, 32, 2, seed=1)
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = BilinearUpSampling(8)(x)
@@ -103,7 +103,7 @@ def test_convolutions_pad_as_pytorch_does(side, strides, dilation, size):
     image = keras.Input((*size, 3))
     y = Blocks().conv(image, 4, side, "c", strides=strides, dilation_rate=dilation)
     model = keras.Model(image, y)
-    x = _random(2, *size, 3)
+    x = _noise(2, *size, 3)
     kernel = model.get_layer("c").kernel.numpy()
     expected = _pytorch_conv(x, kernel, strides, dilation)
     np.testing.assert_allclose(model(x), expected, atol=1e-5)

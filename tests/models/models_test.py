@@ -35,11 +35,11 @@ def _images(batch, size=(64, 96), seed=0):
     return np.random.default_rng(seed).random((batch, *size, 3), np.float32)
 
 
-def _trainable(model):
+def _parameter_count(model):
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-def _by_path(model):
+def _values_by_path(model):
     return {v.path: v.value.numpy() for v in model.variables}
 
 
@@ -62,9 +62,9 @@ def model(request):
         # 15 898 439 in PyTorch, which counts 256 fixed up-sampling weights for each
         # of 23 output channels.
         ("drn_d_22", THREE, 19, "shared", 15_898_439 - 256 * 23),
-        # And so do the others; torch_test.py counts them there. As networks for
-        # ImageNet (513 000 in place of the heads) DRN's authors have 21.1, 16.4, 26.5,
-        # 35.8 and 54.8 million.
+        # The other DRNs likewise; torch_test.py counts them in PyTorch. As networks
+        # for ImageNet (513 000 in place of the heads) their authors count 21.1, 16.4,
+        # 26.5, 35.8 and 54.8 million.
         ("drn_c_26", THREE, 19, "shared", 20_631_271 - 256 * 23),
         slow("drn_d_38", THREE, 19, "shared", 26_006_599 - 256 * 23),
         slow("drn_d_54", THREE, 19, "shared", 35_313_863 - 256 * 23),
@@ -87,7 +87,7 @@ def model(request):
 )
 def test_parameter_counts(name, tasks, num_classes, decoders, count):
     model = models.build(name, tasks, (64, 64, 3), num_classes, decoders=decoders)
-    assert _trainable(model) == count
+    assert _parameter_count(model) == count
 
 
 @pytest.mark.slow
@@ -112,8 +112,8 @@ def test_drn_c_has_no_shortcuts_in_its_last_layers():
     blocks = {1: 1, 2: 1, 3: 2, 4: 2, 5: 2, 6: 2}
     assert len(adds) == sum(blocks.values())
     assert not [name for name in adds if "layer7" in name or "layer8" in name]
-    last = model.get_layer("decoder_depth_layer7_block0_2_conv")
-    assert last.dilation_rate == (2, 2)
+    conv = model.get_layer("decoder_depth_layer7_block0_2_conv")
+    assert conv.dilation_rate == (2, 2)
     assert model.get_layer("decoder_depth_layer8_block0_1_conv").dilation_rate == (1, 1)
 
 
@@ -159,19 +159,21 @@ def test_aliases_and_letters_name_tasks():
     ("name", "stages"), [("resnet18", 5), ("drn_d_22", 6), ("small", 3), ("tiny", 2)]
 )
 def test_tasks_share_the_first_stages_and_each_has_the_rest_to_itself(name, stages):
-    """Whatever is shared, a model starts with the outputs of those of one task."""
-    alone = {task: _build(name, (task,)) for task in ("seg", "depth")}
-    own = tuple(f"encoder_{task}_" for task in alone)
+    """Whatever it shares, a model starts with the outputs of models of one task."""
+    task_models = {task: _build(name, (task,)) for task in ("seg", "depth")}
+    prefixes = tuple(f"encoder_{task}_" for task in task_models)
     x = _images(1)
     for number in (0, 1, stages):
-        model = _build(name, tuple(alone), shared_stages=number)
-        encoder = [p for p in _by_path(model) if p.startswith("encoder_")]
-        shared = [path for path in encoder if not path.startswith(own)]
-        assert len({path.split("_")[1] for path in shared}) == number
-        single = [p for p in _by_path(alone["seg"]) if p.startswith("encoder_")]
-        assert len(encoder) == 2 * len(single) - len(shared)
-        for task, other in alone.items():
-            np.testing.assert_array_equal(model(x)[task], other(x)[task])
+        model = _build(name, tuple(task_models), shared_stages=number)
+        encoder = [p for p in _values_by_path(model) if p.startswith("encoder_")]
+        shared_paths = [path for path in encoder if not path.startswith(prefixes)]
+        assert len({path.split("_")[1] for path in shared_paths}) == number
+        task_encoder = [
+            p for p in _values_by_path(task_models["seg"]) if p.startswith("encoder_")
+        ]
+        assert len(encoder) == 2 * len(task_encoder) - len(shared_paths)
+        for task, task_model in task_models.items():
+            np.testing.assert_array_equal(model(x)[task], task_model(x)[task])
 
 
 def test_tasks_that_share_nothing_train_as_if_alone():
@@ -182,13 +184,13 @@ def test_tasks_that_share_nothing_train_as_if_alone():
         with tf.GradientTape() as tape:
             outputs = model(x, training=True)
             loss = sum(tf.reduce_mean((y - 1) ** 2) for y in outputs.values())
-        found = tape.gradient(loss, model.trainable_variables)
+        values = tape.gradient(loss, model.trainable_variables)
         paths = [variable.path for variable in model.trainable_variables]
-        gradients.append(dict(zip(paths, found, strict=True)))
-    both, alone = gradients
-    assert len(both) == 2 * len(alone)
-    for path, gradient in alone.items():
-        np.testing.assert_allclose(both[path], gradient, rtol=1e-6)
+        gradients.append(dict(zip(paths, values, strict=True)))
+    joint, single = gradients
+    assert len(joint) == 2 * len(single)
+    for path, gradient in single.items():
+        np.testing.assert_allclose(joint[path], gradient, rtol=1e-6)
 
 
 def test_normalisation_is_the_first_layer_and_has_no_weights():
@@ -217,10 +219,10 @@ def test_saved_and_loaded_model_is_equal(model, tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     x = _images(2)
-    outputs, again = model(x, training=False), loaded(x, training=False)
-    assert tuple(again) == tuple(outputs)
+    outputs, loaded_outputs = model(x, training=False), loaded(x, training=False)
+    assert tuple(loaded_outputs) == tuple(outputs)
     for task in outputs:
-        np.testing.assert_array_equal(again[task], outputs[task])
+        np.testing.assert_array_equal(loaded_outputs[task], outputs[task])
     assert [v.path for v in loaded.variables] == [v.path for v in model.variables]
 
 
@@ -237,23 +239,25 @@ def test_gradient_reaches_the_image_from_every_task(model):
 
 def test_one_image_alone_equals_it_in_a_batch(model):
     x = _images(8)
-    together, alone = model(x, training=False), model(x[3:4], training=False)
+    batch, single = model(x, training=False), model(x[3:4], training=False)
     for task in THREE:
-        scale = np.abs(together[task]).max()
-        np.testing.assert_allclose(alone[task][0], together[task][3], atol=1e-5 * scale)
+        scale = np.abs(batch[task]).max()
+        np.testing.assert_allclose(single[task][0], batch[task][3], atol=1e-5 * scale)
 
 
 def test_inference_leaves_the_model_alone_and_training_does_not(model):
-    before = _by_path(model)
+    values = _values_by_path(model)
     model(_images(2), training=False)
-    for path, value in _by_path(model).items():
-        np.testing.assert_array_equal(value, before[path], err_msg=path)
+    for path, value in _values_by_path(model).items():
+        np.testing.assert_array_equal(value, values[path], err_msg=path)
     model(_images(2), training=True)
-    changed = {p for p, v in _by_path(model).items() if (v != before[p]).any()}
-    moving = {p for p in before if p.endswith(("moving_mean", "moving_variance"))}
-    assert changed == moving
+    changed_paths = {
+        p for p, v in _values_by_path(model).items() if (v != values[p]).any()
+    }
+    statistics = {p for p in values if p.endswith(("moving_mean", "moving_variance"))}
+    assert changed_paths == statistics
     for variable in model.variables:
-        variable.assign(before[variable.path])
+        variable.assign(values[variable.path])
 
 
 def test_tasks_share_just_what_they_should(model):
@@ -261,31 +265,33 @@ def test_tasks_share_just_what_they_should(model):
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(x, training=False)
         losses = {task: tf.reduce_mean(outputs[task]) for task in THREE}
-    reached = {}
+    paths = {}
     for task in THREE:
         values = tape.gradient(losses[task], model.trainable_variables)
         pairs = zip(model.trainable_variables, values, strict=True)
-        reached[task] = {v.path for v, gradient in pairs if gradient is not None}
-    common = set.intersection(*reached.values())
-    shared = any(layer.name.startswith("decoder_shared") for layer in model.layers)
+        paths[task] = {v.path for v, gradient in pairs if gradient is not None}
+    common = set.intersection(*paths.values())
+    is_shared = any(layer.name.startswith("decoder_shared") for layer in model.layers)
     assert common == {
         v.path
         for v in model.trainable_variables
-        if v.path.startswith(("encoder_", "decoder_shared") if shared else "encoder_")
+        if v.path.startswith(
+            ("encoder_", "decoder_shared") if is_shared else "encoder_"
+        )
     }
-    own = [reached[task] - common for task in THREE]
-    assert sum(map(len, own)) == len(set.union(*own))
-    if shared:
+    private_paths = [paths[task] - common for task in THREE]
+    assert sum(map(len, private_paths)) == len(set.union(*private_paths))
+    if is_shared:
         heads = {f"head_{task}/{w}" for task in THREE for w in ("kernel", "bias")}
-        assert set.union(*own) == heads
+        assert set.union(*private_paths) == heads
 
 
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        ("resnet18", "mixed_bfloat16"),  # Which makes outputs of the image's size,
+        ("resnet18", "mixed_bfloat16"),  # Its heads have the image's size,
         slow("drn_d_22", "mixed_bfloat16"),
-        ("small", "mixed_bfloat16"),  # and these make smaller ones.
+        ("small", "mixed_bfloat16"),  # and these have smaller ones.
         ("tiny", "mixed_float16"),
     ],
 )
@@ -307,8 +313,8 @@ def test_half_precision_ends_in_float32(name, policy):
 
 @pytest.mark.parametrize("name", NARROW)
 def test_initial_values_depend_on_seed_and_name_alone(name):
-    first = _by_path(_build(name, ("seg", "depth"), seed=3))
-    second = _by_path(_build(name, ("normal", "depth"), (32, 32), seed=3))
+    first = _values_by_path(_build(name, ("seg", "depth"), seed=3))
+    second = _values_by_path(_build(name, ("normal", "depth"), (32, 32), seed=3))
     common = first.keys() & second.keys()
     assert {"encoder_", "decoder", "head_dep"} == {
         next(s for s in ("encoder_", "decoder", "head_dep") if p.startswith(s))
@@ -316,9 +322,9 @@ def test_initial_values_depend_on_seed_and_name_alone(name):
     }
     for path in common:
         np.testing.assert_array_equal(first[path], second[path], err_msg=path)
-    other = _by_path(_build(name, ("seg", "depth"), seed=4))
+    third = _values_by_path(_build(name, ("seg", "depth"), seed=4))
     kernels = [p for p in first if p.endswith("kernel")]
-    assert all((other[p] != first[p]).any() for p in kernels)
+    assert all((third[p] != first[p]).any() for p in kernels)
     values = [first[p].ravel()[:8].tobytes() for p in kernels]
     assert len(set(values)) == len(kernels)
 
@@ -346,8 +352,8 @@ def test_training_step_on_an_odd_batch_of_a_narrow_model(name):
 
 def test_synchronised_statistics_of_two_replicas_are_those_of_the_batch(mirrored):
     x = _images(4)
-    alone = _build("tiny")
-    alone(x, training=True)
+    single = _build("tiny")
+    single(x, training=True)
     with mirrored.scope():
         model = _build("tiny", sync_batch_norm=True)
     halves = iter((x[:2], x[2:]))
@@ -356,8 +362,8 @@ def test_synchronised_statistics_of_two_replicas_are_those_of_the_batch(mirrored
     )
     train = tf.function(lambda images: model(images, training=True), autograph=False)
     mirrored.run(train, (batch,))
-    expected = _by_path(alone)
-    for path, value in _by_path(model).items():
+    expected = _values_by_path(single)
+    for path, value in _values_by_path(model).items():
         np.testing.assert_allclose(value, expected[path], atol=1e-5, err_msg=path)
 
 

@@ -26,8 +26,8 @@ from mtr_tf.data.cityscapes import reading
 from mtr_tf.models.torch_weights import transfer as torch_weights
 from mtr_tf.runs import loading
 
-_BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared"
-RELEASED = pathlib.Path(os.environ.get("MTR_SHARED", _BESIDE)) / "released"
+_SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
+RELEASED = pathlib.Path(os.environ.get("MTR_SHARED", _SHARED)) / "released"
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,8 +62,8 @@ NAMES = {
 
 
 def _arrays(shapes, shared_groups=()) -> dict[str, np.ndarray]:
-    """The formula's state dict; of the names of one tensor, the last one decides."""
-    deciding = {name: group[-1] for group in shared_groups for name in group}
+    """The formula's state dict; a tensor of several names follows the last of them."""
+    last_names = {name: group[-1] for group in shared_groups for name in group}
     arrays = {}
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
@@ -73,7 +73,7 @@ def _arrays(shapes, shared_groups=()) -> dict[str, np.ndarray]:
             kernel = np.outer(triangle, triangle).astype(np.float32)
             arrays[name] = np.broadcast_to(kernel, shape)
         else:
-            arrays[name] = formula(deciding.get(name, name), shape)
+            arrays[name] = formula(last_names.get(name, name), shape)
     return arrays
 
 
@@ -107,14 +107,14 @@ def drn(drn_arrays):
     model = models.build(
         "drn_d_22", tasks, (64, 128, 3), 19, decoders="shared", **CITYSCAPES
     )
-    found = torch_weights.contents(drn_arrays, "drn_d_22")
-    assert torch_weights.assign(model, found) == []  # Nothing is left out.
+    state = torch_weights.contents(drn_arrays, "drn_d_22")
+    assert torch_weights.assign(model, state) == []  # Nothing is left out.
     return model
 
 
 @pytest.fixture(scope="module")
 def exact_drn(drn):
-    """The same, all in float64, which the policy alone leaves out at both ends."""
+    """The same all in float64, also at both ends, which the policy alone leaves out."""
     image = keras.Input((64, 128, 3), dtype="float64")
     model = keras.models.clone_model(
         drn,
@@ -213,12 +213,12 @@ def _released_sum(model, arrays, tasks):
     def loss(x):
         outputs = model(x, training=False)
         scores = tf.nn.log_softmax(outputs["seg"])
-        chosen = tf.gather(scores, labels, batch_dims=3)
-        far = abs(outputs["depth"] - depth)
+        log_likelihood = tf.gather(scores, labels, batch_dims=3)
+        distance = abs(outputs["depth"] - depth)
         square = (outputs["autoencoder"] - clean) ** 2
         errors = {
-            "seg": tf.reduce_sum(-chosen * valid, (1, 2)) / valid.sum(),
-            "depth": tf.reduce_mean(far, (1, 2, 3)) / len(labels),
+            "seg": tf.reduce_sum(-log_likelihood * valid, (1, 2)) / valid.sum(),
+            "depth": tf.reduce_mean(distance, (1, 2, 3)) / len(labels),
             "autoencoder": tf.reduce_mean(square, (1, 2, 3)) / len(labels),
         }
         return tf.add_n([errors[task] for task in tasks])
@@ -229,10 +229,10 @@ def _released_sum(model, arrays, tasks):
 # Rounding decides on which side of zero some ReLUs are; some small gradients then have
 # another sign, and two steps later several per cent have. PyTorch's own images differ
 # by 0 to 18 % of the values between its backends (with and without oneDNN, with one
-# thread or two, channels last or first). So these compute in float64, with noise of the
-# size of float32's rounding on the pixels. The seeds of the noise at each step (0:
-# none), for each of the two images, were searched for, among 60 at most: those that
-# lead where the stored runs went. Others lead to PyTorch's other ends.
+# thread or two, channels last or first). The tests therefore compute in float64, with
+# noise of the size of float32's rounding on the pixels. The seeds of the noise, one per
+# step (0: none) for each of the two images, come from a search among 60 at most: they
+# lead where the stored runs went. Other seeds lead to PyTorch's other ends.
 NOISE = 1e-6
 SEEDS = {
     "pgd5_seg": ((2, 0, 0, 2, 0), (0, 0, 0, 0, 0)),
@@ -258,8 +258,8 @@ def test_the_noise_is_of_the_size_of_float32s_rounding(released, drn, exact_drn)
         assert size(moved[task]) < 5 * size(np.float64(rounded[task]))
 
 
-def _turned_signs(loss, x, start, noise):
-    """PGD anew, in NumPy: its end, and how many signs of each image the noise turns."""
+def _pgd_by_hand(loss, x, start, noise):
+    """Returns PGD's end, by NumPy, and how many signs of each image the noise turns."""
 
     @tf.function(autograph=False)
     def gradient(point):
@@ -268,15 +268,15 @@ def _turned_signs(loss, x, start, noise):
             value = loss(point)
         return tape.gradient(value, point)
 
-    point, turned = start, np.zeros(len(x), int)
-    for now in noise:
-        direction = np.sign(gradient(tf.constant(point + now)))
-        if now.any():
+    point, flips = start, np.zeros(len(x), int)
+    for step_noise in noise:
+        direction = np.sign(gradient(tf.constant(point + step_noise)))
+        if step_noise.any():
             exact = np.sign(gradient(tf.constant(point)))
-            turned += np.count_nonzero(direction != exact, axis=(1, 2, 3))
+            flips += np.count_nonzero(direction != exact, axis=(1, 2, 3))
         point = np.clip(point + 2 / 255 * direction, x - 8 / 255, x + 8 / 255)
         point = np.clip(point, 0, 1)
-    return point, turned
+    return point, flips
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,9 @@ def _turned_signs(loss, x, start, noise):
     ],
 )
 def test_drn_attacked_images(released, exact_drn, name, tasks, attack):
-    """To 1e-4 in 99.9 % of each image's values, but for signs that rounding turns.
+    """Equal to 1e-4 in 99.9 % of an image's values, but for signs that rounding turns.
 
-    Measured: in all values; 13 and 0, 0 and 62, 35 and 21 signs of 122 880 turn.
+    Measured: equal in all values; 13 and 0, 0 and 62, 35 and 21 of 122 880 signs turn.
     """
     arrays, _ = released
     x = _nhwc(arrays["drn/x01"]).astype(np.float64)
@@ -298,47 +298,49 @@ def test_drn_attacked_images(released, exact_drn, name, tasks, attack):
     seeds = np.transpose(SEEDS[name])  # [steps, images]
     noise = np.array([[_noise(seed) for seed in step] for step in seeds])
 
-    def rounded(x, progress):
+    def noisy_loss(x, progress):
         step = tf.cast(tf.round(progress * len(noise)), tf.int32)
         return loss(x + tf.gather(noise, step))
 
-    got, want = attack(rounded, x), _nhwc(arrays[f"drn/{name}"]).astype(np.float64)
+    got, want = attack(noisy_loss, x), _nhwc(arrays[f"drn/{name}"]).astype(np.float64)
     start = np.minimum(1, x + 8 / 255) if attack is RELEASED_PGD else x
-    by_hand, turned = _turned_signs(loss, x, start, noise)
+    by_hand, flips = _pgd_by_hand(loss, x, start, noise)
     np.testing.assert_allclose(got, by_hand, atol=1e-9)
-    differ = np.count_nonzero(np.abs(got - want) > 1e-4, axis=(1, 2, 3))
-    said = f"{differ} of {x[0].size} values differ; {turned} signs were turned"
-    assert np.all(differ <= 1e-3 * x[0].size), said
-    assert np.all(turned <= 1e-3 * len(noise) * x[0].size), said
-    reached = loss(want) - loss(x)
-    np.testing.assert_allclose(loss(got) - loss(x), reached, rtol=1e-3)
+    differences = np.count_nonzero(np.abs(got - want) > 1e-4, axis=(1, 2, 3))
+    message = f"{differences} of {x[0].size} values differ; {flips} signs were turned"
+    assert np.all(differences <= 1e-3 * x[0].size), message
+    assert np.all(flips <= 1e-3 * len(noise) * x[0].size), message
+    rise = loss(want) - loss(x)
+    np.testing.assert_allclose(loss(got) - loss(x), rise, rtol=1e-3)
 
 
 def test_drn_released_start(released, exact_drn):
-    """The stored images did start at the corner, and first stepped as ours do."""
+    """The stored images start at the corner, and their first steps equal ours."""
     arrays, _ = released
     x = _nhwc(arrays["drn/x01"]).astype(np.float64)
     want = _nhwc(arrays["drn/pgd5_seg_released_start"])
-    inside = np.abs(x - 0.5) < 0.46  # The box does not matter there.
-    moved = np.where(inside, (want - x) * 255, 0)
-    np.testing.assert_allclose(moved, 2 * np.round(moved / 2), atol=1e-3)
-    assert np.min(moved) > -2.01  # Five steps of 2 from 8, not from 0.
-    always_down = moved < -1.99
-    assert np.mean(always_down[inside]) > 0.05
+    interior = np.abs(x - 0.5) < 0.46  # The box does not matter there.
+    shift = np.where(interior, (want - x) * 255, 0)
+    np.testing.assert_allclose(shift, 2 * np.round(shift / 2), atol=1e-3)
+    assert np.min(shift) > -2.01  # Five steps of 2 from 8, not from 0.
+    always_down = shift < -1.99
+    assert np.mean(always_down[interior]) > 0.05
     loss = _released_sum(exact_drn, arrays, ("seg",))
-    for steps, most in ((1, 3e-4), (2, 3e-3)):  # Measured: 2 and 21 of 13476.
-        found = ReleasedPGD(8 / 255, 2 / 255, steps)(loss, x)
-        down = np.isclose((found - x)[always_down], (8 - 2 * steps) / 255, atol=1e-6)
-        assert 1 - np.mean(down) <= most
+    for steps, limit in ((1, 3e-4), (2, 3e-3)):  # Measured: 2 and 21 of 13476.
+        images = ReleasedPGD(8 / 255, 2 / 255, steps)(loss, x)
+        is_down = np.isclose(
+            (images - x)[always_down], (8 - 2 * steps) / 255, atol=1e-6
+        )
+        assert 1 - np.mean(is_down) <= limit
 
 
 def test_resnet18_outputs(released):
     arrays, shapes = released
     half = (0.5, 0.5, 0.5)  # The input is 2 x - 1.
     model = models.build("resnet18", NAMES, (64, 64, 3), 18, mean=half, std=half)
-    found = _arrays(shapes["resnet18_taskonomy_11"])
-    found = torch_weights.contents(found, "resnet18")
-    assert torch_weights.assign(model, found) == []
+    state = _arrays(shapes["resnet18_taskonomy_11"])
+    state = torch_weights.contents(state, "resnet18")
+    assert torch_weights.assign(model, state) == []
     x = _nhwc(arrays["resnet18/x01"])
     features = model.get_layer("encoder_layer4_block1_relu").output
     encoder = keras.Model(model.input, features)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of Keras's own layers give what ours give."""
+"""Copies made of Keras's own layers give the outputs of our models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def awake(model):
     """The model with random batch-norm statistics, which are 0 and 1 at first."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            scale, mean = RNG.uniform(0.5, 2, layer.gamma.shape), layer.beta.shape
-            shift = RNG.normal(0, 0.1, mean)
+            scale, shape = RNG.uniform(0.5, 2, layer.gamma.shape), layer.beta.shape
+            shift = RNG.normal(0, 0.1, shape)
             layer.set_weights([scale, shift, shift / 2, scale * 1.5])
     return model
 
@@ -29,11 +29,11 @@ def awake(model):
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_up_sampling_is_equal_up_to_the_edge(factor, replicate):
     x = keras.Input((None, None, 3))
-    own = keras.Model(x, BilinearUpSampling(factor, replicate, name="up")(x))
-    copy = plain.plain(own)
+    model = keras.Model(x, BilinearUpSampling(factor, replicate, name="up")(x))
+    copy = plain.plain(model)
     for size in ((1, 1), (2, 3), (5, 4)):
-        given = RNG.normal(size=(2, *size, 3)).astype("float32")
-        np.testing.assert_allclose(copy(given), own(given), atol=5e-6)
+        images = RNG.normal(size=(2, *size, 3)).astype("float32")
+        np.testing.assert_allclose(copy(images), model(images), atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,29 @@ def test_up_sampling_is_equal_up_to_the_edge(factor, replicate):
 )
 def test_every_model_is_equal_and_made_of_kerass_layers(name, size, options):
     tasks = ("seg", "depth", "normal")
-    own = awake(models.build(name, tasks, (*size, 3), 5, seed=1, **options))
-    copy = plain.plain(own)
+    model = awake(models.build(name, tasks, (*size, 3), 5, seed=1, **options))
+    copy = plain.plain(model)
     modules = {type(layer).__module__.split(".")[0] for layer in copy.layers}
     assert modules == {"keras"}
     images = RNG.uniform(size=(2, *[s or 64 for s in size], 3)).astype("float32")
-    expected, found = own(images), copy(images)
-    assert list(found) == list(tasks)
+    expected, outputs = model(images), copy(images)
+    assert list(outputs) == list(tasks)
     for task in tasks:
         scale = np.abs(expected[task]).max()
-        np.testing.assert_allclose(found[task], expected[task], atol=1e-5 * scale)
+        np.testing.assert_allclose(outputs[task], expected[task], atol=1e-5 * scale)
 
 
 def test_half_precision_stays(tmp_path):
-    before = keras.config.dtype_policy()
+    default = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        own = awake(models.build("tiny", ("seg",), (16, 16, 3), 3))
+        model = awake(models.build("tiny", ("seg",), (16, 16, 3), 3))
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(default)
     images = RNG.uniform(size=(2, 16, 16, 3)).astype("float32")
-    np.testing.assert_array_equal(plain.plain(own)(images)["seg"], own(images)["seg"])
+    np.testing.assert_array_equal(
+        plain.plain(model)(images)["seg"], model(images)["seg"]
+    )
 
 
 class Strange(keras.layers.Layer):
@@ -87,12 +89,12 @@ def test_other_layers_and_other_models_are_refused():
     with pytest.raises(InputError, match="up is inside another layer"):
         plain.plain(keras.Model(y, inner(y)))
 
-    class Own(keras.Model):
+    class Subclassed(keras.Model):
         def call(self, x):
             return x
 
     with pytest.raises(InputError, match="only a functional model"):
-        plain.plain(Own())
+        plain.plain(Subclassed())
 
 
 def test_functions_of_a_users_own_do_not_pass_for_kerass():
@@ -103,8 +105,8 @@ def test_functions_of_a_users_own_do_not_pass_for_kerass():
         return 2 * x
 
     image = keras.Input((4, 4, 3))
-    own = keras.Model(image, keras.layers.Conv2D(2, 1, activation=act)(image))
+    model = keras.Model(image, keras.layers.Conv2D(2, 1, activation=act)(image))
     with pytest.raises(InputError, match="functions of layers must be Keras's own"):
-        plain.plain(own)
-    known = keras.layers.Conv2D(2, 1, activation=keras.activations.gelu)(image)
-    plain.plain(keras.Model(image, known))
+        plain.plain(model)
+    output = keras.layers.Conv2D(2, 1, activation=keras.activations.gelu)(image)
+    plain.plain(keras.Model(image, output))

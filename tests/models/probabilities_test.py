@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities are known for what they are, and logits take their place."""
+"""Probabilities are recognised as such, and logits take their place."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def images(scale: float = 1.0) -> np.ndarray:
 
 
 def nested(features):
-    inside = keras.Input(features.shape[1:])
+    inner = keras.Input(features.shape[1:])
     conv = layers.Conv2D(CLASSES, 1, activation="softmax")
-    return keras.Model(inside, conv(inside))(features)
+    return keras.Model(inner, conv(inner))(features)
 
 
 def half(x):
     return layers.AveragePooling2D(2)(x)
 
 
-# Ways to end in a softmax: of features, or of what a convolution makes of them.
+# Ways to end in a softmax: of the logits z of a convolution, or of its input x.
 EXACT = {
     "layer": lambda z, x: layers.Softmax()(z),
     "activation": lambda z, x: layers.Activation("softmax")(z),
@@ -57,7 +57,7 @@ EXACT = {
         [layers.Conv2D(3, 1), layers.Softmax()]
     )(x),
 }  # fmt: skip
-# Those that cannot be walked back: not the same, or not known.
+# Ways that cannot be traced back to logits: not equal, or not recognised.
 LOGS = {
     "bilinear": lambda z, x: layers.UpSampling2D(2, interpolation="bilinear")(
         layers.Softmax()(half(z))
@@ -110,35 +110,35 @@ def _spread(shape, dtype):
 
 def converted(model: keras.Model, x: np.ndarray):
     output = np.asarray(tf.cast(model(x)["seg"], tf.float32))
-    of = probabilities.kind(output, model.output["seg"])
-    return of, *probabilities.with_logits(model, {"seg": of}, x), output
+    kind = probabilities.kind(output, model.output["seg"])
+    return kind, *probabilities.with_logits(model, {"seg": kind}, x), output
 
 
 @pytest.mark.parametrize("form", [*EXACT, *LOGS])
 def test_a_softmax_in_any_form(form):
     """The softmax of the logits is what the model gave: losses take the log of it."""
     model, x = net((EXACT | LOGS)[form]), images()
-    of, made, exact, output = converted(model, x)
-    assert (of, exact) == ("softmax", {"seg": form in EXACT})
-    logits = made(x, training=False)["seg"]
+    kind, copy, exact, output = converted(model, x)
+    assert (kind, exact) == ("softmax", {"seg": form in EXACT})
+    logits = copy(x, training=False)["seg"]
     rounding = 0.02 if form in ("before a cast", "half") else 1e-6
     np.testing.assert_allclose(tf.nn.softmax(logits), output, atol=rounding)
     target = np.random.default_rng(1).integers(0, CLASSES, (2, SIZE, SIZE))
     mask = np.ones((2, SIZE, SIZE), np.float32)
-    chosen = np.take_along_axis(output, target[..., None], -1)[..., 0]
-    expected = -np.log(chosen / output.sum(-1)).mean((1, 2))
+    likelihood = np.take_along_axis(output, target[..., None], -1)[..., 0]
+    expected = -np.log(likelihood / output.sum(-1)).mean((1, 2))
     loss = losses.cross_entropy(target, logits, mask)
     np.testing.assert_allclose(loss, expected, rtol=5 * rounding)
-    assert folding.can_fold(made, ["seg"])
-    folded = folding.fold(made, ["seg"])(tf.constant(x))["seg"]
+    assert folding.can_fold(copy, ["seg"])
+    folded = folding.fold(copy, ["seg"])(tf.constant(x))["seg"]
     np.testing.assert_allclose(folded, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", SIGMOIDS)
 def test_a_sigmoid_gives_the_logs_of_the_odds(form):
-    of, made, exact, output = converted(net(SIGMOIDS[form]), images())
-    assert (of, exact) == ("sigmoid", {"seg": True})
-    logits = made(images())["seg"]
+    kind, copy, exact, output = converted(net(SIGMOIDS[form]), images())
+    assert (kind, exact) == ("sigmoid", {"seg": True})
+    logits = copy(images())["seg"]
     np.testing.assert_allclose(tf.sigmoid(logits), output, atol=1e-6)
     logs = probabilities.Logits("sigmoid")(output)
     np.testing.assert_allclose(logs, logits, rtol=1e-3, atol=1e-3)
@@ -153,11 +153,11 @@ def test_a_sigmoid_gives_the_logs_of_the_odds(form):
     ],
 )
 def test_the_activation_that_an_output_has_the_values_of(forms, of):
-    found = {
+    activations = {
         form: probabilities.activation_of(net(end).output["seg"])
         for form, end in forms.items()
     }
-    assert found == dict.fromkeys(forms, of)
+    assert activations == dict.fromkeys(forms, of)
 
 
 @pytest.mark.parametrize("form", LOGITS)
@@ -168,11 +168,11 @@ def test_logits_are_left_alone(form):
 
 
 def test_sigmoids_of_other_code_are_not_clear():
-    """Nor is what follows them; but logits that a layer shows to be such are."""
+    """Nor is what is computed from them; but the output of a linear layer is clear."""
     function = adapters.Function(lambda x: tf.sigmoid(x[..., :3]))
     image = keras.Input((SIZE, SIZE, 3))
-    hidden, shown = function(image), layers.Conv2D(2, 1)(function(image))
-    for tensor, unclear in ((hidden, True), (1 * hidden, True), (shown, False)):
+    sigmoids, logits = function(image), layers.Conv2D(2, 1)(function(image))
+    for tensor, unclear in ((sigmoids, True), (1 * sigmoids, True), (logits, False)):
         values = np.full((2, 4, 4, 2), 0.3, np.float32)
         assert probabilities.kind(values, tensor) == ""
         assert probabilities.unclear(values, tensor) is unclear
@@ -217,10 +217,10 @@ def test_a_linear_layer_gives_logits_whatever_their_range(passing):
         y = 2 * layers.Add()([y, layers.ZeroPadding2D(1)(y)[:, 1:-1, 1:-1]])
     elif passing == "nested":
         y = keras.Model(image, y)(image)
-    (ones, sure) = keras.Model(image, [y, layers.Activation("sigmoid")(y)]).output
+    (logits, sigmoids) = keras.Model(image, [y, layers.Activation("sigmoid")(y)]).output
     values = np.full((2, 4, 4, 2), 0.3, np.float32)
-    assert probabilities.kind(values, ones, single=True) == ""
-    assert probabilities.kind(values, sure, single=True) == "sigmoid"
+    assert probabilities.kind(values, logits, single=True) == ""
+    assert probabilities.kind(values, sigmoids, single=True) == "sigmoid"
 
 
 def test_logs_have_a_floor_and_the_gradient_of_the_log():
@@ -237,32 +237,32 @@ def test_logs_have_a_floor_and_the_gradient_of_the_log():
 
 
 def test_a_saturated_softmax_does_not_mask_the_gradient():
-    """Half precision gives exactly 0 and 1; before it, nothing has vanished."""
+    """Half precision gives exactly 0 and 1; the logits before it keep gradients."""
     model = net(lambda z, x: layers.Softmax(dtype="float16")(50 * z))
     x = images()
     output = model(x)["seg"].numpy()
     assert ((output == 0) | (output == 1)).mean() > 0.5
-    _, made, exact, _ = converted(model, x)
+    _, copy, exact, _ = converted(model, x)
     assert exact == {"seg": True}
     target = output.argmax(-1).astype(np.int32)
     masks = {"seg": np.ones(target.shape, np.float32)}
 
-    def moved(attacked):
-        objective = attacks.objective(attacked, {"seg": target}, masks)
+    def changed_share(surrogate):
+        objective = attacks.objective(surrogate, {"seg": target}, masks)
         adversarial = attacks.FGSM(0.1)(objective, x)
-        return (made(adversarial)["seg"].numpy().argmax(-1) != target).mean()
+        return (copy(adversarial)["seg"].numpy().argmax(-1) != target).mean()
 
-    twice = moved(model)
-    once = moved(made)
-    assert once > 0.05
-    assert once > 2 * twice
+    model_share = changed_share(model)
+    copy_share = changed_share(copy)
+    assert copy_share > 0.05
+    assert copy_share > 2 * model_share
 
 
 def test_the_model_that_was_given_stays_as_it_is():
     model, x = net(EXACT["of the convolution"]), images()
-    before, names = model(x)["seg"].numpy(), [layer.name for layer in model.layers]
+    output, names = model(x)["seg"].numpy(), [layer.name for layer in model.layers]
     converted(model, x)
-    np.testing.assert_array_equal(model(x)["seg"], before)
+    np.testing.assert_array_equal(model(x)["seg"], output)
     assert [layer.name for layer in model.layers] == names
 
 
@@ -271,14 +271,14 @@ def test_what_a_model_draws_and_counts_stays_as_it_is():
     y = random_models.Counting()(random_models.AlwaysNoise()(image))
     end = layers.Conv2D(CLASSES, 1, activation="softmax")(y)
     model = keras.Model(image, {"seg": end})
-    before = random_models.bits(model)
+    bits = random_models.bits(model)
     _, exact = probabilities.with_logits(model, {"seg": "softmax"}, images())
     assert exact == {"seg": True}
-    assert random_models.bits(model) == before
+    assert random_models.bits(model) == bits
 
 
 class Head(layers.Layer):
-    """Of other code, whose config has no activation."""
+    """A layer of other code, whose config has no activation."""
 
     def __init__(self, of, **settings):
         super().__init__(**settings)
@@ -292,10 +292,10 @@ class Head(layers.Layer):
 @pytest.mark.parametrize("of", ["softmax", "sigmoid"])
 def test_a_layer_that_cannot_be_copied_gives_the_logs(of):
     model, x = net(lambda z, x: Head(of)(x)), images()
-    found, made, exact, output = converted(model, x)
-    assert (found, exact) == (of, {"seg": False})
-    back = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}[of](made(x)["seg"])
-    np.testing.assert_allclose(back, output, atol=1e-6)
+    kind, copy, exact, output = converted(model, x)
+    assert (kind, exact) == (of, {"seg": False})
+    result = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}[of](copy(x)["seg"])
+    np.testing.assert_allclose(result, output, atol=1e-6)
 
 
 def of_two(head):
@@ -308,23 +308,23 @@ def shared_convolution():
 
 
 def shared_model():
-    inside = keras.Input((SIZE, SIZE, 3))
+    inner = keras.Input((SIZE, SIZE, 3))
     layer = layers.Conv2D(CLASSES, 1, activation="softmax")
-    return of_two(keras.Model(inside, layer(inside)))
+    return of_two(keras.Model(inner, layer(inner)))
 
 
 def models_numbered_by_another_process():
     names = iter(["functional", "functional_1"])
 
     def part():
-        inside = keras.Input((SIZE, SIZE, 3))
+        inner = keras.Input((SIZE, SIZE, 3))
         layer = layers.Conv2D(CLASSES, 1, activation="softmax")
-        return keras.Model(inside, layer(inside), name=next(names))
+        return keras.Model(inner, layer(inner), name=next(names))
 
     image = keras.Input((SIZE, SIZE, 3))
-    both = {"near": part()(image), "far": part()(image)}
+    outputs = {"near": part()(image), "far": part()(image)}
     keras.backend.clear_session()
-    return keras.Model(image, both)
+    return keras.Model(image, outputs)
 
 
 def names_of_ours():
@@ -348,9 +348,11 @@ def names_of_ours():
 def test_two_outputs_get_their_logits(make, shares):
     model, x = make(), images()
     kinds = {"near": "softmax", "far": "softmax"}
-    made, exact = probabilities.with_logits(model, kinds, x, shares=shares)
+    copy, exact = probabilities.with_logits(model, kinds, x, shares=shares)
     assert exact == {"near": True, "far": True}
-    given, logits = model(x), made(x)
+    outputs, logits = model(x), copy(x)
     for task in kinds:
         assert np.ptp(logits[task]) > 1 or np.min(logits[task]) < 0
-        np.testing.assert_allclose(tf.nn.softmax(logits[task]), given[task], atol=1e-6)
+        np.testing.assert_allclose(
+            tf.nn.softmax(logits[task]), outputs[task], atol=1e-6
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that are random in `predict`, and that nothing of a model changes."""
+"""Models that are random in `predict`; and attacks change nothing of a model."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_what_training_was_stored_as_true_for_behaves_as_in_predict(layer):
     x = L.Conv2D(4, 3, padding="same")(x)
     x = L.BatchNormalization()(x, training=True)
     model = keras.Model(image, {"depth": L.Conv2D(1, 1)(x)})
-    x, before = images(), fixture.bits(model)
+    x, bits = images(), fixture.bits(model)
     want = model.predict(x, verbose=0)["depth"]
     assert randomness.kind(model, x) == randomness.NONE
-    made = folding.fold(model, ("depth",))(x)["depth"]
-    np.testing.assert_allclose(made, want, atol=1e-5)
+    result = folding.fold(model, ("depth",))(x)["depth"]
+    np.testing.assert_allclose(result, want, atol=1e-5)
     np.testing.assert_allclose(stateless.outputs(model, x)["depth"], want, atol=1e-6)
     attacks.PGD(8 / 255, 2 / 255, 2)(objective_of(model, x), x)
-    assert fixture.bits(model) == before
+    assert fixture.bits(model) == bits
 
 
 def test_kinds_of_randomness():
@@ -104,7 +104,7 @@ def test_kinds_of_randomness():
 )
 def test_nothing_of_a_model_changes(layers):
     model, x = fixture.model(*layers()), images()
-    before = fixture.bits(model)
+    bits_before = fixture.bits(model)
     objective = objective_of(model, x, eot=2)
     for attack in (
         attacks.FGSM(8 / 255),
@@ -117,23 +117,25 @@ def test_nothing_of_a_model_changes(layers):
     folding.check(model, ("depth",), x)
     randomness.kind(model, x)
     assert not model.losses
-    after = fixture.bits(model)
-    plain = {name for name in after if name.endswith("/plain")}
-    assert {n: v for n, v in after.items() if n not in plain} == {
-        n: v for n, v in before.items() if n not in plain
+    bits_after = fixture.bits(model)
+    plain_names = {name for name in bits_after if name.endswith("/plain")}
+    assert {n: v for n, v in bits_after.items() if n not in plain_names} == {
+        n: v for n, v in bits_before.items() if n not in plain_names
     }
 
 
 def test_plain_variables_are_put_back_after_a_look_and_an_attack():
     model, x = fixture.model(fixture.Counting()), images()
-    counting = next(y for y in model.layers if isinstance(y, fixture.Counting))
-    counting.plain.assign(7)
+    counter = next(
+        layer for layer in model.layers if isinstance(layer, fixture.Counting)
+    )
+    counter.plain.assign(7)
     assert folding.check(model, ("depth",), x)
-    assert int(counting.plain) == 7
+    assert int(counter.plain) == 7
     attacks.PGD(8 / 255, 2 / 255, 2)(objective_of(model, x), x)
-    assert int(counting.plain) == 7
+    assert int(counter.plain) == 7
     model(x, training=False)
-    assert int(counting.plain) == 8
+    assert int(counter.plain) == 8
 
 
 def test_the_same_key_gives_the_same_noise_and_layers_have_noise_of_their_own():
@@ -141,19 +143,19 @@ def test_the_same_key_gives_the_same_noise_and_layers_have_noise_of_their_own():
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, {"a": first(image), "b": second(image)})
     x = tf.zeros((2, 8, 8, 3))
-    one, same = (stateless.outputs(model, x, key(1)) for _ in range(2))
-    other = stateless.outputs(model, x, key(2))
+    outputs, repeat = (stateless.outputs(model, x, key(1)) for _ in range(2))
+    other_outputs = stateless.outputs(model, x, key(2))
     for name in "ab":
-        np.testing.assert_array_equal(one[name], same[name])
-        assert abs(np.std(one[name]) - 1) < 0.1
-        assert np.abs(one[name] - other[name]).mean() > 0.5
-    assert np.abs(one["a"] - one["b"]).mean() > 0.5
+        np.testing.assert_array_equal(outputs[name], repeat[name])
+        assert abs(np.std(outputs[name]) - 1) < 0.1
+        assert np.abs(outputs[name] - other_outputs[name]).mean() > 0.5
+    assert np.abs(outputs["a"] - outputs["b"]).mean() > 0.5
     draw = tf.function(lambda x: stateless.outputs(model, x, key(1)), autograph=False)
     in_graph = draw(x)
-    np.testing.assert_allclose(in_graph["a"], one["a"], atol=1e-6)
+    np.testing.assert_allclose(in_graph["a"], outputs["a"], atol=1e-6)
     # A copy draws as its model does, also where it leaves out other outputs.
     folded = stateless.outputs(folding.fold(model, ("b",)), x, key(1))
-    np.testing.assert_array_equal(folded["b"], one["b"])
+    np.testing.assert_array_equal(folded["b"], outputs["b"])
 
 
 # Expectation over transformation.
@@ -169,8 +171,8 @@ class Quadratic(L.Layer):
 
     def call(self, x):
         """Returns one number per pixel."""
-        found = 0.5 * (self.weights_ * self.noise(x) - 1) ** 2
-        return tf.reduce_sum(found, axis=-1, keepdims=True)
+        squares = 0.5 * (self.weights_ * self.noise(x) - 1) ** 2
+        return tf.reduce_sum(squares, axis=-1, keepdims=True)
 
 
 def test_the_mean_gradient_against_its_closed_form():
@@ -192,14 +194,14 @@ def test_the_mean_gradient_against_its_closed_form():
         (weights * x - 1) ** 2 + (scale * weights) ** 2, axis=-1
     )
     np.testing.assert_allclose(score, tf.reduce_mean(means, [1, 2]), rtol=0.02)
-    # Called by itself it is the mean too, and differentiable.
-    few = objective_of(model, x, eot=3)
+    # A call of the objective gives the mean too, and is differentiable.
+    mean_objective = objective_of(model, x, eot=3)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        ascend, score = few(x)
-    slope, same = base.gradient(few, x, tf.constant(0.0))
+        ascend, score = mean_objective(x)
+    slope, expected = base.gradient(mean_objective, x, tf.constant(0.0))
     np.testing.assert_allclose(tape.gradient(ascend, x), slope, atol=1e-7)
-    np.testing.assert_allclose(score, same, rtol=1e-6)
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
 
 
 def test_draws_are_anew_at_each_step_and_seed_but_not_at_each_call():
@@ -218,14 +220,14 @@ def test_draws_are_anew_at_each_step_and_seed_but_not_at_each_call():
 @pytest.mark.parametrize("balance", ["sum", slow("dgba")])
 def test_the_same_seed_gives_the_same_bits(balance):
     model, x = fixture.model(fixture.AlwaysDropout(0.3)), images()
-    found = [
+    points = [
         attacks.PGD(8 / 255, 2 / 255, 3, restarts=2)(
             objective_of(model, x, eot=3, balance=balance), x, seed=seed
         )
         for seed in (0, 0, 1)
     ]
-    np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).numpy().any()
+    np.testing.assert_array_equal(points[0], points[1])
+    assert (points[0] != points[2]).numpy().any()
 
 
 def test_more_draws_attack_a_noisy_model_better():
@@ -241,8 +243,8 @@ def test_more_draws_attack_a_noisy_model_better():
     for eot in (1, 30):
         attack = attacks.PGD(eps, eps / 4, 5, keep="last", random_start=False)
         points = attack(objective_of(model, x, eot=eot), x)
-        after = 0.5 * tf.reduce_sum((weights * points - 1) ** 2, [1, 2, 3])
-        rises.append(after - clean)
+        attacked = 0.5 * tf.reduce_sum((weights * points - 1) ** 2, [1, 2, 3])
+        rises.append(attacked - clean)
     assert (rises[1] > rises[0]).numpy().all()
 
 
@@ -271,7 +273,7 @@ def ramps(split):
 
 @pytest.mark.slow
 def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, caplog):
-    """Though a layer without a seed gets another one each time it is loaded."""
+    """Even though a layer without a seed gets another one each time it is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "ramps", lambda **_: Source(INFO, ramps))
     model = fixture.model(fixture.AlwaysNoise(0.3), fixture.AlwaysDropout(0.2))
@@ -298,34 +300,36 @@ def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, 
         records[name] = json.loads(path.read_text())
     losses = {
         name: [
-            (r["clean"], r["attacked_value"]) for r in records if r["metric"] == "loss"
+            (r["clean"], r["attacked_value"])
+            for r in run_records
+            if r["metric"] == "loss"
         ]
-        for name, records in records.items()
+        for name, run_records in records.items()
     }
     assert losses["one"] == losses["two"]
     assert losses["one"] != losses["other_draws"]
     assert losses["one"] != losses["other_seed"]
-    for by_run in records.values():
-        for record in by_run:
+    for run_records in records.values():
+        for record in run_records:
             assert "random in predict" in " ".join(record["warnings"])
     assert "over 2 draws" in " ".join(records["one"][0]["warnings"])
 
 
 def test_costs_count_draws():
     cell = a_cell("pgd", ("depth",), step_size=2.0, steps=10, restarts=2)
-    goal = dataclasses.replace(cell.objective, eot=5)
-    several = dataclasses.replace(cell, objective=goal)
+    objective = dataclasses.replace(cell.objective, eot=5)
+    eot_cell = dataclasses.replace(cell, objective=objective)
     assert cell.passes == 1 + 2 * 11
-    assert several.passes == 1 + 5 * 2 * 11
-    assert several.label == "pgd-eot5"
-    assert several.objective_settings(8, 8)["eot"] == 5
+    assert eot_cell.passes == 1 + 5 * 2 * 11
+    assert eot_cell.label == "pgd-eot5"
+    assert eot_cell.objective_settings(8, 8)["eot"] == 5
 
 
-# Copies that come out otherwise.
+# Copies that differ.
 
 
-def _grouped():
-    """As ../shared/cases/grouped.keras: another scale for each colour and group."""
+def _grouped_model():
+    """Like ../shared/cases/grouped.keras: another scale for each colour and group."""
     rng = np.random.default_rng(3)
     image = keras.Input((8, 8, 3))
     x = L.Rescaling((1.0, 5.0, 0.2), (0.0, -2.0, 0.1))(image)
@@ -341,10 +345,10 @@ def _grouped():
 
 def test_scales_of_colours_in_grouped_convolutions():
     """Attacked accuracy is the same with and without folding."""
-    model, x = _grouped(), images(4)
+    model, x = _grouped_model(), images(4)
     want = model(x, training=False)["seg"]
-    made = folding.fold(model, ("seg",))(x)["seg"]
-    np.testing.assert_allclose(made, want, atol=1e-5 * np.abs(want).max())
+    result = folding.fold(model, ("seg",))(x)["seg"]
+    np.testing.assert_allclose(result, want, atol=1e-5 * np.abs(want).max())
     labels = tf.argmax(want, axis=-1, output_type=tf.int32)
     masks = {"seg": tf.ones(labels.shape)}
     accuracy = []
@@ -360,33 +364,33 @@ def test_scales_of_colours_in_grouped_convolutions():
 def test_a_folded_copy_that_differs_is_dropped(monkeypatch, caplog):
     model, x = fixture.model(), images()
     assert folding.check(model, ("depth",), x)
-    wrong = fixture.model(L.GaussianNoise(0.1))
-    real = folding.fold
+    second = fixture.model(L.GaussianNoise(0.1))
+    fold = folding.fold
     monkeypatch.setattr(
         folding,
         "fold",
         lambda model, names: stateless.Copy(
-            lambda x: {n: y + 0.1 for n, y in real(model, names).run(x).items()}, model
+            lambda x: {n: y + 0.1 for n, y in fold(model, names).run(x).items()}, model
         ),
     )
     for _ in range(2):
-        objective = objective_of(wrong, x)
+        objective = objective_of(second, x)
         attacks.FGSM(8 / 255)(objective, x)
-    assert not folding.can_fold(wrong, ("depth",))
-    (said,) = [r.getMessage() for r in caplog.records if "folded" in r.getMessage()]
-    assert "BatchNormalization, Conv2D, GaussianNoise, ReLU" in said
-    assert "depth differs" in said
+    assert not folding.can_fold(second, ("depth",))
+    (message,) = [r.getMessage() for r in caplog.records if "folded" in r.getMessage()]
+    assert "BatchNormalization, Conv2D, GaussianNoise, ReLU" in message
+    assert "depth differs" in message
 
 
 def _fast_model(nested=True):
     image = keras.Input((8, 8, 3))
-    inside = keras.Input((8, 8, 4))
+    inner = keras.Input((8, 8, 4))
     shared = L.Conv2D(4, 3, padding="same", activation="relu", name="shared")
-    y = shared(shared(inside))
-    block = keras.Model(inside, [L.BatchNormalization()(y), y], name="block")
+    y = shared(shared(inner))
+    block = keras.Model(inner, [L.BatchNormalization()(y), y], name="block")
     x = L.Conv2D(4, 3, padding="same", name="first")(image)
-    one, other = block(x) if nested else (shared(x), x)
-    x = keras.ops.tanh(one) * 0.5 + other
+    branch, skip = block(x) if nested else (shared(x), x)
+    x = keras.ops.tanh(branch) * 0.5 + skip
     x = L.Dropout(0.5)(x, training=True)
     x = keras.Sequential([L.Conv2D(4, 3, padding="same"), L.ReLU()])(x)
     return keras.Model(image, {"depth": L.Conv2D(1, 1, name="head")(x)})
@@ -399,13 +403,13 @@ def test_the_bfloat16_copy_of_nested_and_shared_layers():
     assert copy.get_layer("block").get_layer("shared").compute_dtype == "bfloat16"
     assert copy.get_layer("first").compute_dtype == "float32"
     assert len(copy.variables) == len(model.variables)
-    want, made = (m(x, training=False)["depth"] for m in (model, copy))
+    want, result = (m(x, training=False)["depth"] for m in (model, copy))
     scale = np.abs(want).max()
-    assert 1e-6 < np.abs(want - made).max() / scale < 0.05
+    assert 1e-6 < np.abs(want - result).max() / scale < 0.05
 
 
 class Unconfigured(L.Layer):
-    """Cannot be made anew: its factor is not in its configuration."""
+    """A layer that cannot be rebuilt: its factor is not in its configuration."""
 
     def __init__(self, factor=1.0, **kwargs):
         super().__init__(**kwargs)
@@ -424,9 +428,9 @@ def test_a_bfloat16_copy_that_differs_is_not_used(caplog):
     x = images()
     model = fixture.model(Unconfigured(1.0), Unconfigured(3.0))
     assert folding.in_half(model, images=x) is model
-    (said,) = [r.getMessage() for r in caplog.records]
-    assert "bfloat16" in said
-    assert "Unconfigured" in said
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "bfloat16" in message
+    assert "Unconfigured" in message
 
 
 def test_tensor_float_32_may_differ_as_float16_does(monkeypatch):

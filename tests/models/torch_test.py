@@ -25,7 +25,7 @@ def arrays_of(net) -> dict[str, np.ndarray]:
 
 
 def ours(name, arrays, tasks=TASKS, decoders="shared"):
-    """Our model with the arrays, and what `assign` said."""
+    """Our model with the arrays, and the messages of `assign`."""
     model = models.build(
         name, tasks, (32, 64, 3), 5, width=WIDTHS[name], decoders=decoders
     )
@@ -39,8 +39,8 @@ def pictures():
 
 def assert_close(output, expected, tolerance=1e-4):
     expected = np.moveaxis(expected.detach().numpy(), 1, -1)
-    far = np.abs(np.asarray(output) - expected).max() / np.abs(expected).max()
-    assert far <= tolerance
+    error = np.abs(np.asarray(output) - expected).max() / np.abs(expected).max()
+    assert error <= tolerance
 
 
 QUICK = ("drn_c_26", "resnet18")
@@ -51,8 +51,8 @@ SLOW = [name for name in torch_fixture.SIZES if name not in QUICK]
 def test_outputs_and_image_gradients_are_pytorchs(name):
     net = torch_fixture.fill(torch_fixture.Released(name, CHANNELS, WIDTHS[name]))
     decoders = "separate" if "resnet" in name else "shared"
-    model, said = ours(name, arrays_of(net), decoders=decoders)
-    assert said == []
+    model, messages = ours(name, arrays_of(net), decoders=decoders)
+    assert messages == []
     x, image = pictures()
     image.requires_grad_()
     outputs, expected = model(x, training=False), net(image)
@@ -98,8 +98,8 @@ def test_parameters_of_resnet_in_pytorch(name, count):
 @pytest.mark.parametrize("decoders", ["separate", "shared"])
 def test_official_segmentation_files(name, decoders):
     net = torch_fixture.fill(torch_fixture.Segmentation(name, 5, WIDTHS[name]))
-    model, said = ours(name, arrays_of(net), ("seg",), decoders)
-    assert said == []
+    model, messages = ours(name, arrays_of(net), ("seg",), decoders)
+    assert messages == []
     x, image = pictures()
     assert_close(model(x, training=False)["seg"], net(image))
 
@@ -107,22 +107,24 @@ def test_official_segmentation_files(name, decoders):
 @pytest.mark.parametrize("name", ["drn_c_26", "drn_d_22", "resnet18"])
 def test_files_of_classification_networks_fill_what_they_can(name):
     net = torch_fixture.fill(torch_fixture.classification(name, WIDTHS[name]))
-    model, said = ours(name, arrays_of(net), ("seg", "depth"), "separate")
-    fresh = models.build(name, ("seg", "depth"), (32, 64, 3), 5, width=WIDTHS[name])
-    said = " ".join(said)
-    assert "fc.weight, fc.bias: left out" in said
-    assert "head_depth, head_seg: not in the file" in said or "resnet" in name
-    for variable, initial in zip(model.variables, fresh.variables, strict=True):
-        kept = np.array_equal(variable.numpy(), initial.numpy())
-        own = variable.path.startswith("decoder" if "resnet" in name else "head")
-        assert kept == (own or variable.path.startswith("head")), variable.path
+    model, messages = ours(name, arrays_of(net), ("seg", "depth"), "separate")
+    initial_model = models.build(
+        name, ("seg", "depth"), (32, 64, 3), 5, width=WIDTHS[name]
+    )
+    messages = " ".join(messages)
+    assert "fc.weight, fc.bias: left out" in messages
+    assert "head_depth, head_seg: not in the file" in messages or "resnet" in name
+    for variable, initial in zip(model.variables, initial_model.variables, strict=True):
+        is_initial = np.array_equal(variable.numpy(), initial.numpy())
+        is_new = variable.path.startswith("decoder" if "resnet" in name else "head")
+        assert is_initial == (is_new or variable.path.startswith("head")), variable.path
 
 
 def test_an_official_file_has_features_of_the_whole_trunk():
     """Layers 6 to 8 of a classification network go into every task's decoder."""
     net = torch_fixture.fill(torch_fixture.classification("drn_d_22", 2))
     model, _ = ours("drn_d_22", arrays_of(net), ("seg", "depth"), "separate")
-    last = [model.get_layer(f"decoder_{t}_layer8_conv") for t in ("seg", "depth")]
+    convs = [model.get_layer(f"decoder_{t}_layer8_conv") for t in ("seg", "depth")]
     expected = arrays_of(net)["layer8.0.weight"].transpose(2, 3, 1, 0)
-    for layer in last:
+    for layer in convs:
         np.testing.assert_array_equal(layer.kernel, expected)

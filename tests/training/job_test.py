@@ -27,10 +27,12 @@ def test_no_xla_where_batch_norms_speak_to_other_replicas(
     config = TrainConfig(tasks=("seg",), sync_batch_norm=sync, jit="on")
     caplog.set_level(logging.INFO, "absl")
     assert job_lib._jit(config, 10, (16, 16), replicas) == compiled
-    (said,) = caplog.messages
-    why = "" if compiled else ", but --sync_batch_norm speaks to other replicas within"
-    assert f"(--jit=on{why}" in said
-    assert said.startswith("XLA compiles no") != compiled
+    (message,) = caplog.messages
+    reason = (
+        "" if compiled else ", but --sync_batch_norm speaks to other replicas within"
+    )
+    assert f"(--jit=on{reason}" in message
+    assert message.startswith("XLA compiles no") != compiled
 
 
 @pytest.mark.parametrize(
@@ -48,15 +50,15 @@ def test_stages_that_cannot_be_shared_are_refused_before_data_are_opened(
         job_lib.resolve(TrainConfig(tasks=("seg", "depth"), **settings))
 
 
-def open_masked(**known):
-    """An example of seg and depth for each split, whose depth is known or not."""
+def open_masked(**valid):
+    """A source with one example per split, whose depth is valid or not."""
     image, seg = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=int)
     targets = {"seg": seg, "depth": np.arange(64.0).reshape(8, 8)}
-    given = {
-        split: [(image, targets, {"depth": np.full((8, 8), there)})]
-        for split, there in known.items()
+    examples = {
+        split: [(image, targets, {"depth": np.full((8, 8), is_valid)})]
+        for split, is_valid in valid.items()
     }
-    return reading.open_given("masked", given)
+    return reading.open_given("masked", examples)
 
 
 def test_a_task_without_any_target_to_train_on_is_refused(monkeypatch, caplog):
@@ -71,15 +73,17 @@ def test_a_task_without_any_target_to_train_on_is_refused(monkeypatch, caplog):
 
 
 def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
-    for known, said in ((True, []), (False, ["depth"])):
+    for valid, expected in ((True, []), (False, ["depth"])):
         caplog.clear()
-        source = open_masked(train=True, validation=known)
+        source = open_masked(train=True, validation=valid)
         job_lib._check_targets(source.info.tasks, source, False)
-        assert [m.split("target of ")[1].split(",")[0] for m in caplog.messages] == said
+        assert [
+            m.split("target of ")[1].split(",")[0] for m in caplog.messages
+        ] == expected
 
 
 def test_facts_of_data_that_have_become_fewer():
-    """Fewer than were trained on: what compares them says so."""
+    """Fewer examples than were trained on are refused when facts are compared."""
     source = open_masked(train=True, validation=True)
     facts = job_lib.data_facts(source, 16)
     assert facts == job_lib.data_facts(source, 1)
@@ -87,7 +91,7 @@ def test_facts_of_data_that_have_become_fewer():
 
 
 def test_workers_do_not_agree_on_examples_that_are_others_at_each_look():
-    """As those of a reader that varies pictures itself, of which each reads others."""
+    """A reader that varies pictures itself gives each worker different ones."""
     rng = np.random.default_rng(0)
 
     class Varied:
@@ -98,18 +102,20 @@ def test_workers_do_not_agree_on_examples_that_are_others_at_each_look():
             targets = {"seg": np.eye(8, dtype=int)}
             return {"image": rng.random((8, 8, 3)), "targets": targets}
 
-    for examples, same in ((Varied(), True), ([Varied()[0]] * 3, False)):
+    for examples, varies in ((Varied(), True), ([Varied()[0]] * 3, False)):
         facts = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.2] * 3}
         source = reading.open_given("some", {"train": examples, **facts})
         columns, tasks = source.columns("train"), source.info.tasks
-        assert (job_lib._ends(columns, tasks) is None) == same
+        assert (job_lib._ends(columns, tasks) is None) == varies
 
 
 def test_a_loss_of_zero_in_the_whole_first_epoch_is_warned_of(caplog):
-    """As of data that are read lazily, whose masks nobody has seen before."""
+    """As with data that are read lazily, whose masks are not checked beforehand."""
     run = types.SimpleNamespace(tasks=("a", "b", "c"), _per_epoch=4)
     run._silent = list(run.tasks)
     for step, losses in ((3, [1, 0, 0]), (6, [0, 0, 2]), (9, [0, 0, 0])):
         Monitor._warn_of_missing_targets(run, step, np.array(losses, np.float32))
-    (said,) = caplog.messages
-    assert said.startswith("the loss of b was 0 in each of the first 6 steps: perhaps")
+    (message,) = caplog.messages
+    assert message.startswith(
+        "the loss of b was 0 in each of the first 6 steps: perhaps"
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: when what happens, and what stops it."""
+"""The training loop: its timetable, and what stops it."""
 
 import contextlib
 import dataclasses
@@ -40,29 +40,29 @@ def test_the_timetable():
     assert stops == [3, 4, 6, 8, 9, 12, 13]  # Checkpoints every ceil(13 / 5) = 3.
     assert [s for s in stops if timetable.due("eval", s)] == [6, 12, 13]
     assert [s for s in stops if timetable.due("checkpoint", s)] == [3, 6, 9, 12, 13]
-    later = dataclasses.replace(timetable, first=7)
-    assert later.stop_after(7) == 8
+    resumed = dataclasses.replace(timetable, first=7)
+    assert resumed.stop_after(7) == 8
 
 
 def test_a_compiled_call_has_a_limit_of_steps():
-    rare = TrainConfig(
+    config = TrainConfig(
         summary_every=10**9, eval_every=10**9, checkpoint_every=10**9, epochs=10**6
     )
-    timetable = training.Timetable(0, 10**9, rare)
+    timetable = training.Timetable(0, 10**9, config)
     assert timetable.stop_after(0) == training.MOST_IN_A_CALL
     assert timetable.stop_after(10**9 - 5) == 10**9
 
 
 def test_ten_evaluations_and_five_checkpoints_unless_told_otherwise():
     timetable = training.Timetable(0, 100, TrainConfig())
-    for what, times in (("eval", 10), ("checkpoint", 5)):
-        due = [step for step in range(1, 101) if timetable.due(what, step)]
-        assert due == list(range(100 // times, 101, 100 // times)), what
+    for kind, times in (("eval", 10), ("checkpoint", 5)):
+        steps = [step for step in range(1, 101) if timetable.due(kind, step)]
+        assert steps == list(range(100 // times, 101, 100 // times)), kind
     assert timetable.stop_after(0) == 10
 
 
 class Recorder:
-    """A monitor and a keeper that only note what they are asked for."""
+    """A monitor and a keeper that only record what they are asked for."""
 
     def __init__(self):
         self.tasks, self.said = TASKS, []
@@ -88,8 +88,8 @@ class Recorder:
 def run_loop(config, train_steps, first=0):
     recorder = Recorder()
     timetable = training.Timetable(first, 20, config)
-    alone = Workers(tf.distribute.get_strategy())
-    parts = (train_steps, timetable, recorder, recorder, lambda: None, alone)
+    workers = Workers(tf.distribute.get_strategy())
+    parts = (train_steps, timetable, recorder, recorder, lambda: None, workers)
     steps = training.loop(*parts)
     return steps, recorder.said
 
@@ -109,9 +109,9 @@ def test_a_signal_ends_training_after_the_call_with_a_checkpoint():
         return trains(count)
 
     with pytest.raises(stopping.Stopped), stopping.later():
-        steps, said = run_loop(config, train_steps)
+        steps, records = run_loop(config, train_steps)
     assert steps == 8
-    assert said == [("eval", 8), ("save", 8)]  # What is due is done all the same.
+    assert records == [("eval", 8), ("save", 8)]  # What is due is still done.
     assert run_loop(config, trains, first=8) == (
         20,
         [("save", 10), ("eval", 16), ("eval", 20), ("save", 20)],
@@ -120,15 +120,15 @@ def test_a_signal_ends_training_after_the_call_with_a_checkpoint():
 
 @pytest.mark.parametrize(("fails", "done"), [(0, [False] * 5), (2, [True] * 2)])
 def test_no_step_is_done_twice_where_xla_fails(monkeypatch, fails, done):
-    """It is left out if it fails at once; what fails later ends training."""
-    made = []
+    """XLA is left out if it fails at once; a later failure ends training."""
+    jit_flags = []
 
     def compile_steps(learner, strategy, jit):
         def steps(iterator, count):
             for _ in range(int(count)):
-                if jit and len(made) == fails:
+                if jit and len(jit_flags) == fails:
                     raise tf.errors.UnknownError(None, None, "no luck")
-                made.append(jit)
+                jit_flags.append(jit)
             return trains(count)
 
         return steps
@@ -138,23 +138,25 @@ def test_no_step_is_done_twice_where_xla_fails(monkeypatch, fails, done):
         learner=None, strategy=None, jit=True, batches=lambda first: []
     )
     train_steps = training._train_steps(job, 0)
-    ends = pytest.raises(tf.errors.UnknownError) if fails else contextlib.nullcontext()
-    with ends:
+    context = (
+        pytest.raises(tf.errors.UnknownError) if fails else contextlib.nullcontext()
+    )
+    with context:
         assert train_steps(tf.constant(5)).shape == (5, 2)
-    assert made == done
+    assert jit_flags == done
 
 
 def test_what_is_kept_is_said(tmp_path):
-    def said(kept):
-        return training._stop_message(types.SimpleNamespace(kept=kept), 20, tmp_path)
+    def message(step):
+        return training._stop_message(types.SimpleNamespace(kept=step), 20, tmp_path)
 
-    assert training._stop_message(None, 20, tmp_path) == said(None) == ""
-    assert said(0).startswith("No training step is kept;")
+    assert training._stop_message(None, 20, tmp_path) == message(None) == ""
+    assert message(0).startswith("No training step is kept;")
     for step in (8, 20):  # There is no model.
-        assert said(step).startswith(f"Step {step} of 20 is done and kept in")
+        assert message(step).startswith(f"Step {step} of 20 is done and kept in")
     with zipfile.ZipFile(tmp_path / "model.keras", "w"):
         pass
-    assert said(20) == f"Training had already finished: {tmp_path} is complete."
+    assert message(20) == f"Training had already finished: {tmp_path} is complete."
 
 
 def test_a_signal_before_the_first_step_ends_training_there():
@@ -167,7 +169,7 @@ def test_a_signal_before_the_first_step_ends_training_there():
     ("minutes", "saved"), [(10, [8, 16, 20]), (5, [4, 8, 12, 16, 20]), (0, [20])]
 )
 def test_a_checkpoint_is_kept_by_time_too(monkeypatch, minutes, saved):
-    """A call takes five minutes here."""
+    """Each call takes five minutes."""
     clock = [0.0]
     monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
 
@@ -181,5 +183,5 @@ def test_a_checkpoint_is_kept_by_time_too(monkeypatch, minutes, saved):
         checkpoint_every=100,
         checkpoint_minutes=minutes,
     )
-    _, said = run_loop(config, train_steps)
-    assert [step for what, step in said if what == "save"] == saved
+    _, records = run_loop(config, train_steps)
+    assert [step for kind, step in records if kind == "save"] == saved

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses by hand, and the rules of what tasks weigh."""
+"""Training losses by hand, and the rules of task weights."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def test_class_weights_by_hand():
     np.testing.assert_allclose(by_weights, [total / 7], rtol=1e-6)
     by_pixels = made(loss_norm="all")["seg"](LABELS, LOGITS, MASK)
     np.testing.assert_allclose(by_pixels, [total / 4], rtol=1e-6)
-    plain = made(class_weights=False)["seg"](LABELS, LOGITS, MASK)
+    unweighted = made(class_weights=False)["seg"](LABELS, LOGITS, MASK)
     total = math.log(2) + math.log(4) + math.log(4 / 3)
-    np.testing.assert_allclose(plain, [total / 3], rtol=1e-6)
+    np.testing.assert_allclose(unweighted, [total / 3], rtol=1e-6)
 
 
 def test_losses_are_called_what_they_are():
-    names = {norm: made(loss_norm=norm) for norm in ("valid", "all")}
-    assert [loss.__name__ for loss in names["valid"].values()] == [
+    losses = {norm: made(loss_norm=norm) for norm in ("valid", "all")}
+    assert [loss.__name__ for loss in losses["valid"].values()] == [
         "weighted_cross_entropy",
         "l1",
         "l2",
     ]
-    assert [loss.__name__ for loss in names["all"].values()] == [
+    assert [loss.__name__ for loss in losses["all"].values()] == [
         "weighted_cross_entropy_over_all_pixels",
         "l1_over_all_pixels",
         "l2_over_all_pixels",
@@ -67,12 +67,12 @@ def test_losses_are_called_what_they_are():
 
 
 def test_class_weights_beside_a_loss_of_ones_own_are_refused(monkeypatch):
-    own = Task("seg", classes=("a", "b"), loss=lambda target, output, mask: mask[:, 0])
-    info = dataclasses.replace(INFO, tasks=INFO.tasks.replaced(own))
+    task = Task("seg", classes=("a", "b"), loss=lambda target, output, mask: mask[:, 0])
+    info = dataclasses.replace(INFO, tasks=INFO.tasks.replaced(task))
     monkeypatch.setitem(globals(), "INFO", info)
     with pytest.raises(InputError, match=r"for seg, which .* --noclass_weights"):
         made()
-    assert made(class_weights=False)["seg"] is own.loss
+    assert made(class_weights=False)["seg"] is task.loss
     by_weights = made(task_losses=("seg:cross_entropy",))["seg"]
     total = math.log(2) + 3 * math.log(4) + 3 * math.log(4 / 3)
     np.testing.assert_allclose(by_weights(LABELS, LOGITS, MASK), [total / 7], rtol=1e-6)
@@ -116,17 +116,20 @@ def test_losses_that_cannot_be(given, message):
 
 
 def test_rules_by_flag():
-    def fixed(**settings):
+    def fixed_weights(**settings):
         config = directory.canonical(TrainConfig(tasks=("s", "d"), **settings))
         return training_losses.make_weighting(config, task_set(config.tasks)).fixed
 
-    assert fixed(main_tasks=("s",), aux_weight=0.01) == {"seg": 1, "depth": 0.01}
-    assert fixed(task_weights="equal") == {"seg": 0.5, "depth": 0.5}
-    learned = training_losses.make_weighting(
+    assert fixed_weights(main_tasks=("s",), aux_weight=0.01) == {
+        "seg": 1,
+        "depth": 0.01,
+    }
+    assert fixed_weights(task_weights="equal") == {"seg": 0.5, "depth": 0.5}
+    weighting = training_losses.make_weighting(
         TrainConfig(tasks=("seg", "depth"), task_weights="uncertainty"),
         task_set(("seg", "depth")),
     )
-    assert learned.current() == {"seg": 1, "depth": 0.5}
+    assert weighting.current() == {"seg": 1, "depth": 0.5}
     with pytest.raises(InputError, match="--aux_weight need"):
         TrainConfig(task_weights="equal", aux_weight=0.1)
 

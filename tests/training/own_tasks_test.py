@@ -41,8 +41,8 @@ SIZE = (8, 12)
 TASKS = ("parts", "front", "scene", "seen", "flow")
 
 
-def example(seed, **more):
-    """A bright block on dark ground: where, and which of three colours it has."""
+def example(seed, **extra_targets):
+    """A bright block on dark ground; targets tell its place and colour, of three."""
     rng = np.random.default_rng(seed)
     scene = seed % 3
     inside = np.zeros(SIZE, int)
@@ -58,13 +58,13 @@ def example(seed, **more):
             "scene": scene,
             "seen": [scene == 0, scene > 0],
             "flow": np.stack([inside, -inside * (scene == 1)], -1),
-            **more,
+            **extra_targets,
         },
     }
 
 
 def declared(**changes):
-    own = [
+    tasks = [
         Task("parts", kind="classes"),
         Task("front", classes=("ground", "block")),
         Task("scene", classes=("red", "green", "blue")),
@@ -74,7 +74,7 @@ def declared(**changes):
     return {
         "train": [example(i) for i in range(24)],
         "validation": [example(i) for i in range(24, 30)],
-        "tasks": own,
+        "tasks": tasks,
         **changes,
     }
 
@@ -89,7 +89,7 @@ def module(monkeypatch):
 
 
 def config(**settings):
-    chosen = {
+    values = {
         "dataset": "own_blocks:examples",
         "tasks": TASKS,
         "model": "tiny",
@@ -101,7 +101,7 @@ def config(**settings):
         "summary_every": 3,
         **settings,
     }
-    return directory.canonical(TrainConfig(**chosen))
+    return directory.canonical(TrainConfig(**values))
 
 
 SCENE = {"tasks": ("scene", "parts"), "epochs": 1}
@@ -112,11 +112,11 @@ class Stopped(Exception):
 
 
 class Losses:
-    """In the place of `Monitor`: keeps the losses, and stops training if told so."""
+    """Replaces `Monitor`: keeps the losses, and stops training after `stop_after`."""
 
     stop_after = math.inf
 
-    def __init__(self, config, source, workers, learner, tasks, best, *rest):
+    def __init__(self, config, source, workers, learner, tasks, best, *arguments):
         self.tasks, self.best, self.seen = tasks, best, []
         type(self).last = self
 
@@ -170,30 +170,30 @@ def weights(folder):
 def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
     module, watched, monkeypatch, tmp_path
 ):
-    chosen = config(task_weights="uncertainty", class_weights=True)
-    training.train(chosen, tmp_path / "whole")
+    train_config = config(task_weights="uncertainty", class_weights=True)
+    training.train(train_config, tmp_path / "whole")
     losses = np.array(watched.last.seen)
     assert losses.shape == (12, len(TASKS))
     assert (losses[-3:].mean(0) < 0.8 * losses[:3].mean(0)).all(), losses
-    whole = weights(tmp_path / "whole")
-    assert whole["head_parts/kernel"].shape[-1] == 4
-    assert whole["head_scene/kernel"].shape[-1] == 3
+    expected = weights(tmp_path / "whole")
+    assert expected["head_parts/kernel"].shape[-1] == 4
+    assert expected["head_scene/kernel"].shape[-1] == 3
 
     monkeypatch.setattr(watched, "stop_after", 21)
     with pytest.raises(Stopped):
-        training.train(chosen, tmp_path / "stopped")
+        training.train(train_config, tmp_path / "stopped")
     monkeypatch.setattr(watched, "stop_after", math.inf)
-    training.train(chosen, tmp_path / "stopped")
+    training.train(train_config, tmp_path / "stopped")
     assert len(watched.last.seen) == 6  # From the checkpoint at step 18 on.
-    again = weights(tmp_path / "stopped")
-    assert again.keys() == whole.keys()
-    for path, value in whole.items():
-        np.testing.assert_array_equal(again[path], value, err_msg=path)
+    result = weights(tmp_path / "stopped")
+    assert result.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(result[path], value, err_msg=path)
 
 
 @pytest.mark.slow
 def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
-    chosen = config(
+    train_config = config(
         epochs=2,
         adversarial_tasks="scene+parts",
         adversarial_steps=1,
@@ -203,28 +203,28 @@ def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
         best_metric="adversarial/seen/f1",
         random_targets=("flow",),
     )
-    training.train(chosen, tmp_path / "run")
+    training.train(train_config, tmp_path / "run")
     events = event_accumulator.EventAccumulator(
         str(tmp_path / "run" / "train"), {"tensors": 0}
     )
     events.Reload()
     tags = set(events.Tags()["tensors"])
-    numbers = {
+    names = {
         *(f"{task}/loss" for task in (*TASKS, "total")),
         *(f"{task}/{m}" for task in ("parts", "front") for m in ("miou",)),
         *("scene/accuracy", "seen/f1", "flow/mae", "flow/rmse"),
     }
     for kind in ("clean", "attacked"):
-        assert {f"{name}, {kind}" for name in numbers} <= tags
+        assert {f"{name}, {kind}" for name in names} <= tags
     assert {f"{task}/pictures" for task in TASKS} <= tags
     assert {f"{task}/loss, training" for task in TASKS} <= tags
     assert (tmp_path / "run" / "checkpoints" / "best").is_dir()
 
 
 def test_config_json_keeps_the_tasks_as_the_data_have_them(trained):
-    kept = json.loads((trained / "config.json").read_text())
-    assert kept["train"]["tasks"] == ["scene", "parts"]
-    scene, parts = kept["tasks"]
+    content = json.loads((trained / "config.json").read_text())
+    assert content["train"]["tasks"] == ["scene", "parts"]
+    scene, parts = content["tasks"]
     assert scene == {
         "name": "scene",
         "kind": "classes",
@@ -239,8 +239,8 @@ def test_config_json_keeps_the_tasks_as_the_data_have_them(trained):
 
 
 def test_uncertainty_weighs_by_kind(module):
-    chosen = config(task_weights="uncertainty")
-    job = job_lib.resolve(chosen)
+    train_config = config(task_weights="uncertainty")
+    job = job_lib.resolve(train_config)
     assert job.learner.weighting.current() == {
         "parts": 1,
         "front": 1,
@@ -272,9 +272,9 @@ def test_class_weights_and_losses_by_hand(module):
     np.testing.assert_allclose(
         losses["seen"](labels, scores, mask[:1]), [by_hand], rtol=1e-6
     )
-    other = training_losses.make(config(task_losses=("flow:l2",)), info)["flow"]
+    l2 = training_losses.make(config(task_losses=("flow:l2",)), info)["flow"]
     flow = np.array([[[[1, 2]]]], np.float32)
-    np.testing.assert_allclose(other(flow, 0 * flow, np.ones((1, 1, 1))), [2.5])
+    np.testing.assert_allclose(l2(flow, 0 * flow, np.ones((1, 1, 1))), [2.5])
 
 
 @pytest.mark.parametrize(
@@ -304,22 +304,22 @@ def test_what_does_not_go_together(module, settings, message):
 def test_the_best_metric_is_the_first_tasks_headline(module):
     job = job_lib.resolve(config(tasks=("scene", "flow")))
     assert (job.best.task, job.best.metric.name) == ("scene", "accuracy")
-    named = config(tasks=("scene", "flow"), best_metric="adversarial/flow/rmse")
-    best = monitor.parse_best(named, job.tasks)
+    train_config = config(tasks=("scene", "flow"), best_metric="adversarial/flow/rmse")
+    best = monitor.parse_best(train_config, job.tasks)
     assert (best.kind, best.task, best.metric.name) == ("adversarial", "flow", "rmse")
     tasks = TaskSet([Task("clean"), Task("adversarial")])
-    for text, found in {
+    for text, expected in {
         "clean/mae": ("clean", "clean"),
         "adversarial/mae": ("clean", "adversarial"),
         "adversarial/clean/mae": ("adversarial", "clean"),
         "clean/adversarial/mae": ("clean", "adversarial"),
     }.items():
         best = monitor.parse_best(config(tasks=tuple(tasks), best_metric=text), tasks)
-        assert (best.kind, best.task) == found
+        assert (best.kind, best.task) == expected
 
 
 def joints_net(image_shape, tasks):
-    """A head for each task, of whatever shape."""
+    """A model with a map for parts and five points for joints."""
     image = keras.Input(image_shape)
     x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
     x = keras.layers.BatchNormalization(name="encoder_norm")(x)
@@ -332,30 +332,30 @@ def joints_net(image_shape, tasks):
 
 def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
     def examples():
-        own = [*declared()["tasks"], Task("joints", channels=2, mirror=(-1, 1))]
+        tasks = [*declared()["tasks"], Task("joints", channels=2, mirror=(-1, 1))]
         splits = {
             split: [example(i, joints=np.full((5, 2), i / 24)) for i in range(16)]
             for split in ("train", "validation")
         }
-        return {**splits, "tasks": own}
+        return {**splits, "tasks": tasks}
 
     module.examples, module.net = examples, joints_net
-    chosen = {"tasks": ("joints", "parts"), "model": "own_blocks:net", "epochs": 2}
-    training.train(config(**chosen), tmp_path / "first")
+    settings = {"tasks": ("joints", "parts"), "model": "own_blocks:net", "epochs": 2}
+    training.train(config(**settings), tmp_path / "first")
     first = weights(tmp_path / "first")
     assert first["head_joints/kernel"].shape == (8 * 12 * 4, 10)
-    # With its encoder kept.
-    again = {"init": str(tmp_path / "first"), "frozen": ("encoder",), "seed": 1}
-    training.train(config(**chosen, **again), tmp_path / "second")
+    # With its encoder frozen.
+    init_settings = {"init": str(tmp_path / "first"), "frozen": ("encoder",), "seed": 1}
+    training.train(config(**settings, **init_settings), tmp_path / "second")
     second = weights(tmp_path / "second")
-    moved = {path for path in first if (first[path] != second[path]).any()}
-    assert moved == {
+    changed_paths = {path for path in first if (first[path] != second[path]).any()}
+    assert changed_paths == {
         f"head_{task}/{part}"
         for task in ("joints", "parts")
         for part in ("kernel", "bias")
     }
     with pytest.raises(InputError, match="never run unasked"):
-        building.build_model(config(**chosen), None)
+        building.build_model(config(**settings), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
 
@@ -368,43 +368,45 @@ def test_a_model_of_ones_own_starts_the_same_whatever_data_drew(module):
             return declared()
 
         module.examples, module.net = examples, conv_net
-        chosen = config(tasks=("flow",), model="own_blocks:net", strategy="one_device")
-        return job_lib.resolve(chosen).learner.model.get_weights()
+        train_config = config(
+            tasks=("flow",), model="own_blocks:net", strategy="one_device"
+        )
+        return job_lib.resolve(train_config).learner.model.get_weights()
 
-    for one, other in zip(start(0), start(2), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, result in zip(start(0), start(2), strict=True):
+        np.testing.assert_array_equal(expected, result)
 
 
 def test_aliases_name_own_tasks_where_a_run_is_attacked(module):
     flow = Task("flow", channels=2, aliases=("Motion",))
     module.examples = lambda: declared(tasks=[flow, *declared()["tasks"][:4]])
     name, size = "own_blocks:examples", "x".join(map(str, SIZE))
-    trained = TrainConfig(dataset=name, tasks=TASKS, model="tiny", image_size=size)
-    run = loading.Run(None, TASKS, trained, pathlib.Path("run"), "")
+    train_config = TrainConfig(dataset=name, tasks=TASKS, model="tiny", image_size=size)
+    run = loading.Run(None, TASKS, train_config, pathlib.Path("run"), "")
 
-    def opened(*tasks):
+    def tasks_of(*tasks):
         config = AttackConfig(ckpt="run", dataset=name, tasks=tasks)
         source, names = loading.open_data(config, run)
         assert set(source.columns("validation").targets) == set(names)
         return names
 
-    assert opened("motion", "scene") == opened("scene", "flow") == ("scene", "flow")
-    assert opened() == TASKS
+    assert tasks_of("motion", "scene") == tasks_of("scene", "flow") == ("scene", "flow")
+    assert tasks_of() == TASKS
     with pytest.raises(InputError, match="Unknown task 'moton'. Did you mean 'flow'"):
-        opened("moton")
+        tasks_of("moton")
     with pytest.raises(InputError, match="names 'flow' 2 times"):
-        opened("motion", "flow")
+        tasks_of("motion", "flow")
     # Training keeps names as they are, and says which one is meant.
     with pytest.raises(InputError, match="Motion is another name of flow; give flow"):
         data.open_source(name, tasks=("Motion",))
 
 
 def brighter(light):
-    """The declared data in another light, so that their mean is another."""
+    """The declared data with images times `light`, so that their mean differs."""
     content = declared()
     for split in ("train", "validation"):
-        for each in content[split]:
-            each["image"] = each["image"] * light
+        for item in content[split]:
+            item["image"] = item["image"] * light
     return content
 
 
@@ -416,18 +418,18 @@ def first_layer(model):
 def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(module, finished):
     workdir = finished
     (workdir / "model.keras").unlink()  # There are checkpoints.
-    before = data.open_source("own_blocks:examples").info
-    kept = json.loads((workdir / "config.json").read_text())["normalization"]
-    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+    info = data.open_source("own_blocks:examples").info
+    normalization = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert normalization == {"mean": list(info.mean), "std": list(info.std)}
 
     module.examples = lambda: brighter(0.5)  # As on other data that are attacked.
-    now = data.open_source("own_blocks:examples").info
-    assert abs(now.mean[0] - before.mean[0]) > 0.01
+    other_info = data.open_source("own_blocks:examples").info
+    assert abs(other_info.mean[0] - info.mean[0]) > 0.01
     run = loading.load_run(str(workdir), dataset="own_blocks:examples")
-    expected = np.round([*before.mean, *before.std], 6).tolist()
+    expected = np.round([*info.mean, *info.std], 6).tolist()
     assert first_layer(run.model) == expected
 
-    # Older runs say nothing of it; and what is damaged is not guessed.
+    # Older runs lack the entry; a damaged one is refused, not guessed.
     path = workdir / "config.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "normalization": {"mean": [0.5]}}))
@@ -436,30 +438,33 @@ def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(module, finishe
     del content["normalization"]
     path.write_text(json.dumps(content))
     run = loading.load_run(str(workdir), dataset="own_blocks:examples")
-    assert first_layer(run.model) == np.round([*now.mean, *now.std], 6).tolist()
+    assert (
+        first_layer(run.model)
+        == np.round([*other_info.mean, *other_info.std], 6).tolist()
+    )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_mean_that_it_began_with(
     module, watched, monkeypatch, tmp_path
 ):
-    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
-    chosen = dataclasses.replace(chosen, schedule="constant")
-    training.train(chosen, workdir)
-    before = data.open_source("own_blocks:examples").info
+    train_config, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
+    train_config = dataclasses.replace(train_config, schedule="constant")
+    training.train(train_config, workdir)
+    info = data.open_source("own_blocks:examples").info
 
-    def changed():  # Between the first and the last example, where nobody looks.
-        content, other = declared(), brighter(0.5)
-        content["train"][1:-1] = other["train"][1:-1]
+    def changed_examples():  # All but the first and last, which are compared.
+        content, bright = declared(), brighter(0.5)
+        content["train"][1:-1] = bright["train"][1:-1]
         return content
 
-    module.examples = changed
-    training.train(dataclasses.replace(chosen, epochs=5), workdir)
-    expected = np.round([*before.mean, *before.std], 6).tolist()
-    final = keras.saving.load_model(workdir / "model.keras", compile=False)
-    assert first_layer(final) == expected
-    kept = json.loads((workdir / "config.json").read_text())["normalization"]
-    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+    module.examples = changed_examples
+    training.train(dataclasses.replace(train_config, epochs=5), workdir)
+    expected = np.round([*info.mean, *info.std], 6).tolist()
+    model = keras.saving.load_model(workdir / "model.keras", compile=False)
+    assert first_layer(model) == expected
+    normalization = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert normalization == {"mean": list(info.mean), "std": list(info.std)}
 
 
 def longer():
@@ -483,23 +488,25 @@ def longer():
 def test_a_finished_run_is_not_trained_further_on_other_data(
     module, finished, changed, message
 ):
-    chosen, workdir = config(**SCENE), finished
-    before = weights(workdir)
+    train_config, workdir = config(**SCENE), finished
+    old_weights = weights(workdir)
     module.examples = changed
     with pytest.raises(InputError, match=message):
-        training.train(chosen, workdir)
-    after = weights(workdir)
-    assert all((after[path] == value).all() for path, value in before.items())
+        training.train(train_config, workdir)
+    new_weights = weights(workdir)
+    assert all(
+        (new_weights[path] == value).all() for path, value in old_weights.items()
+    )
     # Older runs do not say what they were trained on.
     path = workdir / "config.json"
     content = json.loads(path.read_text())
     del content["data"]
     path.write_text(json.dumps(content))
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
 
 
 def test_data_that_are_others_at_each_look_go_on_by_their_number(module, finished):
-    """As those of a reader that varies pictures itself."""
+    """As from a reader that varies pictures itself."""
     rng = np.random.default_rng(0)
 
     class Varied:
@@ -510,24 +517,24 @@ def test_data_that_are_others_at_each_look_go_on_by_their_number(module, finishe
             return len(self.seeds)
 
         def __getitem__(self, index):
-            one = example(self.seeds[index])
-            return {**one, "image": one["image"] * rng.uniform(0.5, 1)}
+            item = example(self.seeds[index])
+            return {**item, "image": item["image"] * rng.uniform(0.5, 1)}
 
     def examples(count=24):
-        varied = {"train": Varied(range(count)), "validation": Varied(range(50, 56))}
-        parts, *others = declared()["tasks"]  # Its classes cannot be counted.
-        return {**varied, "tasks": [parts.bound(channels=4), *others]}
+        splits = {"train": Varied(range(count)), "validation": Varied(range(50, 56))}
+        parts, *tasks = declared()["tasks"]  # Its classes cannot be counted.
+        return {**splits, "tasks": [parts.bound(channels=4), *tasks]}
 
     module.examples = examples
     facts = job_lib.data_facts(data.open_source("own_blocks:examples"), 24)
     assert facts["train"] == {"examples": 24, "means": None}
     path = finished / "config.json"  # As a run on these data writes it.
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": facts}))
-    chosen = config(**SCENE)
-    training.train(chosen, finished)
+    train_config = config(**SCENE)
+    training.train(train_config, finished)
     module.examples = lambda: examples(32)
     with pytest.raises(InputError, match="train had 24 examples and has 32"):
-        training.train(chosen, finished)
+        training.train(train_config, finished)
 
 
 @pytest.mark.slow
@@ -537,27 +544,27 @@ def test_examples_that_cannot_be_used_end_training_in_a_sentence(
     """They are read one by one, so only training meets the wrong one."""
 
     class Lazy(collections.UserList):
-        """What is no list is not looked at beforehand."""
+        """No list, so its examples are not checked beforehand."""
 
     scenes = [3 if i == 12 else i % 3 for i in range(24)]
     examples = [
         {"image": example(i)["image"], "targets": {"scene": scene}}
         for i, scene in enumerate(scenes)
     ]
-    known = {"mean": [0.5] * 3, "std": [0.2] * 3}  # Else some would be read for them.
+    statistics = {"mean": [0.5] * 3, "std": [0.2] * 3}  # Else examples would be read.
     module.examples = lambda: declared(
-        train=Lazy(examples), validation=examples[:6], **known
+        train=Lazy(examples), validation=examples[:6], **statistics
     )
-    chosen = config(tasks=("scene",), epochs=1)
+    train_config = config(tasks=("scene",), epochs=1)
     with pytest.raises(InputError, match="scene .* example 12 of train has 3"):
-        training.train(chosen, tmp_path / "run")
+        training.train(train_config, tmp_path / "run")
 
 
 def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path):
-    chosen = config(tasks=("scene",), epochs=1, train_examples=16)
-    training.train(chosen, tmp_path / "run")
+    train_config = config(tasks=("scene",), epochs=1, train_examples=16)
+    training.train(train_config, tmp_path / "run")
     module.examples = longer
-    training.train(chosen, tmp_path / "run")
+    training.train(train_config, tmp_path / "run")
 
 
 def test_the_same_data_may_be_moved(module, finished):
@@ -569,8 +576,8 @@ def test_other_channels_than_in_training_are_refused(module, finished):
     def grey():
         content = declared()
         for split in ("train", "validation"):
-            for each in content[split]:
-                each["image"] = each["image"][..., :1]
+            for item in content[split]:
+                item["image"] = item["image"][..., :1]
         return content
 
     module.examples = grey
@@ -587,27 +594,27 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(
     training.train(config(tasks=("scene",), epochs=1), tmp_path / "first")
     init = tmp_path / "init.keras"
     (tmp_path / "first" / "model.keras").rename(init)
-    chosen = config(tasks=("scene",), epochs=4, init=str(init))
+    train_config = config(tasks=("scene",), epochs=4, init=str(init))
     workdir = tmp_path / "run"
     monkeypatch.setattr(watched, "stop_after", 9)
     with pytest.raises(Stopped):
-        training.train(chosen, workdir)
+        training.train(train_config, workdir)
     monkeypatch.setattr(watched, "stop_after", math.inf)
-    kept = init.read_bytes()
+    content = init.read_bytes()
     init.unlink()
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
     assert len(watched.last.seen) == 2  # From the checkpoint at step 6 on.
-    training.train(chosen, workdir)  # It has ended.
+    training.train(train_config, workdir)  # It has ended.
 
-    # Without a checkpoint it starts again, and needs them.
+    # Without a checkpoint it starts again, and needs the initial weights.
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(InputError, match="--init must be a .keras or .h5 file"):
-        training.train(chosen, workdir)
-    whole = weights(workdir)
-    init.write_bytes(kept)
-    training.train(chosen, workdir)
+        training.train(train_config, workdir)
+    expected = weights(workdir)
+    init.write_bytes(content)
+    training.train(train_config, workdir)
     for path, value in weights(workdir).items():
-        np.testing.assert_array_equal(value, whole[path], err_msg=path)
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 def conv_net(image_shape, tasks, kernel=3):
@@ -634,30 +641,30 @@ def with_loss(factor):
 
 def test_a_run_goes_on_with_the_code_that_it_began_with(module, watched, tmp_path):
     module.net, module.examples = conv_net, with_loss(2.0)
-    chosen = config(tasks=("flow",), model="own_blocks:net", epochs=1)
+    train_config = config(tasks=("flow",), model="own_blocks:net", epochs=1)
     workdir = tmp_path / "run"
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
     module.examples = with_loss(2.0)  # Made anew, as in another process.
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
 
     module.net = functools.partial(conv_net, kernel=1)
     with pytest.raises(InputError, match="weights: the model is another one. Restore"):
-        training.train(chosen, workdir)
+        training.train(train_config, workdir)
     module.net, module.examples = conv_net, with_loss(3.0)
     with pytest.raises(InputError, match="weights: the loss of flow is another one."):
-        training.train(chosen, workdir)
+        training.train(train_config, workdir)
     module.examples = declared
     with pytest.raises(InputError, match="the loss of flow is another one."):
-        training.train(chosen, workdir)
+        training.train(train_config, workdir)
 
     # Hashes of other versions say nothing, and older runs have none.
     path = workdir / "config.json"
     content = json.loads(path.read_text())
     path.write_text(path.read_text().replace(keras.__version__, "3.0.0"))
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
     del content["code"]
     path.write_text(json.dumps(content))
-    training.train(chosen, workdir)
+    training.train(train_config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -676,22 +683,24 @@ def test_a_run_goes_on_with_the_code_that_it_began_with(module, watched, tmp_pat
 def test_several_workers_have_the_same_code_of_the_users(
     module, kernels, factors, said
 ):
-    this = threading.local()
+    thread = threading.local()
 
     def work(workers):
-        this.kernel = kernels[not workers.chief]
-        this.factor = factors[not workers.chief]
-        chosen = config(tasks=("flow",), model="own_blocks:net", strategy="one_device")
-        return job_lib.resolve(chosen, workers)
+        thread.kernel = kernels[not workers.chief]
+        thread.factor = factors[not workers.chief]
+        train_config = config(
+            tasks=("flow",), model="own_blocks:net", strategy="one_device"
+        )
+        return job_lib.resolve(train_config, workers)
 
     def examples():
-        return with_loss(this.factor)() if this.factor else declared()
+        return with_loss(thread.factor)() if thread.factor else declared()
 
-    module.net = lambda *given: conv_net(*given, kernel=this.kernel)
+    module.net = lambda *arguments: conv_net(*arguments, kernel=thread.kernel)
     module.examples = examples
-    for found in workers_fixture.run(work):
-        assert isinstance(found, InputError if said else job_lib.Job)
-        assert said in str(found)
+    for result in workers_fixture.run(work):
+        assert isinstance(result, InputError if said else job_lib.Job)
+        assert said in str(result)
 
 
 def test_a_run_goes_on_from_the_weights_that_it_began_with(module, watched, tmp_path):
@@ -702,38 +711,40 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(module, watched, tmp_
 
     module.net, init, workdir = net, tmp_path / "init.keras", tmp_path / "run"
     net((*SIZE, 3), ()).save(init)
-    chosen = config(tasks=("parts",), model="own_blocks:net", init=str(init), epochs=1)
-    chosen = dataclasses.replace(chosen, schedule="constant")
-    training.train(chosen, workdir)
-    training.train(chosen, workdir)
-    kept = json.loads((workdir / "config.json").read_text())["init"]
-    whole = init.read_bytes()
+    train_config = config(
+        tasks=("parts",), model="own_blocks:net", init=str(init), epochs=1
+    )
+    train_config = dataclasses.replace(train_config, schedule="constant")
+    training.train(train_config, workdir)
+    training.train(train_config, workdir)
+    init_entry = json.loads((workdir / "config.json").read_text())["init"]
+    content = init.read_bytes()
     net((*SIZE, 3), (), "ones").save(init)
     with pytest.raises(InputError, match="run of .* weights: --init has other weights"):
-        training.train(chosen, workdir)
+        training.train(train_config, workdir)
 
-    # What it was is known still where the file is gone for a while.
+    # The run knows its initial weights even while their file is gone.
     init.unlink()
-    training.train(dataclasses.replace(chosen, epochs=2), workdir)
-    assert json.loads((workdir / "config.json").read_text())["init"] == kept
-    init.write_bytes(whole)
-    training.train(dataclasses.replace(chosen, epochs=2), workdir)
+    training.train(dataclasses.replace(train_config, epochs=2), workdir)
+    assert json.loads((workdir / "config.json").read_text())["init"] == init_entry
+    init.write_bytes(content)
+    training.train(dataclasses.replace(train_config, epochs=2), workdir)
 
 
 def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(finished, tmp_path):
-    chosen, new = config(**SCENE, aux_weight=0.1), tmp_path / "new"
+    train_config, new_run = config(**SCENE, aux_weight=0.1), tmp_path / "new"
     with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
-        training.train(chosen, new)
-    assert not new.exists()
-    directory.write_config(finished, chosen)
-    training.train(chosen, finished)
+        training.train(train_config, new_run)
+    assert not new_run.exists()
+    directory.write_config(finished, train_config)
+    training.train(train_config, finished)
     (finished / "model.keras").unlink()
     run = loading.load_run(str(finished), dataset="own_blocks:examples")
-    assert run.config == chosen
+    assert run.config == train_config
 
 
 def softmax_net(image_shape, tasks):
-    """It gives probabilities."""
+    """A model that gives probabilities."""
     image = keras.Input(image_shape)
     head = keras.layers.Conv2D(4, 1, activation="softmax")
     return keras.Model(image, {"parts": head(image)})
@@ -741,17 +752,17 @@ def softmax_net(image_shape, tasks):
 
 def test_new_runs_refuse_probabilities_and_older_ones_go_on(module, watched, tmp_path):
     module.net = softmax_net
-    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=1)
+    train_config = config(tasks=("parts",), model="own_blocks:net", epochs=1)
     with pytest.raises(InputError, match="for parts .* must be logits.*has a softmax"):
-        training.train(chosen, tmp_path / "run")
-    directory.write_config(tmp_path / "run", chosen)
-    training.train(chosen, tmp_path / "run")
+        training.train(train_config, tmp_path / "run")
+    directory.write_config(tmp_path / "run", train_config)
+    training.train(train_config, tmp_path / "run")
     run = loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
     assert run.tasks == ("parts",)
 
 
 def dropout_net(image_shape, tasks):
-    """With noise of its own in training."""
+    """A model with dropout, which is random in training."""
     image = keras.Input(image_shape)
     x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
     x = keras.layers.Dropout(0.5, name="encoder_dropout")(x)
@@ -762,13 +773,13 @@ def test_a_model_with_noise_goes_on_with_the_same_bits(
     module, watched, monkeypatch, tmp_path
 ):
     module.net = dropout_net
-    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=4)
-    training.train(chosen, tmp_path / "whole")
+    train_config = config(tasks=("parts",), model="own_blocks:net", epochs=4)
+    training.train(train_config, tmp_path / "whole")
     monkeypatch.setattr(watched, "stop_after", 8)
     with pytest.raises(Stopped):
-        training.train(chosen, tmp_path / "stopped")
+        training.train(train_config, tmp_path / "stopped")
     monkeypatch.setattr(watched, "stop_after", math.inf)
-    training.train(chosen, tmp_path / "stopped")
-    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
-    for path, value in whole.items():
-        np.testing.assert_array_equal(again[path], value, err_msg=path)
+    training.train(train_config, tmp_path / "stopped")
+    expected, result = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    for path, value in expected.items():
+        np.testing.assert_array_equal(result[path], value, err_msg=path)

@@ -38,14 +38,14 @@ INFO = DatasetInfo(
 def real_columns() -> Columns:
     rng = np.random.default_rng(0)
     shape = (N, HEIGHT, WIDTH)
-    known = rng.random(shape) < 0.7
+    valid = rng.random(shape) < 0.7
     return Columns(
         images=rng.integers(0, 256, (*shape, 3), np.uint8),
         targets={
             "seg": rng.integers(0, 2, shape, np.uint8),
             "normal": rng.normal(size=(*shape, 3)).astype(np.float32),
         },
-        masks={"normal": known},
+        masks={"normal": valid},
     )
 
 
@@ -63,12 +63,12 @@ def epochs(columns, count=4, first=0):
     return list(batches.as_numpy_iterator())
 
 
-def way_of(picture, whole):
-    """(rows, columns, sign) that make the picture out of the whole one, by search."""
+def way_of(picture, image):
+    """Finds the (rows, columns, step) that cut the picture out of its image."""
     for top in range(HEIGHT - CROP[0] + 1):
         for left in range(WIDTH - CROP[1] + 1):
             rows, columns = slice(top, top + CROP[0]), slice(left, left + CROP[1])
-            window = whole[rows, columns]
+            window = image[rows, columns]
             for step in (1, -1):
                 if np.array_equal(window[:, ::step], picture):
                     return rows, columns, step
@@ -77,9 +77,9 @@ def way_of(picture, whole):
 
 def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_epoch():
     columns = noise_targets.replace(real_columns(), NOISY, INFO, 5)
-    everything = {task: columns.targets[task][np.arange(N)] for task in NOISY}
+    targets = {task: columns.targets[task][np.arange(N)] for task in NOISY}
     images = columns.images.astype(np.float32) / np.float32(255)
-    seen, steps = [], set()
+    order, steps = [], set()
     for batch in epochs(columns):
         for place, index in enumerate(batch["index"]):
             rows, cols, step = way_of(batch["image"][place], images[index])
@@ -88,29 +88,31 @@ def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_ep
                 "normal": (step, 1, 1),
             }  # x points the other way.
             for task in NOISY:
-                window = everything[task][index][rows, cols][:, ::step]
-                found = batch["targets"][task][place]
-                np.testing.assert_array_equal(found, window * np.float32(mirror[task]))
-            known = columns.masks["normal"][index][rows, cols][:, ::step]
-            np.testing.assert_array_equal(batch["masks"]["normal"][place], known)
-            seen.append(int(index))
+                window = targets[task][index][rows, cols][:, ::step]
+                result = batch["targets"][task][place]
+                np.testing.assert_array_equal(result, window * np.float32(mirror[task]))
+            mask = columns.masks["normal"][index][rows, cols][:, ::step]
+            np.testing.assert_array_equal(batch["masks"]["normal"][place], mask)
+            order.append(int(index))
             steps.add(step)
     assert steps == {1, -1}
-    assert min(seen.count(index) for index in set(seen)) >= 2  # Several epochs each.
+    assert min(order.count(index) for index in set(order)) >= 2  # Several epochs each.
 
 
 def test_all_else_is_bit_equal_and_a_later_start_goes_on():
     control = noise_targets.replace(real_columns(), NOISY, INFO, 5)
-    for own, other in zip(epochs(real_columns()), epochs(control), strict=True):
+    for real, noisy in zip(epochs(real_columns()), epochs(control), strict=True):
         for name in ("image", "masks", "index", "position", "step"):
-            np.testing.assert_equal(other[name], own[name])
-        np.testing.assert_array_equal(other["targets"]["seg"], own["targets"]["seg"])
+            np.testing.assert_equal(noisy[name], real[name])
+        np.testing.assert_array_equal(noisy["targets"]["seg"], real["targets"]["seg"])
         for task in NOISY:
-            assert other["targets"][task].dtype == np.float32
-            assert other["targets"][task].shape == own["targets"][task].shape
-            assert (other["targets"][task] != own["targets"][task]).any()
-    for whole, late in zip(epochs(control)[7:], epochs(control, first=7), strict=True):
-        np.testing.assert_equal(late, whole)
+            assert noisy["targets"][task].dtype == np.float32
+            assert noisy["targets"][task].shape == real["targets"][task].shape
+            assert (noisy["targets"][task] != real["targets"][task]).any()
+    for expected, result in zip(
+        epochs(control)[7:], epochs(control, first=7), strict=True
+    ):
+        np.testing.assert_equal(result, expected)
 
 
 class Stopped(Exception):
@@ -137,9 +139,9 @@ def test_a_stopped_run_ends_with_the_same_bits(noise_config, tmp_path, monkeypat
         with pytest.raises(Stopped):
             training.train(config, tmp_path / "cut")
     training.train(config, tmp_path / "cut")
-    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(cut[name], value, err_msg=name)
-    kept = json.loads((tmp_path / "cut" / "config.json").read_text())["train"]
-    assert kept["random_targets"] == ["autoencoder"]
+    expected, result = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert expected.keys() == result.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
+    settings = json.loads((tmp_path / "cut" / "config.json").read_text())["train"]
+    assert settings["random_targets"] == ["autoencoder"]

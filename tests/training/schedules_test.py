@@ -35,8 +35,8 @@ def test_a_whole_number_is_a_rate_like_any_other():
     assert rates(config, 4, 8) == pytest.approx(want, abs=1e-6)
     settings = {"schedule": "step", "lr_epochs": (1,), "lr_factor": 0, "epochs": 2}
     assert rates(TrainConfig(learning_rate=2, **settings), 1, 2) == [2, 0]
-    made = schedules.optimizer(TrainConfig(optimizer="sgd", momentum=0), 10)
-    assert made.momentum == 0
+    optimizer = schedules.optimizer(TrainConfig(optimizer="sgd", momentum=0), 10)
+    assert optimizer.momentum == 0
 
 
 def test_constant_stays():
@@ -48,14 +48,14 @@ def test_constant_stays():
     ("name", "kind"), [("sgd", keras.optimizers.SGD), ("adam", keras.optimizers.Adam)]
 )
 def test_optimizers(name, kind):
-    made = schedules.optimizer(TrainConfig(optimizer=name), 10)
-    assert type(made) is kind
-    assert not made.weight_decay
+    optimizer = schedules.optimizer(TrainConfig(optimizer=name), 10)
+    assert type(optimizer) is kind
+    assert not optimizer.weight_decay
 
 
 def test_half_precision_scales_the_loss():
-    made = schedules.optimizer(TrainConfig(precision="mixed_float16"), 10)
-    assert isinstance(made, keras.optimizers.LossScaleOptimizer)
+    optimizer = schedules.optimizer(TrainConfig(precision="mixed_float16"), 10)
+    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def test_the_released_schedule_is_zero_after_180_epochs():
