@@ -62,9 +62,7 @@ def test_a_task_must_be_attacked_alone_in_the_same_way_in_all(read):
         side_by_side.compare(models)
     more_models = read(c=[*records, *other_records], d=records)
     comparisons = side_by_side.compare(more_models)
-    assert [
-        (comparison.task, comparison.facts["steps"]) for comparison in comparisons
-    ] == [
+    assert [(c.task, c.facts["steps"]) for c in comparisons] == [
         ("seg", 10),
         ("depth", 20),
     ]

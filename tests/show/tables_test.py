@@ -98,9 +98,8 @@ def test_metrics_that_were_asked_for_are_in_a_table_of_their_own(tmp_path):
     assert max(map(len, all_metrics.splitlines())) <= 60
     record = next(r for r in RECORDS if r["metric"] == "rmse")
     assert f"clean: {text.plain(record['clean'])}" in output
-    assert (
-        output.count(f"| {text.plain(record['attacked_value'])}\n") == 2
-    )  # Two radii.
+    # Two radii.
+    assert output.count(f"| {text.plain(record['attacked_value'])}\n") == 2
     markdown = tables.printed("markdown", "title", RECORDS, tmp_path, ("rmse",))
     assert "| depth rmse" in markdown
 
