@@ -191,14 +191,14 @@ def test_peers_without_peers(script, tmp_path):
     flags = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
     flags += ("--train_steps=0", "--judged=2")
     report = _report(script, "peers", tmp_path, *flags)
-    limit, ours, last = report["results"]
-    assert [row["what"] for row in (limit, ours, last)] == [
+    limit_row, best_row, last_row = report["results"]
+    assert [row["what"] for row in (limit_row, best_row, last_row)] == [
         "limit",
         "mtr_tf",
         "mtr_tf last",
     ]
-    assert (ours["keeps"], last["keeps"]) == ("best", "last")
-    assert ours["loss"] >= last["loss"] > 0
+    assert (best_row["keeps"], last_row["keeps"]) == ("best", "last")
+    assert best_row["loss"] >= last_row["loss"] > 0
 
 
 @pytest.mark.parametrize("name", ["peers", "released_speed"])

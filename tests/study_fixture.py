@@ -288,11 +288,11 @@ def write_measures(
     """Writes measures.json of random gradients with a correlation of about 0.2."""
     rng = np.random.default_rng(seed)
     images, count = 12, len(tasks)
-    common, individual = (
+    common_part, task_part = (
         rng.normal(size=(images, 1, 300)),
         rng.normal(size=(images, count, 300)),
     )
-    gradients = np.sqrt(0.2) * common + np.sqrt(0.8) * individual
+    gradients = np.sqrt(0.2) * common_part + np.sqrt(0.8) * task_part
     gradients *= np.arange(1, count + 1)[:, None]
     records = _task_records(gradients, tasks, seed) if "tasks" in measures else []
     groups = [(task,) for task in tasks] + [tuple(tasks)] * (count > 1)

@@ -24,8 +24,8 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "copy"
     for name in ("mtr_tf", "docs", "flags"):
-        ignored = shutil.ignore_patterns("__pycache__", "results", "images")
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        ignore = shutil.ignore_patterns("__pycache__", "results", "images")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", str(copy)]

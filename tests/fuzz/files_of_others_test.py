@@ -185,9 +185,9 @@ def test_keras_files_that_say_something_else(cases, whole_model, tmp_path):
                 _check_weights(run.model, content)
 
 
-def _other_weights(stored: bytes, rng) -> bytes:
+def _other_weights(data: bytes, rng) -> bytes:
     """Weights without one of their arrays, or with one of another shape or kind."""
-    buffer = io.BytesIO(stored)
+    buffer = io.BytesIO(data)
     with h5py.File(buffer, "r+") as file:
         names: list[str] = []
         file.visititems(lambda n, o: names.append(n) if hasattr(o, "shape") else None)
@@ -204,10 +204,10 @@ def _other_weights(stored: bytes, rng) -> bytes:
     return buffer.getvalue()
 
 
-def _check_weights(model, stored: bytes) -> None:
+def _check_weights(model, data: bytes) -> None:
     """Checks that the model has all weights of the file, and no others."""
     arrays: list[np.ndarray] = []
-    with h5py.File(io.BytesIO(stored)) as file:
+    with h5py.File(io.BytesIO(data)) as file:
         file.visititems(
             lambda n, o: arrays.append(o[()]) if hasattr(o, "shape") else None
         )

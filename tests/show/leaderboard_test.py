@@ -191,9 +191,9 @@ def test_the_attack_that_counts_is_named_with_what_is_not_usual():
 
 
 def test_attacks_that_leave_the_ball_do_not_count():
-    ours = result("pgd", 4.0, algorithm="pgd")
-    released = result("pgd_released", 3.0, algorithm="pgd_released")
-    (record,) = records("s", 0, ours, released)
+    pgd = result("pgd", 4.0, algorithm="pgd")
+    pgd_released = result("pgd_released", 3.0, algorithm="pgd_released")
+    (record,) = records("s", 0, pgd, pgd_released)
     assert record["attack"] == "pgd"
     old_record = record | {"attack": "pgd_released-dgba", "attacked_value": [1.0]}
     (board,) = leaderboard.boards([record, old_record])  # As from an older file.
@@ -230,11 +230,11 @@ def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
         ("mine", [3]),
     ]
     settings = {"attack": {"out": "theirs"}, "train": train}
-    (out := tmp_path / "attacks" / "out").mkdir(parents=True)
+    (folder := tmp_path / "attacks" / "out").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps({"train": {"seed": 7}}))
-    (out / "results.json").write_text(json.dumps([own_result]))
-    (out / "settings.json").write_text(json.dumps(settings))
-    assert leaderboard.of_folder("mine", out) == leaderboard.of_folder(
+    (folder / "results.json").write_text(json.dumps([own_result]))
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert leaderboard.of_folder("mine", folder) == leaderboard.of_folder(
         "mine", run / "attacks" / "quick"
     )
     tree = parse(page.read_text())
