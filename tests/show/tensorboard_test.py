@@ -592,7 +592,7 @@ def test_default_smoothing_does_not_bend_the_curves(radii):
     assert list(steps) == sorted(set(steps))
     curve = dict(zip(steps, smoothed(raw_values), strict=True))
     for (eps, value), (_, previous) in zip(points[1:], points, strict=False):
-        end = curve[round(eps * scale) + tensorboard._REPEATED]
+        end = curve[round(eps * scale) + tensorboard._REPEATS]
         assert abs(end - value) <= 0.002 * abs(value - previous)
     lines = np.interp(steps, [round(eps * scale) for eps, _ in points], values)
     assert np.abs(lines - list(curve.values())).max() <= 0.07 * np.ptp(values)
