@@ -18,16 +18,16 @@ def normal(shape, seed=1, dtype=np.float32):
 
 
 def linear(w):
-    """The loss of each image is its product with `w`, an image or a batch of them."""
+    """A loss: the inner product of each image with `w`, one image or a batch."""
     return attacks.simple(
         lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
     )
 
 
 def two_pixels(norm):
-    """Images of two pixels, a wavy loss, and its most in balls of radius 0.3.
+    """Images of two pixels, a wavy loss, and its maximum in balls of radius 0.3.
 
-    That is by brute force, on a grid of points 0.0025 apart.
+    The maximum is by brute force, on a grid of points 0.0025 apart.
     """
     x, a = images((6, 2), seed=3), normal((6, 2), 4) * 4
 

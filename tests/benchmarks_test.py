@@ -109,8 +109,8 @@ def test_strongest_attack(script, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "_nets", nets)
     flags = ("--model=tiny", "--width=4", "--image_size=16", "--tasks=seg,depth")
-    small = ("--images=2", "--budgets=12,24", "--eps=8", "--seeds=1")
-    report = _report(script, "strongest_attack", tmp_path, *flags, *small)
+    sizes = ("--images=2", "--budgets=12,24", "--eps=8", "--seeds=1")
+    report = _report(script, "strongest_attack", tmp_path, *flags, *sizes)
     rows = {(r["task"], r["metric"], r["attack"]): r for r in report["results"]}
     clean = rows["seg", "pixel_accuracy", "none"]
     for attack in ("pgd own", "apgd cospgd", "worst own", "sea"):
@@ -124,12 +124,12 @@ def test_strongest_attack(script, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_gradient_law_against_sums_of_gradients(script):
-    """Of every set, at both places: vectors added up, and their norms averaged."""
+    """For every set, at both places: sums the vectors and averages their norms."""
     law = script("gradient_law")
     tasks = task_set(("seg", "depth", "normal"))
     batch = _batch(6, tasks)
     model = models.build("tiny", tasks, batch["image"].shape[1:], 4)
-    found = law.gradients_of(model, tasks, [batch])
+    gradients = law.gradients_of(model, tasks, [batch])
     trunk, heads = law.split(model)
     image = tf.constant(batch["image"])
     with tf.GradientTape(persistent=True) as tape:
@@ -141,8 +141,8 @@ def test_gradient_law_against_sums_of_gradients(script):
         slopes = [np.array(tape.gradient(losses[t], x)).reshape(6, -1) for t in tasks]
         slopes = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in slopes]
         sets = [[r for t, r in enumerate(slopes) if n >> t & 1] for n in range(1, 8)]
-        norms = [np.linalg.norm(sum(one) / len(one), axis=1) for one in sets]
-        numbers = law.numbers_of(found[place])
+        norms = [np.linalg.norm(sum(group) / len(group), axis=1) for group in sets]
+        numbers = law.numbers_of(gradients[place])
         np.testing.assert_allclose(
             numbers["sets_measured"], [norm[3:].mean() for norm in norms], rtol=1e-3
         )
@@ -150,7 +150,7 @@ def test_gradient_law_against_sums_of_gradients(script):
         np.testing.assert_allclose(
             numbers["sets_predicted"], np.sqrt(squares), rtol=1e-3
         )
-        sizes = np.array([len(one) for one in sets])
+        sizes = np.array([len(group) for group in sets])
         by_size = [np.mean(np.array(squares)[sizes == k]) for k in (1, 2, 3)]
         np.testing.assert_allclose(numbers["law"], np.sqrt(by_size), rtol=1e-3)
 
@@ -182,23 +182,23 @@ def _batch(count, tasks):
 
 def test_memory(script, capsys):
     script("memory").main([*_SMALL, "--batch_size=2", "--child=pgd,1"])
-    peak, own = map(float, capsys.readouterr().out.split())
-    assert peak > own >= 0
+    peak, attack_peak = map(float, capsys.readouterr().out.split())
+    assert peak > attack_peak >= 0
 
 
 @pytest.mark.slow
 def test_peers_without_peers(script, tmp_path):
-    small = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
-    small += ("--train_steps=0", "--judged=2")
-    report = _report(script, "peers", tmp_path, *small)
-    limit, ours, last = report["results"]
-    assert [row["what"] for row in (limit, ours, last)] == [
+    flags = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
+    flags += ("--train_steps=0", "--judged=2")
+    report = _report(script, "peers", tmp_path, *flags)
+    limit_row, best_row, last_row = report["results"]
+    assert [row["what"] for row in (limit_row, best_row, last_row)] == [
         "limit",
         "mtr_tf",
         "mtr_tf last",
     ]
-    assert (ours["keeps"], last["keeps"]) == ("best", "last")
-    assert ours["loss"] >= last["loss"] > 0
+    assert (best_row["keeps"], last_row["keeps"]) == ("best", "last")
+    assert best_row["loss"] >= last_row["loss"] > 0
 
 
 @pytest.mark.parametrize("name", ["peers", "released_speed"])
@@ -235,7 +235,7 @@ def test_gpu_on_a_cpu(script, tmp_path):
     report = _report(script, "gpu", tmp_path, *flags, f"--profile={tmp_path}")
     products, passes = report["results"][0], report["results"][3]
     assert products["least_ms"] <= products["ms"] <= products["most_ms"]
-    assert products["kernels"] == []  # Those of a CPU are none.
+    assert products["kernels"] == []  # A CPU has none.
     assert products["dtype"] == passes["dtype"] == "bfloat16"
     assert passes["tflops"] == pytest.approx(passes["gflop"] * 2 / passes["ms"])
     assert passes["share"] == pytest.approx(passes["tflops"] / products["tflops"])
@@ -260,19 +260,19 @@ def test_the_usual_parts_compile_together(script):
     args = gpu._arguments(["--processes=10", "--torch_python=x"])
     assert [len(names) for names in gpu._worker_groups(args)] == [10, 1]
     args = gpu._arguments(["--processes=4"])
-    together = list(gpu._worker_groups(args))
-    assert [len(names) for names in together] == [4, 4, 2]
-    assert together[0] == ["matmul:0", "attack:0", "attack:1", "attack:2"]
+    groups = list(gpu._worker_groups(args))
+    assert [len(names) for names in groups] == [4, 4, 2]
+    assert groups[0] == ["matmul:0", "attack:0", "attack:1", "attack:2"]
 
 
 def test_shares_are_of_products_that_were_measured(script):
     gpu = script("gpu")
     record = {"part": "attack", "dtype": "float32", "ms": 2.0, "gflop": 4.0, "batch": 3}
-    failed = {"part": "matmul", "dtype": "float32", "error": "no memory"}
-    found = gpu._add_rates(record, [failed])
-    assert (found["tflops"], found.get("share")) == (6, None)
-    measured = {"part": "matmul", "dtype": "float32", "tflops": 24.0}
-    assert gpu._add_rates(record, [failed, measured])["share"] == 0.25
+    failure = {"part": "matmul", "dtype": "float32", "error": "no memory"}
+    rates = gpu._add_rates(record, [failure])
+    assert (rates["tflops"], rates.get("share")) == (6, None)
+    product = {"part": "matmul", "dtype": "float32", "tflops": 24.0}
+    assert gpu._add_rates(record, [failure, product])["share"] == 0.25
 
 
 def test_the_longest_kernels_of_a_trace(script):
@@ -303,8 +303,8 @@ def test_cases_of_all_parts(tiny_gpu):
     gpu, args = tiny_gpu
     for part, groups in gpu._PARTS.items():
         if not part.startswith("torch"):
-            about = [what for group in groups(args) for what, _ in group]
-            assert len({str(what) for what in about}) == len(about) > 0
+            cases = [what for group in groups(args) for what, _ in group]
+            assert len({str(what) for what in cases}) == len(cases) > 0
 
 
 @pytest.mark.slow
@@ -322,9 +322,9 @@ def test_cases_of_a_part_run(part, chosen, tiny_gpu):
     cases = [case for case in cases if chosen.items() <= case[0].items()]
     assert cases
     for _, run in cases:
-        found = run()
-        assert found["ms"] > 0
-        assert np.isfinite(found.get("loss", 0))
+        result = run()
+        assert result["ms"] > 0
+        assert np.isfinite(result.get("loss", 0))
 
 
 def test_work_of_the_papers_net(script):
@@ -343,8 +343,8 @@ def test_work_by_hand(script):
     x = keras.layers.Add()([x, keras.layers.Conv2D(4, 1)(y)])
     x = keras.layers.Conv2DTranspose(5, 2, 2)(x)
     spec, _ = script("net_spec").describe(keras.Model(image, {"seg": x}))
-    own = 2 * (4 * 6) * 4 * (49 * 3 + 3 + 4 * 5)
-    assert script("net_spec").forward_flops(spec, 8, 12) == own
+    expected = 2 * (4 * 6) * 4 * (49 * 3 + 3 + 4 * 5)
+    assert script("net_spec").forward_flops(spec, 8, 12) == expected
     assert len(spec["nodes"]) == 5  # Padding and subsampling are within convolutions.
 
 
@@ -364,9 +364,9 @@ def test_nets_in_pytorch_are_ours(name, script):
     arrays = {name.replace("/", "."): array for name, array in arrays.items()}
     net = script("torch_spec").Net(spec, arrays).eval()
     x = rng.random((2, 32, 32, 3), np.float32)
-    found = net(torch.tensor(x).permute(0, 3, 1, 2))
+    outputs = net(torch.tensor(x).permute(0, 3, 1, 2))
     for task, want in model(x, training=False).items():
-        got = found[task].detach().permute(0, 2, 3, 1)
+        got = outputs[task].detach().permute(0, 2, 3, 1)
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -46,7 +46,7 @@ CHROMIUM = (
 
 
 class Clock:
-    """One deadline for all that is waited for."""
+    """One deadline for all waits."""
 
     def __init__(self, seconds: float):
         self._end = time.monotonic() + seconds
@@ -54,20 +54,20 @@ class Clock:
     def left(self) -> float:
         return max(0.0, self._end - time.monotonic())
 
-    def wait(self, what: str, look, found=bool):
-        """Calls `look` until what it returns is `found`; returns that."""
-        while not found(seen := look()):
+    def wait(self, what: str, look, accept=bool):
+        """Calls `look` until its result passes `accept`; returns the result."""
+        while not accept(result := look()):
             if time.monotonic() > self._end:
-                pytest.fail(f"no {what} in time; last seen: {str(seen)[:3000]}")
+                pytest.fail(f"no {what} in time; last seen: {str(result)[:3000]}")
             time.sleep(0.1)
-        return seen
+        return result
 
 
 @contextlib.contextmanager
 def server(command, log: pathlib.Path, announcement: str, clock: Clock, **env):
-    """Starts a server on a free port of its choice; yields its address, ends it.
+    """Starts a server on a free port of its choice; yields its address, then ends it.
 
-    It leads a process group of its own: whatever it started ends with it.
+    The server leads its own process group, so that its child processes end with it.
     """
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -83,8 +83,8 @@ def server(command, log: pathlib.Path, announcement: str, clock: Clock, **env):
         return re.search(announcement, log.read_text())
 
     try:
-        found = clock.wait(f"port of {command[0]}", port)
-        yield f"http://127.0.0.1:{found[1]}"
+        match = clock.wait(f"port of {command[0]}", port)
+        yield f"http://127.0.0.1:{match[1]}"
     finally:
         process.terminate()  # So that it removes its temporary files.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -106,10 +106,10 @@ class Browser:
             "args": [*CHROMIUM, f"--user-data-dir={profile}"],
         }
         logs = {"browser": "ALL", "performance": "ALL"}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
-        capabilities = {"alwaysMatch": wanted}
-        started = self._ask("POST", "/session", capabilities=capabilities)
-        self._session += f"/session/{started['sessionId']}"
+        chrome = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
+        capabilities = {"alwaysMatch": chrome}
+        session = self._ask("POST", "/session", capabilities=capabilities)
+        self._session += f"/session/{session['sessionId']}"
 
     def _ask(self, method: str, path: str, **values):
         request = urllib.request.Request(
@@ -131,20 +131,20 @@ class Browser:
     def run(self, script: str):
         return self._ask("POST", "/execute/sync", script=script, args=[])
 
-    def wait(self, what: str, script: str, found):
-        """Runs the script until what it returns is `found`; returns that."""
-        return self._clock.wait(what, lambda: self.run(script), found)
+    def wait(self, what: str, script: str, accept):
+        """Runs the script until its result passes `accept`; returns the result."""
+        return self._clock.wait(what, lambda: self.run(script), accept)
 
     def devtools(self, command: str, **values):
-        """A command of Chromium's DevTools protocol."""
+        """Sends a command of Chromium's DevTools protocol; returns the answer."""
         return self._ask("POST", "/goog/cdp/execute", cmd=command, params=values)
 
     def console(self) -> list[str]:
-        """What the console was told since this was last asked."""
+        """The console's messages since the last call."""
         return [entry["message"] for entry in self._log("browser")]
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since this was last asked."""
+        """The addresses requested since the last call."""
         events = [json.loads(e["message"])["message"] for e in self._log("performance")]
         return [
             event["params"]["request"]["url"]
@@ -156,7 +156,7 @@ class Browser:
         return self._ask("POST", "/se/log", type=kind)
 
     def close(self, picture: pathlib.Path) -> None:
-        """Ends Chromium; what it showed at the end is saved first."""
+        """Saves a picture of the last page and ends Chromium."""
         with contextlib.suppress(Exception):
             picture.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
         with contextlib.suppress(Exception):
@@ -165,7 +165,7 @@ class Browser:
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path) -> Iterator[Browser]:
-    """A browser that writes to a folder only; last_page.png is what it showed last."""
+    """A browser that writes only to a folder; last_page.png there is its last page."""
     clock = Clock(SECONDS)
     homes = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     with server(

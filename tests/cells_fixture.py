@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells of a sweep, and a data set, in a line."""
+"""Makes cells of a sweep, and a data set, in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORDS = {"threat": Threat, "objective": ObjectiveSettings, "attack": AttackSet
 
 
 def depth_info(count: int, size: int) -> DatasetInfo:
-    """A data set of so many square images with depths in [0, 1]."""
+    """A data set of `count` square images with depths in [0, 1]."""
     return DatasetInfo(
         name="none",
         image_shape=(size, size, 3),
@@ -31,7 +31,7 @@ def depth_info(count: int, size: int) -> DatasetInfo:
 
 
 def a_cell(name: str = "pgd", tasks: tuple[str, ...] = ("seg",), **settings: Any):
-    """A cell with the given fields, whatever record of it they belong to."""
+    """A cell with the given fields, whichever of its records they belong to."""
     settings = {"eps": 8.0} | settings | {"name": name, "tasks": tasks}
     parts = {}
     for part, record in RECORDS.items():

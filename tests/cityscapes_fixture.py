@@ -34,8 +34,8 @@ def write(
 ) -> pathlib.Path:
     """Writes pictures whose colour tells the label, with holes in the disparity.
 
-    Labels are ids of 0-33 in squares of `block` pixels; disparities are any 16 bits,
-    0 (unknown) in about a third.
+    Labels are ids of 0-33 in squares of `block` pixels; disparities are random 16-bit
+    numbers, 0 (unknown) in about a third of the pixels.
     """
     rng = np.random.default_rng(seed)
     folders = (("train", train), ("val", val), ("test", test))
@@ -47,8 +47,8 @@ def write(
 
 def example(root, split, name, size, block, rng) -> None:
     """Writes the four files of one picture."""
-    few = rng.integers(0, 34, (-(-size[0] // block), -(-size[1] // block)))
-    labels = few.repeat(block, 0).repeat(block, 1)[: size[0], : size[1]]
+    block_labels = rng.integers(0, 34, (-(-size[0] // block), -(-size[1] // block)))
+    labels = block_labels.repeat(block, 0).repeat(block, 1)[: size[0], : size[1]]
     noise = rng.integers(0, 8, (*size, 3))
     image = np.stack([labels * 7, 240 - labels * 7, labels % 3 * 100], -1) + noise
     disparity = rng.integers(1, 2**16, size)
@@ -66,7 +66,7 @@ def example(root, split, name, size, block, rng) -> None:
 
 
 def path(root: pathlib.Path, kind: str, split: str, name: str) -> pathlib.Path:
-    """Where the official layout has a file of a picture."""
+    """The path of a picture's file in the official layout."""
     ends = {
         "leftImg8bit": "leftImg8bit.png",
         "gtFine": "gtFine_labelIds.png",

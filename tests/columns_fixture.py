@@ -9,7 +9,7 @@ from mtr_tf.data.source import Columns
 
 
 def columns(count: int = 8, size: int = 16) -> Columns:
-    """As a data set gives them, square, of three classes."""
+    """Columns as of a data set: square pictures, with three classes."""
     rng = np.random.default_rng(0)
     return Columns(
         images=rng.integers(0, 256, (count, size, size, 3), np.uint8),

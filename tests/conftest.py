@@ -27,8 +27,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
-# Graphs and models are many small objects. With Python's own numbers the collector
-# looks at all of them so often that it takes a thirteenth of the tests' time.
+# Graphs and models are many small objects. With Python's default thresholds the
+# collector looks at all of them so often that it takes a thirteenth of the tests' time.
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
@@ -52,7 +52,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    """Lets Ctrl-C come through, which shells let their background jobs ignore."""
+    """Lets Ctrl-C through, which shells make their background jobs ignore."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -61,16 +61,16 @@ def pytest_collection_modifyitems(config, items):
     """Leaves the fuzz tier out unless it is asked for."""
     if "fuzz" in config.option.markexpr:
         return
-    asked = [item for item in items if not item.get_closest_marker("fuzz")]
-    config.hook.pytest_deselected(items=[i for i in items if i not in asked])
-    items[:] = asked
+    selection = [item for item in items if not item.get_closest_marker("fuzz")]
+    config.hook.pytest_deselected(items=[i for i in items if i not in selection])
+    items[:] = selection
 
 
 def pytest_terminal_summary(terminalreporter):
     """Says how many cases each test of the fuzz tier has tried."""
     for name, counts in terminalreporter.config.stash.get(FUZZED, {}).items():
-        said = ", ".join(f"{count} {what}" for what, count in counts.items())
-        terminalreporter.line(f"fuzz: {name}: {said}")
+        summary = ", ".join(f"{count} {what}" for what, count in counts.items())
+        terminalreporter.line(f"fuzz: {name}: {summary}")
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +83,9 @@ def mirrored() -> tf.distribute.MirroredStrategy:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_determinism_for_all():
-    """Commands ask for deterministic kernels, which would hold for all later tests.
+    """Keeps commands from setting deterministic kernels for all later tests.
 
-    On CPUs they change nothing, but for max pooling, which XLA then refuses.
+    On CPUs these change nothing, except that XLA then refuses max pooling.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
@@ -94,7 +94,7 @@ def no_determinism_for_all():
 
 @pytest.fixture(autouse=True)
 def logs_as_before():
-    """What commands and workers do to logs would hold for all later tests."""
+    """Undoes what commands and workers do to logs, for the sake of later tests."""
     logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
     handlers, propagate = list(logger.handlers), logger.propagate
     yield
@@ -104,7 +104,7 @@ def logs_as_before():
 
 @pytest.fixture
 def unplotted(monkeypatch):
-    """Saves the seconds that the plots of an attack take."""
+    """Leaves out the plots of an attack, which take seconds."""
     for name in ("curves", "gallery"):
         monkeypatch.setattr(f"mtr_tf.show.{name}.save_run", lambda *arguments: None)
 
@@ -146,7 +146,7 @@ def noise_config(camvid_dir) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def tiny_flags(camvid_dir) -> tuple[str, ...]:
-    """Of `python -m mtr_tf.train`: the smallest net of two tasks on `camvid_dir`."""
+    """Flags of `mtr_tf.train` for the smallest net of two tasks on `camvid_dir`."""
     return (
         "--dataset=camvid",
         f"--data_dir={camvid_dir}",
@@ -159,7 +159,7 @@ def tiny_flags(camvid_dir) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class WholeRun:
-    """A run of `python -m mtr_tf.train`, undisturbed: copy it to change it."""
+    """An uninterrupted run of `python -m mtr_tf.train`; copy it before changing it."""
 
     flags: tuple[str, ...]  # All but --workdir.
     workdir: pathlib.Path
@@ -168,7 +168,7 @@ class WholeRun:
 
 @pytest.fixture(scope="session")
 def whole_run(tiny_flags, tmp_path_factory) -> WholeRun:
-    """30 steps with 5 evaluations and 8 checkpoints: what several tests look at."""
+    """A run of 30 steps with 5 evaluations and 8 checkpoints, for several tests."""
     flags = (
         *tiny_flags,
         "--epochs=5",
@@ -180,14 +180,14 @@ def whole_run(tiny_flags, tmp_path_factory) -> WholeRun:
         "--eval_steps=1",
     )
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mtr_tf.train", *flags, f"--workdir={workdir}"],
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return WholeRun(flags, workdir, done.stderr)
+    assert process.returncode == 0, process.stderr
+    return WholeRun(flags, workdir, process.stderr)
 
 
 @pytest.fixture

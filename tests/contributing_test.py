@@ -25,15 +25,15 @@ def follow(page: str, root: pathlib.Path) -> None:
         (root / path).write_text(code)
     tables = rf"In\s+`([^`]+)`, to\s+`(\w+)`{BLOCK}"
     for path, table, code in re.findall(tables, page, re.DOTALL):
-        before = (root / path).read_text()
-        start = re.search(rf"^{table}\b.*[({{]\n", before, re.MULTILINE)
+        text = (root / path).read_text()
+        start = re.search(rf"^{table}\b.*[({{]\n", text, re.MULTILINE)
         assert start, f"{path} has no {table}"
-        (root / path).write_text(before[: start.end()] + code + before[start.end() :])
+        (root / path).write_text(text[: start.end()] + code + text[start.end() :])
     imports = rf"In\s+`([^`]+)`, among the imports{BLOCK}"
     for path, code in re.findall(imports, page, re.DOTALL):
-        before = (root / path).read_text()
-        start = re.search(r"^from mtr_tf", before, re.MULTILINE).start()
-        (root / path).write_text(before[:start] + code + before[start:])
+        text = (root / path).read_text()
+        start = re.search(r"^from mtr_tf", text, re.MULTILINE).start()
+        (root / path).write_text(text[:start] + code + text[start:])
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def run(checkout, module, *flags):
 def results(checkout):
     """The results of the page's attack on its model, tasks and data."""
     flags = ("--dataset=stripes", "--model=straight", "--tasks=s,b", "--epochs=1")
-    quick = ("--batch_size=16", "--eval_eps=0", "--eval_examples=4")
-    run(checkout, "train", *flags, *quick, "--workdir=run")
+    sizes = ("--batch_size=16", "--eval_eps=0", "--eval_examples=4")
+    run(checkout, "train", *flags, *sizes, "--workdir=run")
     attack = ("--attack=pgd,halving", "--attack_tasks=seg", "--steps=2", "--eps=4")
     run(checkout, "attack", "--ckpt=run", *attack, "--nochecks", "--name=test")
     return json.loads((checkout / "run/attacks/test/results.json").read_text())

@@ -32,18 +32,18 @@ def test_tables_are_complete(heading, names):
 
 
 def test_the_tables_are_those_of_the_package(monkeypatch):
-    filled = runpy.run_path(str(DOCS / "attack_tables.py"))["filled"]
-    assert filled(PAGE) == PAGE, "Run: python docs/attack_tables.py"
-    new = Kind(record="their.package:Brighter", does="`|x| + eps`", source="theirs")
-    monkeypatch.setitem(KINDS, "brighter", new)
+    fill = runpy.run_path(str(DOCS / "attack_tables.py"))["filled"]
+    assert fill(PAGE) == PAGE, "Run: python docs/attack_tables.py"
+    kind = Kind(record="their.package:Brighter", does="`|x| + eps`", source="theirs")
+    monkeypatch.setitem(KINDS, "brighter", kind)
     row = r"| `brighter` | in `their.package`: `Brighter` | `\|x\| + eps` | theirs |"
-    assert row in filled(PAGE).splitlines()
+    assert row in fill(PAGE).splitlines()
 
 
 def test_the_page_of_studies_names_what_chooses_one_result():
     section = (DOCS / "studies.md").read_text().split("## Claims")[1]
-    named = section.split("- `better`")[0]
-    assert set(results.CHOICES) <= set(re.findall(r"`(\w+)`", named))
+    text = section.split("- `better`")[0]
+    assert set(results.CHOICES) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_every_attack_says_what_it_does():

@@ -43,7 +43,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """{data set: the folder with its files}, and a place for what is prepared."""
+    """{data set: the folder with its files}; prepared data go beside the folders."""
     root = tmp_path_factory.mktemp("official")
     cityscapes_fixture.write(root / "cityscapes", size=(40, 64))
     taskonomy_fixture.write_building(root / "taskonomy", (0, 1, 2, 3, 1200, 1201), 32)
@@ -98,13 +98,17 @@ def test_a_model_of_the_paper_trains(name, folders, tmp_path):
 def tiny_runs(folders, tmp_path_factory):
     """A tiny model of each data set, with all tasks that the attacks name."""
     root = tmp_path_factory.mktemp("runs")
-    tiny = ("--model=tiny", "--decoders=separate")
+    model_flags = ("--model=tiny", "--decoders=separate")
     return {
         "cityscapes": trained(
-            "cityscapes_drn_d_22_seg_depth", folders, root / "c", "--crop=", *tiny
+            "cityscapes_drn_d_22_seg_depth",
+            folders,
+            root / "c",
+            "--crop=",
+            *model_flags,
         ),
         "taskonomy": trained(
-            "taskonomy_resnet18_seg_depth", folders, root / "t", *tiny
+            "taskonomy_resnet18_seg_depth", folders, root / "t", *model_flags
         ),
     }
 
@@ -113,10 +117,10 @@ def tiny_runs(folders, tmp_path_factory):
 def test_an_attack_of_the_paper_runs(name, tiny_runs):
     taskonomy = "taskonomy" in name or "follow_up" in name
     run = tiny_runs["taskonomy" if taskonomy else "cityscapes"]
-    small = ("--steps=2", "--batch_size=2", "--nochecks", f"--name={name}")
+    options = ("--steps=2", "--batch_size=2", "--nochecks", f"--name={name}")
     file = f"--flagfile={FLAGS / name}.flags"
-    (config,) = read((AttackConfig,), file, f"--ckpt={run}", *small)
+    (config,) = read((AttackConfig,), file, f"--ckpt={run}", *options)
     attack.main(config)
-    measured = name.startswith("attack_measure")
-    kept = "measures.json" if measured else "results.json"
-    assert json.loads((run / "attacks" / name / kept).read_text())
+    has_measures = name.startswith("attack_measure")
+    file_name = "measures.json" if has_measures else "results.json"
+    assert json.loads((run / "attacks" / name / file_name).read_text())

@@ -48,26 +48,26 @@ def test_a_flagfile_gives_valid_settings_from_any_folder(path, tmp_path, monkeyp
 def test_the_files_kept_are_what_the_tables_give(tmp_path):
     command = [sys.executable, "flags/generate.py", f"--out={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    made = sorted(tmp_path.iterdir())
-    assert len(made) == 16
-    for path in made:
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 16
+    for path in paths:
         assert path.read_text() == (ROOT / "flags" / path.name).read_text()
     names = {path.name for path in FILES}
-    paper = {n for n in names if n.startswith(("cityscapes_", "taskonomy_"))}
-    assert paper == {path.name for path in made}
+    paper_names = {n for n in names if n.startswith(("cityscapes_", "taskonomy_"))}
+    assert paper_names == {path.name for path in paths}
 
 
 def test_every_pair_of_taskonomy_can_be_had(tmp_path):
     command = [sys.executable, "flags/generate.py", "--all", f"--out={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    made = {path.stem: settings(path) for path in tmp_path.glob("taskonomy_*.flags")}
-    assert len(made) == 11 + 11 * 10 + 2 * 5 * 4
-    pair = made["taskonomy_resnet18_seg_edge_occlusion"]
+    configs = {path.stem: settings(path) for path in tmp_path.glob("taskonomy_*.flags")}
+    assert len(configs) == 11 + 11 * 10 + 2 * 5 * 4
+    pair = configs["taskonomy_resnet18_seg_edge_occlusion"]
     assert pair.tasks == ("seg", "edge_occlusion")
     assert (pair.main_tasks, pair.aux_weight) == (("seg",), 0.1)
-    assert made["taskonomy_uniform_seg_depth"].task_weights == "equal"
-    assert made["taskonomy_optimised_depth_normal"].aux_weight == 0.01
-    assert made["taskonomy_resnet18_autoencoder"].task_losses == ("autoencoder:l1",)
+    assert configs["taskonomy_uniform_seg_depth"].task_weights == "equal"
+    assert configs["taskonomy_optimised_depth_normal"].aux_weight == 0.01
+    assert configs["taskonomy_resnet18_autoencoder"].task_losses == ("autoencoder:l1",)
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +87,22 @@ def test_a_study_of_the_paper_trains_what_its_flagfiles_do(
     of_the_paper, name, model, count
 ):
     study = study_file.load(name)
-    repeated = [variant.name for variant in study.variants if not variant.note]
-    assert len(repeated) == count
-    for variant in repeated:
+    names = [variant.name for variant in study.variants if not variant.note]
+    assert len(names) == count
+    for variant in names:
         config = study.train_config(variant, 0)
         assert config == of_the_paper[f"{name}_{model}_{'_'.join(config.tasks)}"]
 
 
 def test_the_study_of_taskonomy_trains_eleven_tasks_as_the_page_says(of_the_paper):
     config = study_file.load("taskonomy").train_config("eleven", 0)
-    alone = of_the_paper["taskonomy_resnet18_seg"]
+    seg_config = of_the_paper["taskonomy_resnet18_seg"]
     assert len(config.tasks) == 11
     assert (
         config.task_losses == of_the_paper["taskonomy_resnet18_autoencoder"].task_losses
     )
-    changed = {"tasks": config.tasks, "task_losses": config.task_losses}
-    assert config == dataclasses.replace(alone, **changed)
+    changes = {"tasks": config.tasks, "task_losses": config.task_losses}
+    assert config == dataclasses.replace(seg_config, **changes)
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,23 @@ def test_the_study_of_taskonomy_trains_eleven_tasks_as_the_page_says(of_the_pape
     ],
 )
 def test_a_study_of_the_paper_attacks_as_its_flagfiles_do(study, spec, flagfile):
-    loaded = study_file.load(study)
-    fields = loaded.attack_fields(spec, loaded.spec(spec).variants[0], 0)
+    design = study_file.load(study)
+    fields = design.attack_fields(spec, design.spec(spec).variants[0], 0)
     config = AttackConfig(ckpt="runs/NAME", **fields)
-    paper = settings(ROOT / "flags" / f"{flagfile}.flags")
-    assert (config.steps, config.step_size) == (paper.steps, paper.step_size)
-    assert set(paper.eps) <= set(config.eps)
-    assert set(paper.attack) - {"mim_released"} <= set(config.attack)
+    paper_config = settings(ROOT / "flags" / f"{flagfile}.flags")
+    assert (config.steps, config.step_size) == (
+        paper_config.steps,
+        paper_config.step_size,
+    )
+    assert set(paper_config.eps) <= set(config.eps)
+    assert set(paper_config.attack) - {"mim_released"} <= set(config.attack)
 
 
 def test_the_flagfile_of_e3_costs_what_it_says():
     file = ROOT / "flags" / "attack_measure_tasks.flags"
     config = dataclasses.replace(settings(file), num_examples=1)
     run = TrainConfig(image_size="64", tasks=("seg", "depth", "normal"))
-    size = (1 + 3) / 2  # Of a model of three tasks, to that of one.
+    size = (1 + 3) / 2  # A model of three tasks, relative to one task.
     assert costs.of_attack(config, run) == 2 * (1 + 3) * size
     assert "Costs 2 (1 + M) passes per image" in file.read_text()
 

@@ -7,8 +7,8 @@
             with cases.refused():        # `InputError` is an answer
                 ...                      # and so is the right result
 
-Quick, it tries the first few cases; `pytest -m fuzz` goes on for `--fuzz_seconds`. A
-failure names the case: `--fuzz_first=NUMBER --fuzz_seconds=0` repeats it alone.
+The quick tier tries the first few cases; `pytest -m fuzz` goes on for `--fuzz_seconds`.
+A failure names the case: `--fuzz_first=NUMBER --fuzz_seconds=0` repeats it alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBERS = (0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**40, 0.5, -0.0, 1e308, 1e-32
 
 
 class Cases:
-    """Random generators, one a case; counts how cases end."""
+    """Random generators, one per case; counts how the cases end."""
 
     def __init__(self, request, quick: int, least: int):
         self._first, self._least, self._seconds = 0, quick, 0.0
@@ -57,7 +57,7 @@ class Cases:
 
     @contextlib.contextmanager
     def refused(self) -> Iterator[None]:
-        """Takes a refusal in one sentence for an answer; names the case otherwise."""
+        """Accepts a refusal in one sentence; names the case of any other error."""
         try:
             yield
         except InputError as error:
@@ -75,14 +75,14 @@ def tiers(quick: int, least: int = 0) -> Callable:
     """Gives a test its `cases` in both tiers.
 
     Args:
-      quick: How many there are when all tests are run.
-      least: How many the fuzz tier tries at least, whatever its seconds.
+      quick: The number of cases in the quick tier.
+      least: The least number of cases in the fuzz tier, whatever its seconds.
     """
-    both = ["quick", pytest.param("fuzz", marks=pytest.mark.fuzz)]
+    params = ["quick", pytest.param("fuzz", marks=pytest.mark.fuzz)]
 
     def decorate(test):
         test.fuzz_settings = (quick, least)
-        return pytest.mark.parametrize("cases", both, indirect=True)(test)
+        return pytest.mark.parametrize("cases", params, indirect=True)(test)
 
     return decorate
 
@@ -134,8 +134,8 @@ def _repeat(content, rng):
 
 def _insert(content, rng):
     place = _place(content, rng)
-    new = rng.integers(0, 256, int(rng.integers(1, 16)), np.uint8).tobytes()
-    return content[:place] + new + content[place:]
+    extra = rng.integers(0, 256, int(rng.integers(1, 16)), np.uint8).tobytes()
+    return content[:place] + extra + content[place:]
 
 
 def _blank(content, rng):
@@ -145,7 +145,7 @@ def _blank(content, rng):
 
 
 def _number(content, rng):
-    """Overwrites four bytes with a number that sizes may be mistaken for."""
+    """Overwrites four bytes with a number that may be read as a size."""
     place = _place(content, rng)
     value = int(rng.choice([0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1]))
     order = ("big", "little")[rng.integers(2)]
@@ -157,7 +157,7 @@ _FAULTS = (_flip, _flip, _set, _cut, _truncate, _repeat, _insert, _blank, _numbe
 
 
 def other(rng: np.random.Generator) -> Any:
-    """A value of JSON that stands where another one should."""
+    """A JSON value of any kind, to stand in the place of another."""
     values = [None, True, False, "", "x" * 300, "\udc80", "<b>", "../..", [], {}, [[]]]
     values += [*NUMBERS, float("nan"), float("inf"), {"a": {"b": []}}, nested(50)]
     return values[rng.integers(len(values))]
@@ -172,7 +172,7 @@ def nested(depth: int) -> list:
 
 
 def changed(value: Any, rng: np.random.Generator) -> Any:
-    """A value of JSON with one to three things in it replaced, dropped or added."""
+    """A JSON value with one to three entries replaced, dropped or added."""
     value = json.loads(json.dumps(value))
     holder = {"": value}
     for _ in range(rng.integers(1, 4)):
@@ -194,19 +194,19 @@ def _change(value: Any, rng: np.random.Generator) -> None:
     if isinstance(inner, dict | list) and rng.random() < 0.8:
         _change(inner, rng)
         return
-    how = rng.integers(4)
-    if how == 0 and key != "":
+    change = rng.integers(4)
+    if change == 0 and key != "":
         del value[key]
-    elif how == 1 and isinstance(inner, int | float) and not isinstance(inner, bool):
+    elif change == 1 and isinstance(inner, int | float) and not isinstance(inner, bool):
         value[key] = inner + NUMBERS[rng.integers(len(NUMBERS))]
-    elif how == 2 and isinstance(value, dict) and key != "":
+    elif change == 2 and isinstance(value, dict) and key != "":
         value[f"{key}x"] = value.pop(key)
     else:
         value[key] = other(rng)
 
 
 def damaged_json(value: Any, rng: np.random.Generator) -> bytes:
-    """A JSON file that is damaged, or says something else."""
+    """A JSON file that is damaged or has other values."""
     if rng.random() < 0.3:
         return damaged(json.dumps(value).encode(), rng)
     if rng.random() < 0.02:

@@ -9,7 +9,7 @@ VOID = ("img", "link", "meta", "wbr")
 
 
 class Tree(html.parser.HTMLParser):
-    """Checks that elements close as they open, and keeps what was found."""
+    """Checks that elements close as they open, and keeps tags and texts."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launchers for clusters: what they start, by stand-ins for it."""
+"""The launchers for clusters, with stand-ins for what they start."""
 
 from __future__ import annotations
 
@@ -41,66 +41,70 @@ def place(tmp_path) -> pathlib.Path:
 
 
 def launched(place, script, *flags, **variables):
-    """The exit code, and what each worker was told."""
-    done = subprocess.run(
+    """The exit code, a line from each worker with what it was told, and stderr."""
+    process = subprocess.run(
         ["bash", LAUNCH / script, *flags],
         capture_output=True,
         text=True,
         timeout=120,
         env=slurm_fixture.environment(place, **variables),
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return done.returncode, sorted(lines, key=lambda line: line[1]), done.stderr
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    return process.returncode, sorted(lines, key=lambda line: line[1]), process.stderr
 
 
 def test_workers_on_this_machine_share_its_gpus_and_have_ports_of_their_own(place):
     flags = ["--tasks=seg,depth", "--workdir=a b"]
-    code, told, said = launched(
+    code, lines, stderr = launched(
         place, "workers.sh", "2", *flags, CUDA_VISIBLE_DEVICES="0,3,5,6"
     )
-    assert code == 0, said
-    assert [line[1] for line in told] == [0, 1]
-    assert told[0][0] == told[1][0]
-    assert len(set(told[0][0])) == 2
-    assert [line[2] for line in told] == [["-m", "mtr_tf.train", *flags]] * 2
-    assert [line[3] for line in told] == ["0,3", "5,6"]
+    assert code == 0, stderr
+    assert [line[1] for line in lines] == [0, 1]
+    assert lines[0][0] == lines[1][0]
+    assert len(set(lines[0][0])) == 2
+    assert [line[2] for line in lines] == [["-m", "mtr_tf.train", *flags]] * 2
+    assert [line[3] for line in lines] == ["0,3", "5,6"]
 
 
 def test_workers_attack_too_and_end_with_the_code_of_one_that_fails(place):
     flags = ["--ckpt=a b", "--eps=2"]
     variables = {"CODE": "7", "CUDA_VISIBLE_DEVICES": ""}
-    code, told, _ = launched(place, "workers.sh", "1", "attack", *flags, **variables)
+    code, lines, _ = launched(place, "workers.sh", "1", "attack", *flags, **variables)
     assert code == 7
-    assert [line[2] for line in told] == [["-m", "mtr_tf.attack", *flags]]
+    assert [line[2] for line in lines] == [["-m", "mtr_tf.attack", *flags]]
 
 
 @pytest.mark.parametrize(
     "flags", [(), ("0",), ("--tasks=seg",), ("2", "reproduce"), ("attack", "2")]
 )
 def test_workers_must_be_counted(place, flags):
-    code, told, said = launched(place, "workers.sh", *flags)
-    assert (code, told) == (2, [])
-    assert said.startswith("usage: ")
+    code, lines, stderr = launched(place, "workers.sh", *flags)
+    assert (code, lines) == (2, [])
+    assert stderr.startswith("usage: ")
 
 
 def test_gpus_that_cannot_be_shared_evenly_are_told(place):
-    code, told, said = launched(place, "workers.sh", "2", CUDA_VISIBLE_DEVICES="0,1,2")
-    assert (code, told) == (1, [])
-    assert said.startswith("error: 3 GPUs must be shared evenly by 2 workers")
+    code, lines, stderr = launched(
+        place, "workers.sh", "2", CUDA_VISIBLE_DEVICES="0,1,2"
+    )
+    assert (code, lines) == (1, [])
+    assert stderr.startswith("error: 3 GPUs must be shared evenly by 2 workers")
 
 
 @pytest.mark.parametrize("none", ["-1", "NoDevFiles", "-1,0", ""])
 def test_workers_on_a_machine_whose_gpus_are_hidden_compute_on_its_cpu(place, none):
-    code, told, said = launched(place, "workers.sh", "1", CUDA_VISIBLE_DEVICES=none)
-    assert code == 0, said
-    assert [line[3] for line in told] == [none]
+    code, lines, stderr = launched(place, "workers.sh", "1", CUDA_VISIBLE_DEVICES=none)
+    assert code == 0, stderr
+    assert [line[3] for line in lines] == [none]
 
 
 def test_gpus_end_at_a_name_that_is_none(place):
-    hidden = "GPU-5d,MIG-7,-1,3"
-    code, told, said = launched(place, "workers.sh", "1", CUDA_VISIBLE_DEVICES=hidden)
-    assert code == 0, said
-    assert [line[3] for line in told] == ["GPU-5d,MIG-7"]
+    devices = "GPU-5d,MIG-7,-1,3"
+    code, lines, stderr = launched(
+        place, "workers.sh", "1", CUDA_VISIBLE_DEVICES=devices
+    )
+    assert code == 0, stderr
+    assert [line[3] for line in lines] == ["GPU-5d,MIG-7"]
 
 
 def test_a_driver_without_gpus_is_none(place, monkeypatch):
@@ -108,23 +112,23 @@ def test_a_driver_without_gpus_is_none(place, monkeypatch):
     smi = place / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho No devices were found\n")
     smi.chmod(0o755)
-    code, told, said = launched(place, "workers.sh", "1")
-    assert code == 0, said
-    assert [line[3] for line in told] == [None]
+    code, lines, stderr = launched(place, "workers.sh", "1")
+    assert code == 0, stderr
+    assert [line[3] for line in lines] == [None]
 
 
 def test_tasks_of_slurm_find_each_other_and_have_the_cores_of_their_job(place):
     flags, job = ["--workdir=a b"], {"SLURM_JOB_ID": "12", "CORES": "told"}
-    code, told, said = launched(
+    code, lines, stderr = launched(
         place, "slurm.sbatch", *flags, **job, SLURM_CPUS_PER_TASK="16"
     )
-    assert code == 0, said
-    assert [line[0] for line in told] == [["n1:15192", "n2:15192"]] * 2
-    assert [line[2:] for line in told] == [[["-m", "mtr_tf.train", *flags], "16"]] * 2
+    assert code == 0, stderr
+    assert [line[0] for line in lines] == [["n1:15192", "n2:15192"]] * 2
+    assert [line[2:] for line in lines] == [[["-m", "mtr_tf.train", *flags], "16"]] * 2
     assert not slurm_fixture.requeued(place)
-    code, told, _ = launched(place, "slurm.sbatch", "attack", *flags, **job, CODE="1")
+    code, lines, _ = launched(place, "slurm.sbatch", "attack", *flags, **job, CODE="1")
     assert code == 1
-    assert [line[2:] for line in told] == [[["-m", "mtr_tf.attack", *flags], None]] * 2
+    assert [line[2:] for line in lines] == [[["-m", "mtr_tf.attack", *flags], None]] * 2
     assert not slurm_fixture.requeued(place)  # Only where time runs out.
 
 
@@ -144,8 +148,8 @@ def test_slurm_asks_its_tasks_to_stop_and_kills_none(place, signum, code, requeu
         slurm_fixture.preempt(place, job)
     else:
         job.send_signal(signum)
-    said = job.communicate(timeout=120)[1]
-    assert job.returncode == code, said
+    stderr = job.communicate(timeout=120)[1]
+    assert job.returncode == code, stderr
     assert slurm_fixture.requeued(place) == requeued
 
 
@@ -166,7 +170,7 @@ def test_the_manifest_fits_the_schema_of_kubernetes():
 
 
 def test_pods_of_kubernetes_find_each_other(place):
-    """What the manifest runs in a pod is run here, and names agree within it."""
+    """Runs here what the manifest runs in a pod; its names agree with each other."""
     yaml = pytest.importorskip("yaml")
     service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     name, spec = job["metadata"]["name"], job["spec"]
@@ -179,15 +183,15 @@ def test_pods_of_kubernetes_find_each_other(place):
     (container,) = pod["containers"]
     workers = {v["name"]: v["value"] for v in container["env"]}["WORKERS"]
     assert spec["completions"] == spec["parallelism"] == int(workers)
-    done = subprocess.run(
+    process = subprocess.run(
         [*container["command"], *container["args"]],
         capture_output=True,
         text=True,
         timeout=120,
         env=slurm_fixture.environment(place, WORKERS=workers, JOB_COMPLETION_INDEX="1"),
     )
-    assert done.returncode == 0, done.stderr
-    addresses, index, arguments, _ = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    addresses, index, arguments, _ = json.loads(process.stdout)
     domain, port = pod["subdomain"], service["spec"]["ports"][0]["port"]
     assert addresses == [f"{name}-{i}.{domain}:{port}" for i in range(2)]
     assert index == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README and pages: links lead somewhere, and commands have flags that there are."""
+"""README and pages: links lead somewhere, and commands use flags that exist."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
         if re.match(r"\w+:", target):
             continue
-        path, _, place = target.partition("#")
+        path, _, anchor = target.partition("#")
         file = (page.parent / path) if path else page
         assert file.exists(), target
-        if place:
-            assert place in anchors(file), target
+        if anchor:
+            assert anchor in anchors(file), target
 
 
 def commands(text: str) -> list[str]:
-    """The commands of ours in a page's indented or fenced lines."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?: {4})?(python -m mtr_tf\..*)$", joined, re.MULTILINE)
-    return [line.split("  #")[0] for line in found]
+    """Our commands in a page's indented or fenced lines."""
+    source = re.sub(r"\\\n\s*", "", text)
+    lines = re.findall(r"^(?: {4})?(python -m mtr_tf\..*)$", source, re.MULTILINE)
+    return [line.split("  #")[0] for line in lines]
 
 
 @pytest.mark.parametrize("page", PAGES, **IDS)
@@ -56,19 +56,21 @@ def test_commands_have_flags_that_there_are(page, monkeypatch):
     for line in commands(TEXTS[page]):
         if "=..." in line or "NAME.flags" in line or "ATTACK.flags" in line:
             continue
-        _, _, module, *given = shlex.split(line)
+        _, _, module, *arguments = shlex.split(line)
         values = flags.FlagValues()
         for record in records_of(importlib.import_module(module), monkeypatch):
             cli_flags.define(record, values)
-        values(["command", *given])  # Raises where a flag is unknown.
+        values(["command", *arguments])  # Raises where a flag is unknown.
 
 
 def records_of(command, monkeypatch) -> list[type]:
     """The settings that a command takes."""
-    taken = []
-    monkeypatch.setattr(cli_flags, "run", lambda *given: taken.extend(given[2]))
+    records = []
+    monkeypatch.setattr(
+        cli_flags, "run", lambda *arguments: records.extend(arguments[2])
+    )
     command.run()
-    return taken
+    return records
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != CONTRIBUTING], **IDS)
@@ -79,8 +81,8 @@ def test_blocks_of_python_are_python(page):
 
 def test_every_page_is_in_the_sites_contents():
     index = (ROOT / "docs" / "index.md").read_text("utf-8")
-    listed = set(re.findall(r"^([\w/]+)$", index, re.MULTILINE)) - {"results/README"}
-    assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    names = set(re.findall(r"^([\w/]+)$", index, re.MULTILINE)) - {"results/README"}
+    assert names == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
 
 
 def test_readme_is_short():

@@ -11,7 +11,7 @@ from mtr_tf.errors import InputError
 
 
 def square(job: dict) -> dict[str, np.ndarray]:
-    """Notes that it was called, then gives arrays; fails if it is told to."""
+    """Logs the call, then returns arrays; fails if the job says so."""
     with open(job["log"], "a") as log:
         log.write(f"{job['value']}\n")
     time.sleep(job.get("sleep", 0))

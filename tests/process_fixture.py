@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands in processes of their own, to send signals to.
 
-When to send one is decided by what a process has said or written, never by a clock
+The moment for one depends on what a process has printed or written, never on a clock
 alone: machines differ, and are busy with other things.
 """
 
@@ -23,8 +23,8 @@ POLL_SECONDS = 0.005
 def start(command, **options) -> subprocess.Popen:
     """Starts a command that Ctrl-C stops.
 
-    Who runs the tests in the background (`pytest &`) has them, and what they start,
-    ignore it.
+    Tests that run in the background (`pytest &`) ignore Ctrl-C, and so would the
+    processes that they start.
     """
 
     def restore():
@@ -35,15 +35,15 @@ def start(command, **options) -> subprocess.Popen:
 
 
 def imported_by(code: str) -> set[str]:
-    """The modules that there are in a process of its own which has run the code."""
-    done = subprocess.run(
+    """The names of the modules in a new process after it has run the code."""
+    process = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    return set(done.stdout.split())
+    return set(process.stdout.split())
 
 
 def kill_at_random_moments(
@@ -55,64 +55,64 @@ def kill_at_random_moments(
 ) -> list[pathlib.Path]:
     """Starts a command and kills it again and again, while it goes on with its work.
 
-    The first start is undisturbed, and shows how often a file comes or goes and how
-    long it takes each time. The others are killed after a random number of that, few
-    more often than many, and a random part of the time to the next one. Where one ends
-    before that, the next starts in another place.
+    The first start is undisturbed: it shows how often a file comes or goes, and the
+    time to each such change. Each later start is killed after a random number of
+    changes, more often few than many, plus a random part of the time to the next
+    change. Where a command ends before that, the next start is in a new folder.
 
     Args:
       begin: Starts the command on a folder.
-      places: Folders for it.
-      seed: Of the moments.
-      kills: How many.
+      places: Folders for the command.
+      seed: Seed of the random moments.
+      kills: The number of kills.
       killed: Called with the folder after each kill.
 
     Returns:
-      The folders. In the last one the work may be unfinished, and in no other.
+      The folders. Only in the last one may the work be unfinished.
     """
-    used = [next(places)]
-    pauses = _pauses(begin(used[0]), used[0])
-    moment = random.Random(seed)
-    used.append(next(places))
+    folders = [next(places)]
+    pauses = _pauses(begin(folders[0]), folders[0])
+    rng = random.Random(seed)
+    folders.append(next(places))
     while kills:
-        number = int(len(pauses) * moment.random() ** 2)
-        wait = moment.uniform(0, pauses[number])
-        process = begin(used[-1])
+        number = int(len(pauses) * rng.random() ** 2)
+        wait = rng.uniform(0, pauses[number])
+        process = begin(folders[-1])
         try:
-            ended = _ends_first(process, used[-1], number, wait)
+            is_finished = _ends_first(process, folders[-1], number, wait)
         finally:
             process.kill()
             process.wait()
-        if ended:
+        if is_finished:
             assert process.returncode == 0
-            used.append(next(places))
+            folders.append(next(places))
         else:
             kills -= 1
-            killed(used[-1])
-    return used
+            killed(folders[-1])
+    return folders
 
 
 def _pauses(process: subprocess.Popen, folder: pathlib.Path) -> list[float]:
-    """Seconds to each file of a process that is not disturbed, and to its end."""
+    """Seconds to each change of files by an undisturbed process, and to its end."""
     times = [time.monotonic()]
-    seen = _state(folder)
+    state = _state(folder)
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
-        if seen != (seen := _state(folder)):
+        if state != (state := _state(folder)):
             times.append(time.monotonic())
     assert process.returncode == 0
     times.append(time.monotonic())
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [end - start for start, end in zip(times, times[1:], strict=False)]
 
 
 def _ends_first(
     process: subprocess.Popen, folder: pathlib.Path, count: int, seconds: float
 ) -> bool:
-    """Waits for so many files and then so long; whether the process ends before."""
-    seen = _state(folder)
+    """Returns whether the process ends before `count` changes and then `seconds`."""
+    state = _state(folder)
     while count and process.poll() is None:
         time.sleep(POLL_SECONDS)
-        count -= seen != (seen := _state(folder))
+        count -= state != (state := _state(folder))
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models that are random, or that remember, when `predict` calls them."""
+"""Small models that are random, or that keep state, when `predict` calls them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class AlwaysNoise(L.Layer):
         )
 
     def get_config(self):
-        """What makes the layer anew."""
+        """Returns the arguments that make the layer anew."""
         return {**super().get_config(), "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable("tests")
 class AlwaysDropout(L.Dropout):
-    """Drops in training or not."""
+    """Drops entries in training or not."""
 
     def call(self, x, training=None):
         """Returns x without some of its entries."""
@@ -41,7 +41,7 @@ class AlwaysDropout(L.Dropout):
 
 
 class Unseeded(L.Layer):
-    """Noise of the plain kind, without any seed."""
+    """Adds TensorFlow's plain noise, without any seed."""
 
     def call(self, x):
         """Returns x with noise."""
@@ -49,7 +49,7 @@ class Unseeded(L.Layer):
 
 
 class GloballySeeded(L.Layer):
-    """Noise of the generator that Keras has for those who give none."""
+    """Adds noise of Keras' global generator, the default for calls without a seed."""
 
     def call(self, x):
         """Returns x with noise."""
@@ -74,7 +74,7 @@ class Counting(L.Layer):
 
 
 def model(*layers, shape=(8, 8, 3), task="depth") -> keras.Model:
-    """These layers, a convolution with a norm, and one more; one channel per pixel."""
+    """A model of these layers, a convolution with a norm, and a head of one channel."""
     image = x = keras.Input(shape, name="image")
     for layer in layers:
         x = layer(x)
@@ -84,10 +84,10 @@ def model(*layers, shape=(8, 8, 3), task="depth") -> keras.Model:
 
 
 def bits(model: keras.Model) -> dict[str, bytes]:
-    """All variables of the model's layers as they are, Keras' own and others."""
-    found = {v.path: np.asarray(v).tobytes() for v in model.variables}
+    """The bytes of all variables of the model's layers, Keras' own and others."""
+    contents = {v.path: np.asarray(v).tobytes() for v in model.variables}
     for layer in model.layers:
         for name, value in vars(layer).items():
             if isinstance(value, tf.Variable):
-                found[f"{layer.name}/{name}"] = value.numpy().tobytes()
-    return found
+                contents[f"{layer.name}/{name}"] = value.numpy().tobytes()
+    return contents

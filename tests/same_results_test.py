@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fixed small study gives the results that it always gave, to the last bit.
 
-Three files beside this one: `same_results.toml`, the study; `same_results.json`, what
-it came to; `same_results.zip`, one of its runs with one attack, as the version of then
-left them. If results are meant to change, renew the last two and say why:
+Three files beside this one: `same_results.toml`, the study; `same_results.json`, its
+results; `same_results.zip`, one of its runs with one attack, as the version of that
+time left them. If results are meant to change, renew the last two and say why:
 
     python tests/same_results_test.py --update
 
@@ -33,7 +33,7 @@ HERE = pathlib.Path(__file__).parent
 STUDY = HERE / "same_results.toml"
 STORED = HERE / "same_results.json"
 OLD_RUN = HERE / "same_results.zip"
-# What says where results are, or in words what is beside them.
+# Fields that say where results are, or comment on them in words.
 LEFT_OUT = ("rows", "clean_rows", "warnings")
 # Of the run in the archive: what the commands read.
 KEPT = ("*.json", "model.keras", "train.flags", "attacks/*/*.json", "attacks/*/*.csv")
@@ -44,10 +44,10 @@ SAME = {"rel_tol": 1e-9, "abs_tol": 1e-9}  # Statistics, on the same one.
 
 
 def run_study(folder: pathlib.Path) -> pathlib.Path:
-    """Runs the study in a folder; returns the study's own."""
+    """Runs the study in a folder; returns the study's own folder."""
     paths = (str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", ""))
     flags = (f"--study={STUDY}", "--workdir=study", "--workers=2")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mtr_tf.reproduce", *flags],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -55,21 +55,21 @@ def run_study(folder: pathlib.Path) -> pathlib.Path:
         text=True,
         timeout=1800,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     return folder / "study"
 
 
 def records_of(study: pathlib.Path) -> dict[str, list[dict]]:
     """{"variant, attack, file": its records} of all attacks and measures."""
-    found = {}
+    records_by_key = {}
     for cell in json.loads((study / "index.json").read_text())["cells"]:
         for name in ("results", "measures"):
             path = study / cell["folder"] / f"{name}.json"
             if cell["kind"] == "attack" and path.exists():
                 records = json.loads(path.read_text())
                 key = f"{cell['variant']}, {cell['attack']}, {name}"
-                found[key] = [without_places(record) for record in records]
-    return found
+                records_by_key[key] = [without_places(record) for record in records]
+    return records_by_key
 
 
 def without_places(record: dict) -> dict:
@@ -77,7 +77,7 @@ def without_places(record: dict) -> dict:
 
 
 def verdicts_of(study: pathlib.Path) -> list[dict]:
-    """All claims with their numbers, without what is younger than the stored ones."""
+    """All claims with their numbers, without fields that the stored ones lack."""
     claims = json.loads((study / "report" / "claims.json").read_text())
     for claim in claims:
         del claim["power"], claim["gaps"], claim["claim"]["main"]
@@ -92,8 +92,8 @@ def digest(records: dict[str, list[dict]]) -> str:
 def environment() -> dict[str, str]:
     """What the last bits of results depend on."""
     libraries = ("tensorflow", "keras", "numpy")
-    found = {name: importlib.metadata.version(name) for name in libraries}
-    return found | {"machine": platform.machine(), "processor": processor()}
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    return versions | {"machine": platform.machine(), "processor": processor()}
 
 
 def processor() -> str:
@@ -102,8 +102,8 @@ def processor() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    about = {line for line in lines if line.startswith(("model name", "flags"))}
-    return hashlib.sha256("\n".join(sorted(about)).encode()).hexdigest()[:16]
+    facts = {line for line in lines if line.startswith(("model name", "flags"))}
+    return hashlib.sha256("\n".join(sorted(facts)).encode()).hexdigest()[:16]
 
 
 def differences(new, old, tolerance: dict[str, float], place: str = "") -> list[str]:
@@ -129,10 +129,10 @@ def differences(new, old, tolerance: dict[str, float], place: str = "") -> list[
 LATER = ("images", "precision")  # Fields of records that the stored ones lack.
 
 
-def without(hidden: tuple[str, ...], records: dict[str, list[dict]]) -> dict:
+def without(fields: tuple[str, ...], records: dict[str, list[dict]]) -> dict:
     return {
-        key: [{k: v for k, v in r.items() if k not in hidden} for r in of_file]
-        for key, of_file in records.items()
+        key: [{k: v for k, v in r.items() if k not in fields} for r in file_records]
+        for key, file_records in records.items()
     }
 
 
@@ -150,8 +150,8 @@ def test_results_of_a_fixed_study_are_the_same(tmp_path):
         assert digest(records) == stored["digest"]
         assert not differences(verdicts, stored["verdicts"], SAME)
     else:
-        old = without_fingerprints(stored["records"])
-        assert not differences(without_fingerprints(records), old, CLOSE)
+        old_records = without_fingerprints(stored["records"])
+        assert not differences(without_fingerprints(records), old_records, CLOSE)
         assert len(verdicts) == len(stored["verdicts"])
 
 
@@ -173,25 +173,25 @@ def old_run(tmp_path) -> pathlib.Path:
 
 
 def finished(run: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
-    """The files of what is finished: when they were written, and what is in them.
+    """{path: (time of writing, content)} of the files of finished work.
 
-    Without those of a worst of several attacks, which is combined anew each time.
+    Without the worst of several attacks, which is combined anew each time.
     """
     contents = {
         path: path.read_bytes()
         for pattern in KEPT_FINISHED
         for path in run.glob(pattern)
     }
-    combined = {p.stem for p, c in contents.items() if b'"attack": "sea"' in c}
+    worst_stems = {p.stem for p, c in contents.items() if b'"attack": "sea"' in c}
     return {
         path: (path.stat().st_mtime_ns, content)
         for path, content in contents.items()
-        if path.stem not in combined
+        if path.stem not in worst_stems
     }
 
 
 def forbid_attacks(monkeypatch) -> None:
-    """Makes what runs attacks fail, whichever module it is in."""
+    """Makes the class that runs attacks fail, whichever module it is in."""
 
     def fail(*arguments, **settings):
         raise AssertionError("what an old version has finished is attacked again")
@@ -212,27 +212,31 @@ def test_what_an_old_version_finished_is_not_done_again(old_run, monkeypatch, ca
 
     (results,) = old_run.glob("attacks/*/results.json")
     settings = json.loads(results.with_name("settings.json").read_text())
-    # What is finished is of one version of these; here only the files matter.
+    # Finished work belongs to versions of these; here only the files matter.
     for module in (mtr_tf, tf, keras):
         version = settings["versions"][module.__name__]
         monkeypatch.setattr(module, "__version__", version)
-    old = {name: json.loads(results.with_name(name).read_text()) for name in RESULTS}
-    before = finished(old_run)
-    assert len(before) > 10
+    old_records = {
+        name: json.loads(results.with_name(name).read_text()) for name in RESULTS
+    }
+    old_files = finished(old_run)
+    assert len(old_files) > 10
     fields = settings["attack"] | {"ckpt": str(old_run), "deterministic": False}
-    trained = json.loads((old_run / "config.json").read_text())["train"]
-    fields["dataset"] = trained["dataset"]  # Code that a run names must be named again.
+    train_settings = json.loads((old_run / "config.json").read_text())["train"]
+    # Code that a run names must be named again.
+    fields["dataset"] = train_settings["dataset"]
     config = attack.AttackConfig.from_dict(fields)
     attack.main(dataclasses.replace(config, attack=("none",)))  # Imports everything.
     forbid_attacks(monkeypatch)
     attack.main(config)
-    after = finished(old_run)
-    for path, file in before.items():
-        assert after[path] == file, path
-    for name, records in old.items():
-        now = json.loads(results.with_name(name).read_text())
-        now = without(LATER, {name: now})[name]
-        assert not differences(now, records, SAME)  # Ends of intervals, by rounding.
+    new_files = finished(old_run)
+    for path, file in old_files.items():
+        assert new_files[path] == file, path
+    for name, records in old_records.items():
+        new_records = json.loads(results.with_name(name).read_text())
+        new_records = without(LATER, {name: new_records})[name]
+        # The ends of intervals may differ by rounding.
+        assert not differences(new_records, records, SAME)
     assert str(results) in capsys.readouterr().out
 
 
@@ -241,15 +245,15 @@ def test_results_of_an_old_version_are_compared(old_run, capsys):
 
     (results,) = old_run.glob("attacks/*/results.json")
     compare.main(compare.CompareConfig(runs=(str(old_run),)))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for record in json.loads(results.read_text()):
         if record["attack"] == "pgd" and record["metric"] == "miou":
-            assert f"{record['clean']:.3f} (" in said
-            assert f"{record['attacked_value']:.3f} (" in said
+            assert f"{record['clean']:.3f} (" in output
+            assert f"{record['attacked_value']:.3f} (" in output
 
 
 def update() -> None:
-    """Runs the study and stores what it comes to."""
+    """Runs the study and stores its results."""
     with tempfile.TemporaryDirectory() as folder:
         study = run_study(pathlib.Path(folder))
         records = records_of(study)

@@ -16,8 +16,8 @@ import process_fixture
 SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "slurm.sbatch"
 
 # Starts the command after its options as two tasks: on nodes n1 and n2, or both on
-# NODE. SIGTERM to srun kills them, as it does in SLURM. A file says which `scancel`
-# reaches: all, or the one named in ONLY.
+# NODE. SIGTERM to srun kills them, as it does in SLURM. A file lists those that
+# `scancel` reaches: both, or the one named in ONLY.
 SRUN = """#!{python}
 import os, pathlib, signal, subprocess, sys
 at = next(i for i, a in enumerate(sys.argv) if i and not a.startswith("-"))
@@ -46,9 +46,9 @@ echo "$@" >"$0.told"
 """
 
 
-def put_commands(folder: pathlib.Path, **more: str) -> None:
+def put_commands(folder: pathlib.Path, **scripts: str) -> None:
     """Writes the stand-ins, and more commands, into a folder for PATH."""
-    commands = {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, **more}
+    commands = {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, **scripts}
     for name, text in commands.items():
         path = folder / name
         path.write_text(text.format(python=sys.executable))
@@ -59,8 +59,8 @@ def environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:
     """The environment of a script that finds these commands, and mtr_tf."""
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     root = str(SCRIPT.parents[1])
-    found = os.environ | {"PATH": path, "PYTHONPATH": root} | variables
-    return {k: v for k, v in found.items() if k not in ("TF_CONFIG", "MTR_PYTHON")}
+    values = os.environ | {"PATH": path, "PYTHONPATH": root} | variables
+    return {k: v for k, v in values.items() if k not in ("TF_CONFIG", "MTR_PYTHON")}
 
 
 def start(folder: pathlib.Path, *arguments: str, **variables: str) -> subprocess.Popen:
@@ -77,12 +77,12 @@ def start(folder: pathlib.Path, *arguments: str, **variables: str) -> subprocess
 def preempt(folder: pathlib.Path, job: subprocess.Popen) -> None:
     """Sends SIGTERM to the shell of the script, and then to its tasks."""
     job.send_signal(signal.SIGTERM)
-    time.sleep(0.3)  # What the script might do to the tasks would come first.
+    time.sleep(0.3)  # Time for the script to act on its tasks first.
     for task in (folder / "srun.tasks").read_text().split():
         os.kill(int(task), signal.SIGTERM)
 
 
 def requeued(folder: pathlib.Path) -> str:
-    """What `scontrol` was told; empty where it was not called."""
-    told = folder / "scontrol.told"
-    return told.read_text().strip() if told.exists() else ""
+    """The arguments that `scontrol` got; empty if it was not called."""
+    log = folder / "scontrol.told"
+    return log.read_text().strip() if log.exists() else ""

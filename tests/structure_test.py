@@ -12,7 +12,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Each imports what is above it, and no others of its own line.
+# Each imports only what is above it, and nothing on its own line.
 ORDER = (
     "errors",
     "files",
@@ -58,8 +58,8 @@ def room(name: str) -> str:
     return "".join(name.split(".")[1:2])
 
 
-def assert_none(found) -> None:
-    lines = sorted(f"{i.source}:{i.line} imports {i.target}" for i in found)
+def assert_none(imports) -> None:
+    lines = sorted(f"{i.source}:{i.line} imports {i.target}" for i in imports)
     assert not lines, "\n".join(lines)
 
 
@@ -68,9 +68,9 @@ def test_every_package_and_module_of_the_top_level_has_its_place(modules):
 
 
 def test_there_are_no_circles(structure):
-    between = structure.arrows(ROOT)
-    assert structure.circles(between) == []
-    assert structure.circles(structure.rooms(between)) == []
+    arrows = structure.arrows(ROOT)
+    assert structure.circles(arrows) == []
+    assert structure.circles(structure.rooms(arrows)) == []
 
 
 def test_imports_point_down(imports, modules):
@@ -84,26 +84,30 @@ def test_imports_point_down(imports, modules):
 
 
 def test_imports_inside_functions_are_in_commands_only(imports, structure):
-    late = [i for i in imports if i.inside and room(i.source) not in structure.COMMANDS]
-    assert_none(late)
+    late_imports = [
+        i for i in imports if i.inside and room(i.source) not in structure.COMMANDS
+    ]
+    assert_none(late_imports)
 
 
 def test_only_commands_and_cli_know_flags(imports, structure):
-    allowed = (*structure.COMMANDS, "cli")
+    rooms = (*structure.COMMANDS, "cli")
     flags = [i for i in imports if i.target.startswith("absl.flags")]
     assert flags
-    assert_none(i for i in flags if room(i.source) not in allowed)
+    assert_none(i for i in flags if room(i.source) not in rooms)
 
 
 def test_what_is_imported_is_required(imports):
-    """Of ourselves, not by way of a library that may cease to need it."""
+    """Required by the package itself, not through a library that may drop it."""
     setup = (ROOT / "setup.py").read_text()
-    required = re.findall(r'"([\w.-]+)[\[>]', setup.partition("install_requires")[2])
-    others = {i.target.split(".")[0] for i in imports}
-    others -= {*sys.stdlib_module_names, "mtr_tf", "torch"}  # An extra.
-    known = importlib.metadata.packages_distributions()
-    given = {name.lower() for other in others for name in known[other]}
-    assert given <= set(required)
+    requirements = re.findall(
+        r'"([\w.-]+)[\[>]', setup.partition("install_requires")[2]
+    )
+    packages = {i.target.split(".")[0] for i in imports}
+    packages -= {*sys.stdlib_module_names, "mtr_tf", "torch"}  # An extra.
+    distributions = importlib.metadata.packages_distributions()
+    names = {name.lower() for package in packages for name in distributions[package]}
+    assert names <= set(requirements)
 
 
 def test_the_script_sees_circles_and_imports(structure, tmp_path):
@@ -117,12 +121,12 @@ def test_the_script_sees_circles_and_imports(structure, tmp_path):
     )
     (folder / "c.py").write_text(text)
     (folder.parent / "b.py").write_text("from absl import flags\nKINDS = {'pgd': 1}\n")
-    found = structure.arrows(tmp_path)
-    assert found["mtr_tf.a"] == {"mtr_tf.a.b"}
-    assert found["mtr_tf.a.b"] == {"mtr_tf.a.c"}
-    assert found["mtr_tf.a.c"] == {"mtr_tf.b", "mtr_tf.a.b"}
-    assert structure.circles(found) == [["mtr_tf.a.b", "mtr_tf.a.c"]]
-    assert structure.rooms(found)["a"] == {"b"}
+    arrows = structure.arrows(tmp_path)
+    assert arrows["mtr_tf.a"] == {"mtr_tf.a.b"}
+    assert arrows["mtr_tf.a.b"] == {"mtr_tf.a.c"}
+    assert arrows["mtr_tf.a.c"] == {"mtr_tf.b", "mtr_tf.a.b"}
+    assert structure.circles(arrows) == [["mtr_tf.a.b", "mtr_tf.a.c"]]
+    assert structure.rooms(arrows)["a"] == {"b"}
     assert [i.inside for i in structure.late_imports(tmp_path)] == ["f"]
     (folder.parent / "attacks.py").write_text("KINDS = {'pgd': 1, 'fgsm': 2}\n")
     assert structure.attack_branches(tmp_path) == ["mtr_tf/a/c.py:4"]

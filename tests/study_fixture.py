@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the folder of a study as `mtr_tf.reproduce` leaves it, without any training.
 
-Values are what the metrics make of the rows in cells/*.npz, as in a real study.
+The metrics compute all values from the rows in cells/*.npz, as in a real study.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def example(workdir: pathlib.Path, text: str = EXAMPLE, **settings) -> Study:
     Args:
       workdir: The folder.
       text: The study's file.
-      **settings: Those of `write`.
+      **settings: Arguments of `write`.
     """
     file = workdir / "example.toml"
     workdir.mkdir(parents=True, exist_ok=True)
@@ -135,11 +135,11 @@ def write(
 
     Args:
       workdir: The folder.
-      study: What is in it.
+      study: The study.
       drop: How bad each cell is.
-      images: How many there are rows of.
+      images: The number of images with rows.
       done: Whether a cell (variant, seed, attack or None: training) is finished.
-      warnings: Those of a cell's checks.
+      warnings: The warnings of a cell's checks.
     """
     cells = []
     for variant, seed in itertools.product(study.variants, study.seeds):
@@ -148,14 +148,16 @@ def write(
         for spec in study.attacks:
             if variant.name not in spec.variants:
                 continue
-            about = (variant.name, seed, spec.name)
+            cell_key = (variant.name, seed, spec.name)
             folder = f"{run}/attacks/{slug(spec.name)}-{_hash(spec.name)}"
-            cells.append(_cell("attack", *about, folder, done))
-            if done(*about):
+            cells.append(_cell("attack", *cell_key, folder, done))
+            if done(*cell_key):
                 fields = study.attack_fields(spec.name, variant.name, seed)
                 config = AttackConfig(ckpt="-", **fields)
                 tasks = variant.train["tasks"]
-                _attack(workdir / folder, config, tasks, about, drop, images, warnings)
+                _write_attack(
+                    workdir / folder, config, tasks, cell_key, drop, images, warnings
+                )
                 if config.measure:
                     write_measures(workdir / folder, config.measure, tasks, seed)
     content = study.to_dict() | {"provenance": directory.environment()}
@@ -186,38 +188,43 @@ def _hash(*parts) -> str:
 # Attacks.
 
 
-def _attack(folder, config, tasks, about, drop, images, warnings) -> None:
-    """results.json, and cells/*.npz with rows and pictures."""
+def _write_attack(folder, config, tasks, cell_key, drop, images, warnings) -> None:
+    """Writes results.json, and cells/*.npz with rows and pictures."""
     if config.attack == ("none",):
         return
-    variant, seed, _ = about
+    variant, seed, _ = cell_key
     clean = _result(
-        None, tasks, images, seed, lambda task: drop(*about, 0.0, task, False)
+        None, tasks, images, seed, lambda task: drop(*cell_key, 0.0, task, False)
     )
     facts = {"seed": seed, "dataset": "rooms", "split": config.split}
     facts |= {"interval_over": "images"}
     facts |= {"model_fingerprint": _hash(variant, seed), "source_fingerprint": None}
-    facts |= {"warnings": warnings(*about)}
+    facts |= {"warnings": warnings(*cell_key)}
     records = []
     for cell in make_cells(config, tasks):
 
-        def lost(task, cell=cell):
-            return drop(*about, cell.eps, task, task in cell.tasks)
+        def task_drop(task, cell=cell):
+            return drop(*cell_key, cell.eps, task, task in cell.tasks)
 
-        result = _result(cell, tasks, images, seed, lost)
-        files = {"rows": _write(folder, result), "clean_rows": _write(folder, clean)}
-        made = results.make_records(clean, [result], facts, {"depth": "m"})
-        records += [record | files for record in made]
+        result = _result(cell, tasks, images, seed, task_drop)
+        paths = {
+            "rows": _write_cell(folder, result),
+            "clean_rows": _write_cell(folder, clean),
+        }
+        cell_records = results.make_records(clean, [result], facts, {"depth": "m"})
+        records += [record | paths for record in cell_records]
     results.write(records, folder)
 
 
-def _result(cell, tasks, images, seed, lost) -> Result:
-    """Rows about as bad as `lost` says, the same images hard for all cells."""
+def _result(cell, tasks, images, seed, task_drop) -> Result:
+    """Rows about as bad as `task_drop` says; the same images are hard for all cells."""
     rng = np.random.default_rng(seed)
-    hard = np.random.default_rng(99).uniform(0.8, 1.2, images)
+    hardness = np.random.default_rng(99).uniform(0.8, 1.2, images)
     rows, scores = {}, {}
     for task in tasks:
-        badness = np.clip(hard * lost(task) + rng.normal(0, 0.01, images), 0.001, 0.99)
+        badness = np.clip(
+            hardness * task_drop(task) + rng.normal(0, 0.01, images), 0.001, 0.99
+        )
         rows[task] = {m.name: _rows(m, badness) for m in TASKS[task].metrics}
         scores[task] = {
             m.name: {
@@ -226,47 +233,47 @@ def _result(cell, tasks, images, seed, lost) -> Result:
             }
             for m in TASKS[task].metrics
         }
-    return Result(cell, scores, images, _pictures(cell, tasks, lost), rows)
+    return Result(cell, scores, images, _pictures(cell, tasks, task_drop), rows)
 
 
 def _rows(metric, badness: np.ndarray) -> np.ndarray:
-    """`[images, K]`: counts of classes, else (sum, number of pixels)."""
+    """Rows `[images, K]`: of mIoU, counts of classes; else (sum, number of pixels)."""
     pixels = SIDE * SIDE
     if metric.name == "miou":
-        right = np.rint(pixels / CLASSES * (1 - badness))
-        every = np.full((len(badness), 2 * CLASSES), pixels / CLASSES)
-        return np.concatenate([np.repeat(right[:, None], CLASSES, 1), every], axis=1)
+        hits = np.rint(pixels / CLASSES * (1 - badness))
+        sizes = np.full((len(badness), 2 * CLASSES), pixels / CLASSES)
+        return np.concatenate([np.repeat(hits[:, None], CLASSES, 1), sizes], axis=1)
     value = 1 - badness if metric.better == "higher" else 2 * badness
     count = 1.0 if metric.name == "loss" else pixels
     return np.stack([value * count, np.full(len(badness), count)], 1)
 
 
-def _pictures(cell, tasks, lost) -> dict[str, np.ndarray]:
-    """A disc on a floor, painted; outputs have so many wrong pixels as are lost."""
+def _pictures(cell, tasks, task_drop) -> dict[str, np.ndarray]:
+    """Painted discs on a floor; `task_drop` is the share of wrong pixels in outputs."""
     y, x = np.mgrid[:SIDE, :SIDE]
     discs = np.stack([np.hypot(y - 12, x - 6 * i - 6) < 6 for i in range(PICTURES)])
     image = np.where(discs[..., None], (200, 90, 60), (120, 140, 160)) + y[..., None]
     rng = np.random.default_rng(5)
     noise = rng.choice((-1, 1), image.shape) * (cell.eps if cell else 0)
-    found = {"image": image}
+    pictures = {"image": image}
     for task in tasks:
         target = np.where(discs[..., None], (20, 120, 180), (240, 200, 40))
-        wrong = rng.uniform(size=discs.shape) < lost(task)
-        output = np.where(wrong[..., None], (150, 30, 120), target)
-        found |= {f"target/{task}": target, f"output/{task}": output}
+        errors = rng.uniform(size=discs.shape) < task_drop(task)
+        output = np.where(errors[..., None], (150, 30, 120), target)
+        pictures |= {f"target/{task}": target, f"output/{task}": output}
     if cell:
-        found |= {"adversarial": image + noise}
-        found["perturbation"] = 128 + 127 * np.sign(noise)
-    return {name: np.clip(a, 0, 255).astype(np.uint8) for name, a in found.items()}
+        pictures |= {"adversarial": image + noise}
+        pictures["perturbation"] = 128 + 127 * np.sign(noise)
+    return {name: np.clip(a, 0, 255).astype(np.uint8) for name, a in pictures.items()}
 
 
-def _write(folder: pathlib.Path, result: Result) -> str:
+def _write_cell(folder: pathlib.Path, result: Result) -> str:
     """Writes a cell as `cell_store` does; returns its path there."""
-    about = result.cell.label + str(result.cell) if result.cell else "clean"
-    name = f"cells/{_hash(about)}.npz"
+    text = result.cell.label + str(result.cell) if result.cell else "clean"
+    name = f"cells/{_hash(text)}.npz"
     arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
-    for task, by_metric in result.rows.items():
-        arrays |= {f"row/{task}/{name}": a for name, a in by_metric.items()}
+    for task, metric_rows in result.rows.items():
+        arrays |= {f"row/{task}/{name}": a for name, a in metric_rows.items()}
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     np.savez(folder / name, **arrays)
     return name
@@ -278,66 +285,66 @@ def _write(folder: pathlib.Path, result: Result) -> str:
 def write_measures(
     folder: pathlib.Path, measures: Sequence[str], tasks: Sequence[str], seed: int
 ) -> None:
-    """measures.json of random gradients with a correlation of about 0.2."""
+    """Writes measures.json of random gradients with a correlation of about 0.2."""
     rng = np.random.default_rng(seed)
     images, count = 12, len(tasks)
-    common, own = (
+    common_part, task_part = (
         rng.normal(size=(images, 1, 300)),
         rng.normal(size=(images, count, 300)),
     )
-    gradients = np.sqrt(0.2) * common + np.sqrt(0.8) * own
+    gradients = np.sqrt(0.2) * common_part + np.sqrt(0.8) * task_part
     gradients *= np.arange(1, count + 1)[:, None]
-    records = _of_tasks(gradients, tasks, seed) if "tasks" in measures else []
+    records = _task_records(gradients, tasks, seed) if "tasks" in measures else []
     groups = [(task,) for task in tasks] + [tuple(tasks)] * (count > 1)
     for group in groups if "first_order" in measures else ():
-        found = {}
+        by_eps = {}
         for eps in (0.25, 1.0, 4.0):
             norm = rng.uniform(8, 10, images)
             rise = norm * eps / 255 / (1 + eps / 8)
-            found[eps] = {"norm": norm, "before": np.ones(images), "after": 1 + rise}
-        records += measure_records.of_first_order(group, "linf", 1 / 255, found, seed)
+            by_eps[eps] = {"norm": norm, "before": np.ones(images), "after": 1 + rise}
+        records += measure_records.of_first_order(group, "linf", 1 / 255, by_eps, seed)
     for measure in {"pixels", "blocks"}.intersection(measures):
-        records += _of_pixels(measure, tasks, seed)
+        records += _pixel_records(measure, tasks, seed)
     if "corruptions" in measures:
-        records += _of_corruptions(tasks, seed)
+        records += _corruption_records(tasks, seed)
     facts = {"seed": seed, "dataset": "rooms", "split": "validation", "n": images}
     files.write_json(folder / "measures.json", [record | facts for record in records])
 
 
-def _of_corruptions(tasks, seed) -> list[dict]:
-    known = task_set(tasks)
+def _corruption_records(tasks, seed) -> list[dict]:
+    task_objects = task_set(tasks)
     kinds = [("", 0), ("jpeg", 1), ("jpeg", 2), ("contrast", 1)]
-    found = {}
+    by_severity = {}
     for place, kind in enumerate(kinds):
         badness = np.linspace(0.1, 0.2, 12) * (1 + place)
-        found[kind] = {
+        by_severity[kind] = {
             f"{task.name}/{metric.name}": _rows(metric, badness)
-            for task in known.values()
+            for task in task_objects.values()
             for metric in task.all_metrics
         }
-    return corruption_records.of_corruptions(known, found, seed)
+    return corruption_records.of_corruptions(task_objects, by_severity, seed)
 
 
-def _of_tasks(gradients, tasks, seed) -> list[dict]:
+def _task_records(gradients, tasks, seed) -> list[dict]:
     from mtr_tf.measures import gradients as gradients_lib
 
     images, count, _ = gradients.shape
-    own = np.abs(gradients).sum(axis=2)
-    found = {
+    norms = np.abs(gradients).sum(axis=2)
+    sums = {
         "gram": np.einsum("nip,njp->nij", gradients, gradients),
-        "l1": own,
+        "l1": norms,
         "valid": np.ones((images, count), bool),
     }
     sets = gradients_lib.members(count)
     l1 = {}
-    for how in gradients_lib.NORMALISATIONS:
-        scale = gradients_lib.scales(own, how)
-        scaled = gradients * np.broadcast_to(scale, own.shape)[..., None]
-        l1[how] = np.abs(np.einsum("sm,nmp->nsp", sets, scaled)).sum(axis=2)
-    return measure_records.of_tasks(found, l1, tasks, seed)
+    for normalisation in gradients_lib.NORMALISATIONS:
+        scale = gradients_lib.scales(norms, normalisation)
+        scaled = gradients * np.broadcast_to(scale, norms.shape)[..., None]
+        l1[normalisation] = np.abs(np.einsum("sm,nmp->nsp", sets, scaled)).sum(axis=2)
+    return measure_records.of_tasks(sums, l1, tasks, seed)
 
 
-def _of_pixels(measure, tasks, seed) -> list[dict]:
+def _pixel_records(measure, tasks, seed) -> list[dict]:
     rng = np.random.default_rng(seed)
     counts, images, draws = (1, 4, 16, 64, 576), 12, 2
     norms, records = {}, []
@@ -347,22 +354,27 @@ def _of_pixels(measure, tasks, seed) -> list[dict]:
         norms[count] = {n: size * rng.uniform(0.9, 1.1, shape) for n in ("l2", "l1")}
     records += pixel_records.of_pixel_gradients(measure, norms, tasks, seed)
     for task in tasks:
-        attacked = {}
+        rows_by_count = {}
         for count in counts:
             arrays = {}
             for metric in pixel_records.shown_metrics(TASKS[task]):
-                for kind, bad in (("clean", 0.1), ("attacked", 0.9 / (1 + count / 50))):
-                    badness = np.clip(rng.normal(bad, 0.02, draws * images), 0, 1)
+                for kind, level in (
+                    ("clean", 0.1),
+                    ("attacked", 0.9 / (1 + count / 50)),
+                ):
+                    badness = np.clip(rng.normal(level, 0.02, draws * images), 0, 1)
                     rows = _rows(metric, badness).reshape(draws, images, -1)
                     arrays[f"{kind}/{metric.name}"] = rows
-            attacked[count] = arrays
+            rows_by_count[count] = arrays
         records += pixel_records.of_pixel_attacks(
-            measure, TASKS[task], attacked, 8.0, seed
+            measure, TASKS[task], rows_by_count, 8.0, seed
         )
     return records
 
 
-def rows_of(found: Results, variant: str, seed: int, eps: float = 4.0) -> np.ndarray:
-    """What mean IoU of seg is of under pgd50; at eps 0 on clean images."""
-    record = found.record(variant, seed, "pgd50", eps, "seg", "miou")
-    return found.rows_of(record, eps)
+def rows_of(
+    study_results: Results, variant: str, seed: int, eps: float = 4.0
+) -> np.ndarray:
+    """The rows of seg's mean IoU under pgd50; at eps 0 those of clean images."""
+    record = study_results.record(variant, seed, "pgd50", eps, "seg", "miou")
+    return study_results.rows_of(record, eps)

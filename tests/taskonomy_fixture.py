@@ -33,19 +33,19 @@ _SIXTEEN_BITS = (
 def draw(seed=0, size=16) -> dict[str, np.ndarray]:
     """A view's numbers by domain; its depths have a hole of 5 x 5 at the upper left."""
     rng = np.random.default_rng(seed)
-    found = {}
+    arrays = {}
     for domain in DOMAINS:
         if domain in _COLOURS:
-            found[domain] = rng.integers(0, 256, (size, size, 3), np.uint8)
+            arrays[domain] = rng.integers(0, 256, (size, size, 3), np.uint8)
         elif domain in _SIXTEEN_BITS:
-            found[domain] = rng.integers(0, 800, (size, size), np.uint16)
+            arrays[domain] = rng.integers(0, 800, (size, size), np.uint16)
         else:
-            found[domain] = rng.integers(0, 18, (size, size), np.uint8)
+            arrays[domain] = rng.integers(0, 18, (size, size), np.uint8)
     for domain in ("depth_zbuffer", "depth_euclidean"):
-        found[domain] += np.uint16(900)
-        found[domain][:5, :5] = 65535
-    found["keypoints3d"] *= np.uint16(80)
-    return found
+        arrays[domain] += np.uint16(900)
+        arrays[domain][:5, :5] = 65535
+    arrays["keypoints3d"] *= np.uint16(80)
+    return arrays
 
 
 def write_view(root, arrays, point, view=0, folder="{domain}"):

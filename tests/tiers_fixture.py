@@ -7,5 +7,5 @@ import pytest
 
 
 def slow(*values):
-    """One of several cases of a test, which the quick tests leave out."""
+    """A case of a test that the quick tests leave out."""
     return pytest.param(*values, marks=pytest.mark.slow)

@@ -36,11 +36,13 @@ class Block(nn.Module):
         else:
             kernels = [(1, inner, outer, 1), (3, outer, outer, stride)]
             kernels += [(1, outer, last, 1)]
-        for i, (side, given, made, step) in enumerate(kernels, start=1):
+        for i, (side, channels_in, channels_out, step) in enumerate(kernels, start=1):
             pad = dilation * (side // 2)
-            conv = nn.Conv2d(given, made, side, step, pad, dilation, bias=False)
+            conv = nn.Conv2d(
+                channels_in, channels_out, side, step, pad, dilation, bias=False
+            )
             setattr(self, f"conv{i}", conv)
-            setattr(self, f"bn{i}", nn.BatchNorm2d(made))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(channels_out))
         self.count, self.residual = len(kernels), residual
         if stride != 1 or inner != last:
             self.downsample = nn.Sequential(
@@ -58,9 +60,11 @@ class Block(nn.Module):
 
 
 def blocks(kind, inner, outer, count, stride=1, dilation=1, residual=True):
-    first = Block(kind, inner, outer, stride, dilation, residual)
-    rest = [Block(kind, kind * outer, outer, 1, dilation) for _ in range(count - 1)]
-    return nn.Sequential(first, *rest)
+    first_block = Block(kind, inner, outer, stride, dilation, residual)
+    later_blocks = [
+        Block(kind, kind * outer, outer, 1, dilation) for _ in range(count - 1)
+    ]
+    return nn.Sequential(first_block, *later_blocks)
 
 
 def plain(inner, outer, side=3, stride=1, dilation=1):
@@ -78,21 +82,21 @@ def drn_modules(name, w):
         "layer5": blocks(kind, kind * 8 * w, 16 * w, c, dilation=2),
     }
     layer6 = blocks(kind, kind * 16 * w, 32 * w, d, dilation=4)
-    wide, last = kind * 32 * w, 32 * w
+    channels, last = kind * 32 * w, 32 * w
     if name.startswith("drn_d"):
         stem = {
             "layer0": plain(3, w, 7),
             "layer1": plain(w, w),
             "layer2": plain(w, 2 * w, stride=2),
         }
-        ends = (plain(wide, last, dilation=2), plain(last, last))
+        ends = (plain(channels, last, dilation=2), plain(last, last))
     else:
         conv1, bn1, relu = plain(3, w, 7)
         stem = {"conv1": conv1, "bn1": bn1, "relu": relu}
         stem["layer1"] = blocks(BASIC, w, w, 1)
         stem["layer2"] = blocks(BASIC, w, 2 * w, 1, stride=2)
         ends = (
-            blocks(BASIC, wide, last, 1, dilation=2, residual=False),
+            blocks(BASIC, channels, last, 1, dilation=2, residual=False),
             blocks(BASIC, last, last, 1, residual=False),
         )
     decoder = {"layer6": layer6, "layer7": ends[0], "layer8": ends[1]}
@@ -131,8 +135,10 @@ class ResNetDecoder(nn.Module):
         for i, outer in enumerate((4 * w, 2 * w, w, 3 * w // 4, w // 2)):
             setattr(self, f"upconv{i}", nn.ConvTranspose2d(inner, outer, 2, 2))
             setattr(self, f"bn_upconv{i}", nn.BatchNorm2d(outer))
-            made = outer if i < 4 else channels
-            setattr(self, f"conv_decode{i}", nn.Conv2d(outer, made, 3, padding=1))
+            channels_out = outer if i < 4 else channels
+            setattr(
+                self, f"conv_decode{i}", nn.Conv2d(outer, channels_out, 3, padding=1)
+            )
             if i < 4:
                 setattr(self, f"bn_decode{i}", nn.BatchNorm2d(outer))
             inner = outer
@@ -147,9 +153,9 @@ class ResNetDecoder(nn.Module):
 
 
 class Released(nn.Module):
-    """The paper's multi-task model: `channels` by the names of its tasks.
+    """The paper's multi-task model; `channels` are by the names of its tasks.
 
-    The DRN's decoders are one and the same but for their last convolutions.
+    The decoders of a DRN share all but their last convolutions.
     """
 
     def __init__(self, name, channels, w):
@@ -199,7 +205,7 @@ def classification(name, w):
 
 
 def fill(net):
-    """Gives a net the formula's weights; a tensor of several names, the last one's."""
+    """Gives a net the formula's weights; a shared tensor gets its last name's."""
     for name, tensor in net.state_dict().items():
         frozen = tensor.ndim == 4 and tensor.shape[2] == 16
         if not frozen and not name.endswith("num_batches_tracked"):

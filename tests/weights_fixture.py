@@ -10,7 +10,7 @@ import numpy as np
 
 
 def formula(name: str, shape: Sequence[int]) -> np.ndarray:
-    """The weights of a variable of PyTorch's names and layout."""
+    """The weights of a variable, by its name and shape in PyTorch."""
     rng = np.random.default_rng(zlib.crc32(f"2020:{name}".encode()))
     z = rng.standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):

@@ -2,8 +2,9 @@
 """What holds for any settings of an attack on Keras nets with batch norms.
 
 Results are finite, in ball and box as stored, of x's type and shape; the same seed
-gives the same bits; an empty batch comes back empty; and the net is as it was, its
-moving statistics too. Settings that do not go together are refused in one sentence.
+gives the same bits; an empty batch comes back empty; and the net stays the same,
+its moving statistics included. Settings that do not go together are refused in one
+sentence.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def nets() -> list[keras.Model]:
     layers = keras.layers
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    found = []
+    models = []
     for number in range(4):
         image = x = keras.Input((SIZE, SIZE, 3))
         if number == 1:
@@ -52,13 +53,13 @@ def nets() -> list[keras.Model]:
         net = keras.Model(image, outputs)
         for variable in net.non_trainable_variables:
             variable.assign(rng.uniform(0.2, 1.5, variable.shape))
-        found.append(net)
-    return found
+        models.append(net)
+    return models
 
 
 @pytest.fixture
 def eagerly():
-    """Operation by operation: for few passes that is less than making a graph."""
+    """Runs functions eagerly, which for few passes is faster than making a graph."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -82,9 +83,9 @@ def batch(rng, size: int):
 
 
 def attack(rng, epsilon: float, norm: str):
-    """An attack with settings of any kind; of an ensemble with few members."""
+    """An attack with random settings; one in ten is an ensemble of two."""
 
-    def one(name: str):
+    def make(name: str):
         settings = {"norm": norm, "steps": int(rng.integers(1, 4))}
         settings["restarts"] = int(rng.choice([1, 1, 2, 3]))
         settings["step_size"] = epsilon * float(rng.choice([0.1, 0.25, 1, 3]))
@@ -94,12 +95,12 @@ def attack(rng, epsilon: float, norm: str):
         return kinds.make(name, epsilon, **settings)
 
     if rng.random() < 0.1:
-        return ensemble.Worst(tuple(one(name) for name in rng.choice(NAMES, 2)))
-    return one(str(rng.choice(NAMES)))
+        return ensemble.Worst(tuple(make(name) for name in rng.choice(NAMES, 2)))
+    return make(str(rng.choice(NAMES)))
 
 
 def goal(rng, net, targets, masks):
-    """What is raised, of any tasks, in any way."""
+    """A random objective: some of the tasks, with any losses and balance."""
     tasks = rng.permutation(list(targets))[: rng.integers(1, 4)].tolist()
     settings = {
         "balance": str(rng.choice(list(attacks.BALANCES))),
@@ -127,7 +128,7 @@ def length(norm: str, offset: np.ndarray) -> float:
 def test_any_settings_keep_every_promise(cases, nets, eagerly):
     for rng in cases:
         net = nets[rng.integers(len(nets))]
-        before = [weight.copy() for weight in net.get_weights()]
+        old_weights = [weight.copy() for weight in net.get_weights()]
         x, targets, masks = batch(rng, int(rng.choice([0, 1, 2, 3])))
         norm = ("linf", "l2")[rng.integers(2)]
         epsilon = float(
@@ -137,16 +138,16 @@ def test_any_settings_keep_every_promise(cases, nets, eagerly):
         with cases.refused():
             run = attack(rng, epsilon, norm)
             objective = goal(rng, net, targets, masks)
-            found = run(objective, x, seed, jit="off").numpy()
-            assert found.shape == x.shape
-            assert found.dtype == x.dtype
-            assert np.isfinite(found).all()
-            assert found.min(initial=0) >= 0
-            assert found.max(initial=0) <= 1
-            assert length(norm, found.astype(np.float64) - x) <= epsilon
-            again = run(objective, x, seed, jit="off").numpy()
-            assert found.tobytes() == again.tobytes()
+            result = run(objective, x, seed, jit="off").numpy()
+            assert result.shape == x.shape
+            assert result.dtype == x.dtype
+            assert np.isfinite(result).all()
+            assert result.min(initial=0) >= 0
+            assert result.max(initial=0) <= 1
+            assert length(norm, result.astype(np.float64) - x) <= epsilon
+            repeat = run(objective, x, seed, jit="off").numpy()
+            assert result.tobytes() == repeat.tobytes()
             cases.counts["images"] += len(x)
             cases.counts["empty batches"] += not len(x)
-        for old, new in zip(before, net.get_weights(), strict=True):
+        for old, new in zip(old_weights, net.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files of others: the right result, or one sentence.
 
-What a checksum stands for (PNG, zip, `.keras`, `.pth`) must come out as it was, or be
-refused. Where the checksum is put right again, anything may come out that is whole.
+Content with a checksum (PNG, zip, `.keras`, `.pth`) must come out unchanged or be
+refused. Where the checksum is corrected again, any complete result may come out.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ def pictures() -> list[bytes]:
     """PNG files of every kind that Pillow writes."""
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
-    deep = Image.fromarray(rng.integers(0, 2**16, (9, 7)).astype(np.uint16))
-    others = ("L", "1", "P", "RGBA", "LA")
-    kinds = [colours, deep, *(colours.convert(mode) for mode in others)]
-    found = []
+    gray = Image.fromarray(rng.integers(0, 2**16, (9, 7)).astype(np.uint16))
+    modes = ("L", "1", "P", "RGBA", "LA")
+    kinds = [colours, gray, *(colours.convert(mode) for mode in modes)]
+    files = []
     for picture in kinds:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", dpi=(72, 72))
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
 PICTURES = pictures()
 DECODED = [png.decode(content, "a.png") for content in PICTURES]
 
 
-def same(one, other) -> bool:
-    return one.dtype == other.dtype and np.array_equal(one, other)
+def same(a, b) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 @fuzz_fixture.tiers(quick=300)
@@ -63,20 +63,20 @@ def test_damaged_pngs(cases):
 
 
 def chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    found, place = [], 8
+    parts, place = [], 8
     while place < len(content):
         (length,) = struct.unpack(">I", content[place : place + 4])
-        found.append((content[place + 4 : place + 8], content[place + 8 :][:length]))
+        parts.append((content[place + 4 : place + 8], content[place + 8 :][:length]))
         place += length + 12
-    return found
+    return parts
 
 
 def png_of(parts) -> bytes:
-    written = [b"\x89PNG\r\n\x1a\n"]
+    pieces = [b"\x89PNG\r\n\x1a\n"]
     for kind, content in parts:
-        written += [struct.pack(">I", len(content)), kind, content]
-        written.append(struct.pack(">I", zlib.crc32(kind + content)))
-    return b"".join(written)
+        pieces += [struct.pack(">I", len(content)), kind, content]
+        pieces.append(struct.pack(">I", zlib.crc32(kind + content)))
+    return b"".join(pieces)
 
 
 @fuzz_fixture.tiers(quick=300)
@@ -85,12 +85,12 @@ def test_pngs_with_right_checksums_of_wrong_chunks(cases):
         parts = chunks(PICTURES[rng.integers(len(PICTURES))])
         place = rng.integers(len(parts))
         kind, content = parts[place]
-        how = rng.integers(4)
-        if how == 0:
+        fault = rng.integers(4)
+        if fault == 0:
             del parts[place]
-        elif how == 1:
+        elif fault == 1:
             parts.insert(rng.integers(len(parts) + 1), parts[place])
-        elif how == 2:
+        elif fault == 2:
             kinds = [b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"iCCP", b"zTXt", b"acTL"]
             kinds += [b"fcTL", b"fdAT", b"eXIf", b"gAMA", b"cHRM", b"IEND", b"abcd"]
             parts[place] = (kinds[rng.integers(len(kinds))], content)
@@ -105,7 +105,7 @@ def test_pngs_with_right_checksums_of_wrong_chunks(cases):
 
 @pytest.fixture(scope="module", params=["stored", "deflated", "bzip2", "lzma"])
 def archive(request, tmp_path_factory):
-    """An archive of Cityscapes' disparities, packed in one way; and what is in it."""
+    """The path, bytes and file contents of an archive of Cityscapes' disparities."""
     root = tmp_path_factory.mktemp(request.param)
     cityscapes_fixture.write(root, size=(6, 8))
     cityscapes_fixture.zip_up(root, ("disparity",))
@@ -121,13 +121,13 @@ def archive(request, tmp_path_factory):
 
 @fuzz_fixture.tiers(quick=30)
 def test_damaged_zips(cases, archive):
-    path, whole, contents = archive
+    path, data, contents = archive
     for rng in cases:
-        path.write_bytes(fuzz_fixture.damaged(whole, rng))
-        os.utime(path, ns=(cases.number, cases.number))  # Opened archives are kept.
+        path.write_bytes(fuzz_fixture.damaged(data, rng))
+        os.utime(path, ns=(cases.number, cases.number))  # The key of cached archives.
         with cases.refused():
-            found = cityscapes_files.find(path.parent, layout.DISPARITY)
-            for file in found["train"].values():
+            files = cityscapes_files.find(path.parent, layout.DISPARITY)
+            for file in files["train"].values():
                 with cases.refused():
                     assert file.read() in contents
 
@@ -155,16 +155,16 @@ def whole_model(tmp_path_factory):
 
 @fuzz_fixture.tiers(quick=25)
 def test_damaged_keras_files(cases, whole_model, tmp_path):
-    whole, _, fingerprint = whole_model
+    data, _, fingerprint = whole_model
     path = tmp_path / "m.keras"
     for rng in cases:
-        path.write_bytes(fuzz_fixture.damaged(whole, rng))
+        path.write_bytes(fuzz_fixture.damaged(data, rng))
         with cases.refused():
             assert loading.load_run(str(path)).fingerprint == fingerprint
 
 
 @fuzz_fixture.tiers(quick=25)
-@pytest.mark.filterwarnings("ignore")  # Of Keras, about what is strange in the file.
+@pytest.mark.filterwarnings("ignore")  # From Keras, about oddities in the file.
 def test_keras_files_that_say_something_else(cases, whole_model, tmp_path):
     _, parts, fingerprint = whole_model
     path = tmp_path / "m.keras"
@@ -176,8 +176,8 @@ def test_keras_files_that_say_something_else(cases, whole_model, tmp_path):
         else:
             content = fuzz_fixture.damaged_json(json.loads(parts[name]), rng)
         with zipfile.ZipFile(path, "w") as file:
-            for other in parts:
-                file.writestr(other, content if other == name else parts[other])
+            for part in parts:
+                file.writestr(part, content if part == name else parts[part])
         with cases.refused():
             run = loading.load_run(str(path))
             assert set(run.model.output) == set(run.tasks)
@@ -185,34 +185,34 @@ def test_keras_files_that_say_something_else(cases, whole_model, tmp_path):
                 _check_weights(run.model, content)
 
 
-def _other_weights(stored: bytes, rng) -> bytes:
+def _other_weights(data: bytes, rng) -> bytes:
     """Weights without one of their arrays, or with one of another shape or kind."""
-    buffer = io.BytesIO(stored)
+    buffer = io.BytesIO(data)
     with h5py.File(buffer, "r+") as file:
         names: list[str] = []
         file.visititems(lambda n, o: names.append(n) if hasattr(o, "shape") else None)
         name = names[rng.integers(len(names))]
         value = file[name][()]
         del file[name]
-        how = rng.integers(4)
-        if how == 1:
+        fault = rng.integers(4)
+        if fault == 1:
             file[name] = value[..., :-1]
-        elif how == 2:
+        elif fault == 2:
             file[name] = np.full(value.shape, b"text")
-        elif how == 3:
+        elif fault == 3:
             file[name] = value.astype("f8") + 1
     return buffer.getvalue()
 
 
-def _check_weights(model, stored: bytes) -> None:
-    """What was loaded is what the file says, and all of it."""
+def _check_weights(model, data: bytes) -> None:
+    """Checks that the model has all weights of the file, and no others."""
     arrays: list[np.ndarray] = []
-    with h5py.File(io.BytesIO(stored)) as file:
+    with h5py.File(io.BytesIO(data)) as file:
         file.visititems(
             lambda n, o: arrays.append(o[()]) if hasattr(o, "shape") else None
         )
-    loaded = sorted(float(np.sum(w)) for w in model.get_weights())
-    np.testing.assert_allclose(loaded, sorted(float(a.sum()) for a in arrays), 1e-5)
+    sums = sorted(float(np.sum(w)) for w in model.get_weights())
+    np.testing.assert_allclose(sums, sorted(float(a.sum()) for a in arrays), 1e-5)
 
 
 @pytest.fixture(scope="module", params=["zip", "legacy"])
@@ -234,16 +234,16 @@ def torch_file(request, tmp_path_factory):
 
 
 @fuzz_fixture.tiers(quick=60)
-@pytest.mark.filterwarnings("ignore")  # Of torch.
+@pytest.mark.filterwarnings("ignore")  # From torch.
 def test_damaged_weights_of_pytorch(cases, torch_file):
-    path, whole, expected, is_zip = torch_file
+    path, data, expected, is_zip = torch_file
     for rng in cases:
-        path.write_bytes(fuzz_fixture.damaged(whole, rng))
+        path.write_bytes(fuzz_fixture.damaged(data, rng))
         with cases.refused():
-            found = reading.read(path)
-            if is_zip:  # The others have no checksums.
-                assert found.keys() == expected.keys()
-                assert all(same(found[name], expected[name]) for name in expected)
-            for array in found.values():
+            arrays = reading.read(path)
+            if is_zip:  # Legacy files have no checksums.
+                assert arrays.keys() == expected.keys()
+                assert all(same(arrays[name], expected[name]) for name in expected)
+            for array in arrays.values():
                 assert np.isfinite(array).all()
-            transfer.contents(found, "drn_d_22")
+            transfer.contents(arrays, "drn_d_22")

@@ -43,9 +43,9 @@ def test_results_that_are_compared(cases, tmp_path):
         path.write_bytes(fuzz_fixture.damaged_json(RECORDS, rng))
         form = ("text", "markdown", "csv", "json")[rng.integers(4)]
         with cases.refused():
-            with contextlib.redirect_stdout(io.StringIO()) as said:
+            with contextlib.redirect_stdout(io.StringIO()) as output:
                 compare.main(CompareConfig(runs=(str(tmp_path),), format=form))
-            assert said.getvalue().strip()
+            assert output.getvalue().strip()
 
 
 @fuzz_fixture.tiers(quick=60)
@@ -53,31 +53,31 @@ def test_settings_of_a_run(cases, tmp_path):
     config = TrainConfig(tasks=("seg", "depth"), epochs=3)
     directory.write_config(tmp_path, config)
     path = tmp_path / "config.json"
-    whole = json.loads(path.read_text())
+    original = json.loads(path.read_text())
     for rng in cases:
-        path.write_bytes(fuzz_fixture.damaged_json(whole, rng))
+        path.write_bytes(fuzz_fixture.damaged_json(original, rng))
         with cases.refused():
-            found = directory.read_config(tmp_path)
-            assert TrainConfig.from_dict(found.to_dict()) == found
+            run_config = directory.read_config(tmp_path)
+            assert TrainConfig.from_dict(run_config.to_dict()) == run_config
 
 
 @pytest.fixture
 def cell_store(tmp_path):
-    kept = Store(tmp_path, {"model": "m", "seed": 3})
+    store = Store(tmp_path, {"model": "m", "seed": 3})
     pictures = {"image": np.zeros((1, 4, 4, 3), np.uint8)}
-    whole = dataclasses.replace(
+    cell_result = dataclasses.replace(
         result(1.0, 0.3, 0.3),
         pictures=pictures,
         rows={"depth": {"mae": np.ones((6, 2))}},
     )
-    kept.write(whole)
-    return kept, whole
+    store.write(cell_result)
+    return store, cell_result
 
 
 @fuzz_fixture.tiers(quick=60)
 def test_finished_cells(cases, cell_store):
-    kept, whole = cell_store
-    path = kept._path(whole.cell)
+    store, cell_result = cell_store
+    path = store._path(cell_result.cell)
     parts = {file: file.read_bytes() for file in (path, path.with_suffix(".npz"))}
     for rng in cases:
         for file, content in parts.items():
@@ -85,19 +85,19 @@ def test_finished_cells(cases, cell_store):
         file = list(parts)[rng.integers(2)]
         if file.suffix == ".json":
             content = json.loads(parts[file])
-            changed = fuzz_fixture.damaged_json(content, rng)
-            sealed = _read(changed).get("checksum") is not None
+            new_content = fuzz_fixture.damaged_json(content, rng)
+            has_checksum = _read(new_content).get("checksum") is not None
         else:
-            changed, sealed = fuzz_fixture.damaged(parts[file], rng), True
-        file.write_bytes(changed)
+            new_content, has_checksum = fuzz_fixture.damaged(parts[file], rng), True
+        file.write_bytes(new_content)
         with cases.refused():
-            found = kept.read(whole.cell)
-            if found is None:
+            entry = store.read(cell_result.cell)
+            if entry is None:
                 cases.counts["done again"] += 1
-            elif sealed:
-                assert found.scores == whole.scores
+            elif has_checksum:
+                assert entry.scores == cell_result.scores
                 assert np.array_equal(
-                    found.rows["depth"]["mae"], whole.rows["depth"]["mae"]
+                    entry.rows["depth"]["mae"], cell_result.rows["depth"]["mae"]
                 )
 
 
@@ -112,14 +112,14 @@ def _read(content: bytes) -> dict:
 def test_what_else_is_finished(cases, tmp_path):
     path, content = tmp_path / "a.json", {"hash": "x", "settings": {"eps": [1.0, 2]}}
     finished_work.write_file(path, content)
-    whole = json.loads(path.read_text())
+    original = json.loads(path.read_text())
     for rng in cases:
-        changed = fuzz_fixture.damaged_json(whole, rng)
-        path.write_bytes(changed)
+        new_content = fuzz_fixture.damaged_json(original, rng)
+        path.write_bytes(new_content)
         with cases.refused():
-            found = finished_work.read_kept(path)
-            if _read(changed).get("checksum") is not None:
-                assert found in (content, {})
+            entry = finished_work.read_kept(path)
+            if _read(new_content).get("checksum") is not None:
+                assert entry in (content, {})
 
 
 @fuzz_fixture.tiers(quick=15)
@@ -127,8 +127,8 @@ def test_folders_of_studies(cases, tmp_path):
     study = study_fixture.example(tmp_path)
     names = ["study.json", "index.json"]
     for kind in ("results", "config", "finished"):
-        found = sorted(tmp_path.rglob(f"{kind}.json"))
-        names += [str(path.relative_to(tmp_path)) for path in found[:1]]
+        paths = sorted(tmp_path.rglob(f"{kind}.json"))
+        names += [str(path.relative_to(tmp_path)) for path in paths[:1]]
     parts = {name: (tmp_path / name).read_bytes() for name in names}
     for rng in cases:
         name = names[rng.integers(len(names))]
@@ -144,7 +144,7 @@ def test_folders_of_studies(cases, tmp_path):
 
 
 def _toml(value) -> str:
-    """A value in TOML, as far as it has one."""
+    """A value in TOML; None, which TOML lacks, is an empty text."""
     if value is None:
         return '""'
     if isinstance(value, dict):
@@ -216,6 +216,6 @@ def test_flags(cases):
             else:
                 argv.append(f"--{name}={_word(rng)}")
         with cases.refused():
-            parsed = cli_flags.parse(argv, records)
-            for record, found in zip(records, parsed, strict=True):
-                assert record.from_dict(found.to_dict()) == found
+            configs = cli_flags.parse(argv, records)
+            for record, config in zip(records, configs, strict=True):
+                assert record.from_dict(config.to_dict()) == config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robustness curves of runs and studies: what is drawn, from values by hand."""
+"""Robustness curves of runs and studies, drawn from values written by hand."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_curves_of_a_run_start_at_the_clean_value():
         "pgd on seg+depth": [[0, 0.4], [1, 0.3]],
         "pgd on seg": [[0, 0.4], [8, 0.1]],
     }
-    # What is not known is not drawn.
+    # Missing values are not drawn.
     assert depth.lines[1].get_xydata().tolist() == [[0, 0.2]]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == list(lines)
     assert "intervals: 95 %, over 12 images" in figure.texts[-1].get_text()
-    # A line of an attack on another task steps back.
-    both, other = depth.lines
-    assert both.get_linewidth() > other.get_linewidth()
+    # The line of an attack on another task is thinner.
+    joint_line, seg_line = depth.lines
+    assert joint_line.get_linewidth() > seg_line.get_linewidth()
 
 
 def test_the_title_of_a_run_says_what_is_not_in_the_names_of_attacks():
@@ -44,7 +44,7 @@ def test_the_title_of_a_run_says_what_is_not_in_the_names_of_attacks():
 
 
 def records(tasks, attacks=("pgd",), eps=(1, 2, 4, 8)) -> list[dict]:
-    """Of attacks on each task and on all, every task's first metric and its loss."""
+    """Records of attacks on each task and on all: each task's first metric and loss."""
     groups = [(task,) for task in tasks] + [tuple(tasks)] * (len(tasks) > 1)
     return [
         {
@@ -64,8 +64,8 @@ def records(tasks, attacks=("pgd",), eps=(1, 2, 4, 8)) -> list[dict]:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11])
 def test_words_of_a_run_of_many_tasks_are_whole(count):
-    of_run = records(list(TASKS)[:count], ("pgd", "apgd-js-targeted-eot4"))
-    figure = figure_fixture.drawn(lambda: curves.of_run(of_run))
+    run_records = records(list(TASKS)[:count], ("pgd", "apgd-js-targeted-eot4"))
+    figure = figure_fixture.drawn(lambda: curves.of_run(run_records))
     figure_fixture.check(figure)
     assert len(figure.axes) == count
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
@@ -100,8 +100,10 @@ def test_the_band_of_one_seed_is_its_interval_over_images():
     axes = figure_fixture.drawn(lambda: curves.of_variants("t", lines, FACTS)).axes[0]
     pairs = zip(EPS, *ends[:, 0], strict=True)
     assert corners(axes) == {(x, y) for x, *ys in pairs for y in ys}
-    without = [line("a", 0, [[0.8, 0.5, 0.2]], np.full((2, 1, 3), np.nan))]
-    axes = figure_fixture.drawn(lambda: curves.of_variants("t", without, FACTS)).axes[0]
+    bare_lines = [line("a", 0, [[0.8, 0.5, 0.2]], np.full((2, 1, 3), np.nan))]
+    axes = figure_fixture.drawn(
+        lambda: curves.of_variants("t", bare_lines, FACTS)
+    ).axes[0]
     assert not axes.collections
 
 
@@ -122,26 +124,26 @@ def test_many_variants_are_plots_of_a_few_with_the_others_in_grey(
     )
     figure_fixture.check(figure)
     assert len(figure.axes) == plots + (plots > 1 and bool(reference))
-    shown = []
+    labels = []
     for axes in figure.axes:
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
         ends = {x.get_label(): x.get_ydata()[-1] for x in axes.lines}
         assert legend == sorted(legend, key=ends.get, reverse=True)
         assert len({x.get_color() for x in axes.lines if x.get_label() in legend}) > 0
         assert len(legend) <= 4
-        shown += legend
-        grey = [x for x in axes.lines if x.get_label() == "_nolegend_"]
-        assert len(grey) == count - len(legend)
-        if plots > 1:  # The place of 0 is left, that of the largest radius right.
+        labels += legend
+        grey_lines = [x for x in axes.lines if x.get_label() == "_nolegend_"]
+        assert len(grey_lines) == count - len(legend)
+        if plots > 1:  # 0 lies on the left, the largest radius on the right.
             assert axes.get_xlim()[0] > -2
-    assert len({*shown}) == count
+    assert len({*labels}) == count
 
 
 def test_a_run_and_its_values_that_do_not_exist():
-    nothing = [line("a", 0, np.full((1, 3), np.nan))]
-    figure = figure_fixture.drawn(lambda: curves.of_variants("t", nothing, FACTS))
+    empty_lines = [line("a", 0, np.full((1, 3), np.nan))]
+    figure = figure_fixture.drawn(lambda: curves.of_variants("t", empty_lines, FACTS))
     figure_fixture.check(figure)
     point = (1.0, None, None, None)
-    made = curves.from_points("a", [(0.0, 0.5, 0.4, 0.6), point], style.look(0))
-    np.testing.assert_array_equal(made.values, [[0.5, np.nan]])
-    np.testing.assert_array_equal(made.ends[:, 0, 0], [0.4, 0.6])
+    curve = curves.from_points("a", [(0.0, 0.5, 0.4, 0.6), point], style.look(0))
+    np.testing.assert_array_equal(curve.values, [[0.5, np.nan]])
+    np.testing.assert_array_equal(curve.ends[:, 0, 0], [0.4, 0.6])

@@ -22,17 +22,17 @@ from mtr_tf.tasks import Task
 
 
 def test_the_gallery_is_of_most_tasks_then_of_the_largest_radius():
-    both = ("seg", "depth")
+    tasks = ("seg", "depth")
     results = [
-        hand.result(4.0, 0.3, 0.3, both),
-        hand.result(8.0, 0.2, 0.4, both),
+        hand.result(4.0, 0.3, 0.3, tasks),
+        hand.result(8.0, 0.2, 0.4, tasks),
         hand.result(9.0, 0.1, 0.5, ("seg",)),
     ]
     assert gallery.shown_result(results) is results[1]
 
 
 def results_of(tasks, examples=3, size=(12, 16)) -> tuple[Result, Result]:
-    """Clean and attacked; all pixels of a picture are a number of its own."""
+    """A clean and an attacked result; all pixels of a picture are its own number."""
     numbers = iter(range(1, 250))
 
     def pictures(*names):
@@ -63,44 +63,52 @@ def results_of(tasks, examples=3, size=(12, 16)) -> tuple[Result, Result]:
     ],
 )
 def test_each_example_has_its_images_and_a_row_per_task(count, size, shape, shown):
-    """Its words are whole, and nothing of it is empty."""
+    """No words are cut off, and no large part is empty."""
     tasks = list(TASKS)[:count]
     clean, attacked = results_of(tasks, size=size)
     figure = style.drawn(lambda: gallery.of_run(clean, attacked))
     FigureCanvasAgg(figure)
-    assert figure_fixture.empty_share(figure) < 0.11  # It is laid out now.
+    assert figure_fixture.empty_share(figure) < 0.11  # Also lays it out.
     figure_fixture.check(figure)
     boxes = [axes.get_window_extent() for axes in figure.axes]
     width, height = figure.canvas.get_width_height()
     tiles = sum(box.width * box.height for box in boxes)
     assert tiles / (width * height) > 0.6
     pixels = [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes]
-    found = np.reshape(pixels, shape)
-    before, after = clean.pictures, attacked.pictures
-    first = [before["image"], after["adversarial"], after["perturbation"]]
-    rows = [first] + [
-        [before[f"target/{t}"], before[f"output/{t}"], after[f"output/{t}"]]
+    grid = np.reshape(pixels, shape)
+    clean_pictures, attacked_pictures = clean.pictures, attacked.pictures
+    first_row = [
+        clean_pictures["image"],
+        attacked_pictures["adversarial"],
+        attacked_pictures["perturbation"],
+    ]
+    rows = [first_row] + [
+        [
+            clean_pictures[f"target/{t}"],
+            clean_pictures[f"output/{t}"],
+            attacked_pictures[f"output/{t}"],
+        ]
         for t in tasks
     ]
     blocks = [
         [[picture[example][0, 0, 0] for picture in row] for row in rows]
         for example in shown
     ]
-    together = np.concatenate(blocks, axis=1 if shape[1] == 6 else 0)
-    np.testing.assert_array_equal(found, together)
+    expected = np.concatenate(blocks, axis=1 if shape[1] == 6 else 0)
+    np.testing.assert_array_equal(grid, expected)
     names = [axes.get_ylabel() for axes in figure.axes]
     assert [name for name in names if name] == tasks * (len(shown) * 3 // shape[1])
 
 
 def test_the_legend_has_the_classes_that_are_seen():
-    """Of what is shown of their own task: targets, and outputs of both kinds."""
+    """Classes seen in their own task's targets, clean outputs or attacked outputs."""
     clean, attacked = results_of(["seg", "depth"])
-    of_seg = [
+    seg_pictures = [
         clean.pictures["target/seg"][2],
         clean.pictures["output/seg"][0],
         attacked.pictures["output/seg"][1],
     ]
-    colors = {f"class {n}": tuple(p[0, 0]) for n, p in enumerate(of_seg)}
+    colors = {f"class {n}": tuple(p[0, 0]) for n, p in enumerate(seg_pictures)}
     colors["of depth"] = tuple(clean.pictures["target/depth"][0, 0, 0])
     colors["nowhere"] = (1, 2, 3)
     figure = figure_fixture.drawn(
@@ -123,8 +131,8 @@ def test_the_title_says_what_is_not_in_the_name_of_the_attack():
     colors = {"seg": {"_background_": (250, 0, 0)}}
     figure = gallery.of_run(clean, attacked, colors, "attacked images made on B")
     title = figure.get_suptitle().replace("\n", " ")
-    how = "pgd on seg, linf eps 8 (levels of 0-255)"
-    assert title == f"{how}; attacked images made on B"
+    attack = "pgd on seg, linf eps 8 (levels of 0-255)"
+    assert title == f"{attack}; attacked images made on B"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [" _background_"]
 
 
@@ -136,11 +144,11 @@ def test_where_tasks_have_other_colors_the_legend_names_them():
     colors = {"seg": {"sky": red, "car": blue}, "depth": {"sky": blue, "car": red}}
     figure = figure_fixture.drawn(lambda: gallery.of_run(clean, attacked, colors))
     (legend,) = figure.legends
-    said = {
+    entries = {
         text.get_text(): tuple(np.rint(255 * np.array(mark.get_color())))
         for text, mark in zip(legend.get_texts(), legend.get_lines(), strict=True)
     }
-    assert said == {"seg: sky": red, "depth: sky": blue}
+    assert entries == {"seg: sky": red, "depth: sky": blue}
 
 
 def test_colors_of_tasks_with_a_class_for_each_pixel():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that others can collect, and the page that is made of them, by hand."""
+"""Leaderboards: records that others can collect, and the page made from them."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from mtr_tf.show import leaderboard
 
 
 def result(attack, value, task="seg", eps=2, **changes):
-    """A record as results.json has it."""
+    """A record as in results.json."""
     record = {"attack": attack, "norm": "linf", "eps": eps, "steps": 20, "n": 7}
     record |= {"attacked": [task], "task": task, "metric": "miou", "better": "higher"}
     record |= {"clean": 0.5, "attacked_value": value, "dataset": "rooms"}
     return record | {"split": "validation", "loss": "own"} | changes
 
 
-def records(name, seed, *results, tasks=("seg",), commit="abcdef0123", **trained):
-    trained = {"tasks": list(tasks), "model": "small", "image_size": "64", **trained}
-    config = {"train": trained}
-    made = {"commit": commit, "versions": {"mtr_tf": "1"}, "platform": "here"}
-    return leaderboard.of_results(name, seed, results, config, made)
+def records(name, seed, *results, tasks=("seg",), commit="abcdef0123", **train):
+    train = {"tasks": list(tasks), "model": "small", "image_size": "64", **train}
+    config = {"train": train}
+    settings = {"commit": commit, "versions": {"mtr_tf": "1"}, "platform": "here"}
+    return leaderboard.of_results(name, seed, results, config, settings)
 
 
 def test_seeds_of_a_model_are_together_and_none_counts_twice():
-    first = records("s", 0, result("pgd", 0.2), result("apgd", 0.1))
-    second = records("s", 1, result("pgd", 0.4), commit="123")
-    whole = leaderboard.together([*first, *second, *first])
-    assert [(r["attack"], r["seeds"]) for r in whole] == [
+    seed_0 = records("s", 0, result("pgd", 0.2), result("apgd", 0.1))
+    seed_1 = records("s", 1, result("pgd", 0.4), commit="123")
+    collection = leaderboard.together([*seed_0, *seed_1, *seed_0])
+    assert [(r["attack"], r["seeds"]) for r in collection] == [
         ("pgd", [0, 1]),
         ("apgd", [0]),
     ]
-    assert whole[0]["attacked_value"] == [0.2, 0.4]
-    assert whole[0]["clean"] == [0.5, 0.5]
-    assert whole[0]["commit"] == ["abcdef0123", "123"]
-    assert whole[0]["architecture"] == {"model": "small", "image_size": "64"}
-    assert leaderboard.together(whole) == whole
+    assert collection[0]["attacked_value"] == [0.2, 0.4]
+    assert collection[0]["clean"] == [0.5, 0.5]
+    assert collection[0]["commit"] == ["abcdef0123", "123"]
+    assert collection[0]["architecture"] == {"model": "small", "image_size": "64"}
+    assert leaderboard.together(collection) == collection
 
 
 def test_nets_that_share_other_parts_are_models_of_their_own():
-    ours = {"decoders": "separate", "shared_stages": -1}
-    usual = records("s+d", 0, result("pgd", 0.2), **ours)
-    assert usual == records("s+d", 0, result("pgd", 0.2))
-    for other in ({"decoders": "shared"}, {"shared_stages": 0}):
-        unlike = records("s+d", 1, result("pgd", 0.4), **ours | other)
-        whole = leaderboard.together([*usual, *unlike])
-        assert [r["seeds"] for r in whole] == [[0], [1]]
-        assert other.items() <= whole[1]["architecture"].items()
+    defaults = {"decoders": "separate", "shared_stages": -1}
+    default_records = records("s+d", 0, result("pgd", 0.2), **defaults)
+    assert default_records == records("s+d", 0, result("pgd", 0.2))
+    for change in ({"decoders": "shared"}, {"shared_stages": 0}):
+        changed_records = records("s+d", 1, result("pgd", 0.4), **defaults | change)
+        collection = leaderboard.together([*default_records, *changed_records])
+        assert [r["seeds"] for r in collection] == [[0], [1]]
+        assert change.items() <= collection[1]["architecture"].items()
 
 
 def test_what_differs_in_settings_stays_apart():
-    few, many = result("pgd", 0.2), result("pgd", 0.1, steps=50)
-    assert len(leaderboard.together(records("s", 0, few, many))) == 2
+    weak, strong = result("pgd", 0.2), result("pgd", 0.1, steps=50)
+    assert len(leaderboard.together(records("s", 0, weak, strong))) == 2
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_what_differs_in_settings_stays_apart():
 )
 def test_the_worst_of_two_attacks_counts_whichever_comes_first(changes):
     weak, strong = result("pgd", 0.25, **changes), result("pgd", 0.1)
-    for both in ((weak, strong), (strong, weak)):
-        (board,) = leaderboard.boards(records("s+d", 0, *both))
+    for pair in ((weak, strong), (strong, weak)):
+        (board,) = leaderboard.boards(records("s+d", 0, *pair))
         assert [(row.attacked, row.tried) for row in board.rows] == [("0.100", 2)]
 
 
 def test_an_attack_on_some_seeds_alone_does_not_stand_for_all():
-    """The unlucky seed would make the model worse than another of equal seeds."""
-    whole = [records("a", s, result("apgd", v)) for s, v in ((0, 0.2), (1, 0.36))]
-    whole.append(records("a", 0, result("sea", 0.19)))
-    whole += [records("b", s, result("apgd", 0.25)) for s in (0, 1)]
-    (board,) = leaderboard.boards(leaderboard.together(sum(whole, [])))
+    """Else an unlucky seed would rank a model below another one with equal seeds."""
+    groups = [records("a", s, result("apgd", v)) for s, v in ((0, 0.2), (1, 0.36))]
+    groups.append(records("a", 0, result("sea", 0.19)))
+    groups += [records("b", s, result("apgd", 0.25)) for s in (0, 1)]
+    (board,) = leaderboard.boards(leaderboard.together(sum(groups, [])))
     assert [(row.name, row.attacked, row.tried, row.seeds) for row in board.rows] == [
         ("a", "0.280 ± 0.11", 2, 2),
         ("b", "0.250 ± 0", 1, 2),
@@ -91,25 +91,25 @@ def test_an_attack_on_some_seeds_alone_does_not_stand_for_all():
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 2, 3)])
 def test_an_attack_that_lacks_a_seed_counts_where_it_does_more_harm(seeds):
-    """On equal seeds; and one on none of them by its mean."""
+    """Harm is compared on shared seeds; where there are none, by the mean."""
     weak = [records("a", s, result("fgsm", 0.4 + s / 100)) for s in (0, 1, 2)]
     strong = [records("a", s, result("apgd", 0.01)) for s in seeds]
-    apart = records("a", 7, result("sea", 0.3))
-    for attacks in ((weak, strong), (strong, weak), (weak, strong, [apart])):
-        whole = leaderboard.together(sum(sum(attacks, []), []))
-        (board,) = leaderboard.boards(whole)
+    other_seed = records("a", 7, result("sea", 0.3))
+    for attacks in ((weak, strong), (strong, weak), (weak, strong, [other_seed])):
+        collection = leaderboard.together(sum(sum(attacks, []), []))
+        (board,) = leaderboard.boards(collection)
         (row,) = board.rows
         assert (row.attack, row.attacked) == ("apgd, 20 steps", "0.0100 ± 0")
         assert (row.seeds, row.tried) == (len(seeds), len(attacks))
-    (board,) = leaderboard.boards(leaderboard.together(sum([*weak, apart], [])))
+    (board,) = leaderboard.boards(leaderboard.together(sum([*weak, other_seed], [])))
     assert board.rows[0].attack == "sea, 20 steps"
 
 
 def test_scores_by_own_outputs_have_a_board_of_their_own():
-    own = records("s", 0, result("pgd", 0.35, targets="own", clean=1.0))
-    found = leaderboard.boards([*own, *records("s+d", 0, result("pgd", 0.2))])
-    assert [board.rows[0].attacked for board in found] == ["0.350", "0.200"]
-    assert found[0].title.endswith("judged by the models' own clean outputs")
+    own_records = records("s", 0, result("pgd", 0.35, targets="own", clean=1.0))
+    boards = leaderboard.boards([*own_records, *records("s+d", 0, result("pgd", 0.2))])
+    assert [board.rows[0].attacked for board in boards] == ["0.350", "0.200"]
+    assert boards[0].title.endswith("judged by the models' own clean outputs")
 
 
 def test_clean_images_and_missing_numbers_make_no_record():
@@ -118,9 +118,9 @@ def test_clean_images_and_missing_numbers_make_no_record():
 
 def test_models_are_ordered_by_what_the_worst_attack_leaves():
     weak = records("only weakly attacked", 0, result("pgd", 0.45))
-    strong = records("s", 0, result("pgd", 0.4), result("apgd", 0.1))
-    other = records("s+d", 0, result("pgd", 0.3), result("apgd", 0.2))
-    (board,) = leaderboard.boards([*strong, *other, *weak])
+    single = records("s", 0, result("pgd", 0.4), result("apgd", 0.1))
+    joint = records("s+d", 0, result("pgd", 0.3), result("apgd", 0.2))
+    (board,) = leaderboard.boards([*single, *joint, *weak])
     assert [(row.place, row.name, row.attacked, row.tried) for row in board.rows] == [
         (1, "only weakly attacked", "0.450", 1),
         (2, "s+d", "0.200", 2),
@@ -136,8 +136,8 @@ def test_errors_are_ordered_the_other_way_and_seeds_have_a_deviation():
         records("a", s, result("pgd", v, "depth", **depth)) for s, v in ((0, 1), (1, 3))
     ]
     bad = records("b", 0, result("pgd", 2.5, "depth", **depth))
-    whole = leaderboard.together([*bad, *good[0], *good[1]])
-    (board,) = leaderboard.boards(whole)
+    collection = leaderboard.together([*bad, *good[0], *good[1]])
+    (board,) = leaderboard.boards(collection)
     assert [(row.name, row.attacked) for row in board.rows] == [
         ("a", "2.00 ± 1.4"),
         ("b", "2.50"),
@@ -161,50 +161,52 @@ def test_other_units_and_other_data_of_ones_own_are_boards_of_their_own():
 
 
 def test_other_ignored_classes_are_a_board_of_their_own(tmp_path):
-    every = records("a", 0, result("pgd", 0.2))
-    but_one = records("b", 0, result("pgd", 0.3, ignored=[3]))
-    leaderboard.write([*every, *but_one], tmp_path / "records.json")
-    found = leaderboard.boards(leaderboard.read(tmp_path / "records.json"))
+    all_classes = records("a", 0, result("pgd", 0.2))
+    some_classes = records("b", 0, result("pgd", 0.3, ignored=[3]))
+    leaderboard.write([*all_classes, *some_classes], tmp_path / "records.json")
+    boards = leaderboard.boards(leaderboard.read(tmp_path / "records.json"))
     about = "7 images of rooms (validation) at 64x64 pixels{}; higher is better."
-    assert [(board.about, board.rows[0].name) for board in found] == [
+    assert [(board.about, board.rows[0].name) for board in boards] == [
         (about.format(""), "a"),
         (about.format(", without the classes numbered 3"), "b"),
     ]
 
 
 def test_models_with_other_first_metrics_have_boards_of_their_own():
-    first = records("a", 0, result("pgd", 0.2), result("pgd", 0.3, metric="mine"))
-    other = records("b", 0, result("pgd", 0.4, metric="mine"))
-    for both in ((*first, *other), (*other, *first)):
-        found = leaderboard.boards(both)
-        assert {(b.title.split(",")[0], *(r.name for r in b.rows)) for b in found} == {
+    miou_first = records("a", 0, result("pgd", 0.2), result("pgd", 0.3, metric="mine"))
+    mine_only = records("b", 0, result("pgd", 0.4, metric="mine"))
+    for sequence in ((*miou_first, *mine_only), (*mine_only, *miou_first)):
+        boards = leaderboard.boards(sequence)
+        assert {(b.title.split(",")[0], *(r.name for r in b.rows)) for b in boards} == {
             ("seg miou", "a"),
             ("seg mine", "b"),
         }
 
 
 def test_the_attack_that_counts_is_named_with_what_is_not_usual():
-    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f", restarts=3)
-    (board,) = leaderboard.boards(records("a", 0, some))
-    named = "pgd, 20 steps, 3 restarts, 5 output pixels attacked, transferred"
-    assert board.rows[0].attack == named
+    record = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f", restarts=3)
+    (board,) = leaderboard.boards(records("a", 0, record))
+    name = "pgd, 20 steps, 3 restarts, 5 output pixels attacked, transferred"
+    assert board.rows[0].attack == name
 
 
 def test_attacks_that_leave_the_ball_do_not_count():
-    ours = result("pgd", 4.0, algorithm="pgd")
-    released = result("pgd_released", 3.0, algorithm="pgd_released")
-    (one,) = records("s", 0, ours, released)
-    assert one["attack"] == "pgd"
-    older = one | {"attack": "pgd_released-dgba", "attacked_value": [1.0]}
-    (board,) = leaderboard.boards([one, older])  # From a file that has it.
+    pgd = result("pgd", 4.0, algorithm="pgd")
+    pgd_released = result("pgd_released", 3.0, algorithm="pgd_released")
+    (record,) = records("s", 0, pgd, pgd_released)
+    assert record["attack"] == "pgd"
+    old_record = record | {"attack": "pgd_released-dgba", "attacked_value": [1.0]}
+    (board,) = leaderboard.boards([record, old_record])  # As from an older file.
     assert [(row.attack, row.tried) for row in board.rows] == [("pgd, 20 steps", 1)]
 
 
 def test_joint_attacks_other_data_and_other_radii_are_no_part_of_a_board():
     joint = result("pgd", 0.1, attacked=["depth", "seg"])
-    others = result("pgd", 0.3, eps=4), result("pgd", 0.2, n=8)
-    found = leaderboard.boards(records("s", 0, result("pgd", 0.4), joint, *others))
-    assert [[row.attacked for row in board.rows] for board in found] == [
+    other_results = result("pgd", 0.3, eps=4), result("pgd", 0.2, n=8)
+    boards = leaderboard.boards(
+        records("s", 0, result("pgd", 0.4), joint, *other_results)
+    )
+    assert [[row.attacked for row in board.rows] for board in boards] == [
         ["0.400"],
         ["0.300"],
         ["0.200"],
@@ -214,25 +216,25 @@ def test_joint_attacks_other_data_and_other_radii_are_no_part_of_a_board():
 def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
     run = tmp_path / "mine"
     (run / "attacks" / "quick").mkdir(parents=True)
-    trained = {"tasks": ["seg"], "seed": 3, "model": "small", "image_size": "64"}
-    (run / "config.json").write_text(json.dumps({"train": trained}))
-    ours = result("pgd", 0.3, clean_interval=[0, 1], attacked_interval=[0, 1])
-    (run / "attacks" / "quick" / "results.json").write_text(json.dumps([ours]))
-    theirs = tmp_path / "theirs.json"
-    leaderboard.write(records("<b>theirs</b>", 0, result("pgd", 0.2)), theirs)
+    train = {"tasks": ["seg"], "seed": 3, "model": "small", "image_size": "64"}
+    (run / "config.json").write_text(json.dumps({"train": train}))
+    own_result = result("pgd", 0.3, clean_interval=[0, 1], attacked_interval=[0, 1])
+    (run / "attacks" / "quick" / "results.json").write_text(json.dumps([own_result]))
+    their_file = tmp_path / "theirs.json"
+    leaderboard.write(records("<b>theirs</b>", 0, result("pgd", 0.2)), their_file)
     page = tmp_path / "board.html"
-    compare.main(CompareConfig(runs=(str(run), str(theirs)), leaderboard=str(page)))
-    written = leaderboard.read(tmp_path / "board.json")
-    assert [(r["name"], r["seeds"]) for r in written] == [
+    compare.main(CompareConfig(runs=(str(run), str(their_file)), leaderboard=str(page)))
+    board_records = leaderboard.read(tmp_path / "board.json")
+    assert [(r["name"], r["seeds"]) for r in board_records] == [
         ("<b>theirs</b>", [0]),
         ("mine", [3]),
     ]
-    whole = {"attack": {"out": "theirs"}, "train": trained}
-    (out := tmp_path / "attacks" / "out").mkdir(parents=True)
+    settings = {"attack": {"out": "theirs"}, "train": train}
+    (folder := tmp_path / "attacks" / "out").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps({"train": {"seed": 7}}))
-    (out / "results.json").write_text(json.dumps([ours]))
-    (out / "settings.json").write_text(json.dumps(whole))
-    assert leaderboard.of_folder("mine", out) == leaderboard.of_folder(
+    (folder / "results.json").write_text(json.dumps([own_result]))
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert leaderboard.of_folder("mine", folder) == leaderboard.of_folder(
         "mine", run / "attacks" / "quick"
     )
     tree = parse(page.read_text())
@@ -274,32 +276,38 @@ def test_page_needs_its_ending(tmp_path):
         compare.main(CompareConfig(runs=("a",), leaderboard=str(tmp_path / "board")))
 
 
-def of_model(made, value, name="a", **changes):
-    return records(name, 0, result("pgd", value, model_fingerprint=made, **changes))
+def of_model(fingerprint, value, name="a", **changes):
+    return records(
+        name, 0, result("pgd", value, model_fingerprint=fingerprint, **changes)
+    )
 
 
 def test_a_model_trained_again_takes_the_place_of_the_one_before(caplog):
-    """As in a board that is kept and the same run attacked again."""
-    before = of_model("old", 0.9) + of_model("old", 0.2, steps=100)
-    whole = leaderboard.together([*before, *of_model("new", 0.3)])
-    assert [(r["attacked_value"], r["models"]) for r in whole] == [([0.3], ["new"])]
+    """As when a board is kept and the same run is attacked again."""
+    old_records = of_model("old", 0.9) + of_model("old", 0.2, steps=100)
+    collection = leaderboard.together([*old_records, *of_model("new", 0.3)])
+    assert [(r["attacked_value"], r["models"]) for r in collection] == [
+        ([0.3], ["new"])
+    ]
     assert "of a (seed 0) only the records of the one" in caplog.text
     caplog.clear()
-    assert leaderboard.together([*before, *before]) == leaderboard.together(before)
+    assert leaderboard.together([*old_records, *old_records]) == leaderboard.together(
+        old_records
+    )
     assert not caplog.text
 
 
 def test_of_two_results_of_one_attack_the_worse_counts():
-    """As of images made on two other models, or of two random starts."""
+    """As with images made on two other models, or with two random starts."""
     for values in ((0.28, 0.05), (0.05, 0.28)):
-        each = [of_model("m", value, source_fingerprint=str(value)) for value in values]
-        (one,) = leaderboard.together(sum(each, []))
-        assert one["attacked_value"] == [0.05]
-        lower = [
+        pair = [of_model("m", value, source_fingerprint=str(value)) for value in values]
+        (record,) = leaderboard.together(sum(pair, []))
+        assert record["attacked_value"] == [0.05]
+        loss_pair = [
             of_model("m", value, metric="loss", better="lower") for value in values
         ]
-        (one,) = leaderboard.together(sum(lower, []))
-        assert one["attacked_value"] == [0.28]
+        (record,) = leaderboard.together(sum(loss_pair, []))
+        assert record["attacked_value"] == [0.28]
 
 
 def test_pictures_of_another_size_are_another_board():
@@ -317,7 +325,7 @@ def test_records_of_before_that_name_no_size_go_with_those_that_do():
     older = records("a", 0, result("pgd", 0.3))
     del older[0]["models"]
     newer = records("a", 1, result("pgd", 0.2, images="64x64x3 0.5 0.5 0.5"))
-    (one,) = leaderboard.together([*older, *newer, *newer])
-    assert (one["seeds"], one["attacked_value"]) == ([0, 1], [0.3, 0.2])
-    other = records("a", 1, result("pgd", 0.1, images="32x32x3 0.5 0.5 0.5"))
-    assert len(leaderboard.together([*newer, *other])) == 2
+    (record,) = leaderboard.together([*older, *newer, *newer])
+    assert (record["seeds"], record["attacked_value"]) == ([0, 1], [0.3, 0.2])
+    other_size = records("a", 1, result("pgd", 0.1, images="32x32x3 0.5 0.5 0.5"))
+    assert len(leaderboard.together([*newer, *other_size])) == 2

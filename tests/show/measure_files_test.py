@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of measures, where one command comes after another."""
+"""The files of measures when several commands write them in turn."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_records_of_other_measures_stay_while_all_they_depend_on_is_the_same(
 ):
     monkeypatch.setattr(measure_files.theory, "save_run", lambda *arguments: [])
 
-    def written(record, facts=FACTS):
+    def write_record(record, facts=FACTS):
         name = record["measure"]
         text = measure_files.write([record], tmp_path, [name], facts)
-        assert ("linf" in text) == (name == "first_order")  # A table of its own.
+        assert ("linf" in text) == (name == "first_order")  # It has its own table.
         events = EventAccumulator(str(tmp_path / "measures"), {"tensors": 0})
         events.Reload()
         with open(tmp_path / "measures.csv", newline="") as file:
@@ -44,12 +44,12 @@ def test_records_of_other_measures_stay_while_all_they_depend_on_is_the_same(
         assert len(curves) == sum(r["measure"] == "first_order" for r in records)
         return records
 
-    assert written(rise(1.0)) == [rise(1.0)]
-    assert written(RHO) == [rise(1.0), RHO]
-    assert written(rise(2.0)) == [RHO, rise(2.0)]
-    assert written(RHO, FACTS | {"model": "other"}) == [RHO]
-    assert written(rise(1.0)) == [rise(1.0)]
+    assert write_record(rise(1.0)) == [rise(1.0)]
+    assert write_record(RHO) == [rise(1.0), RHO]
+    assert write_record(rise(2.0)) == [RHO, rise(2.0)]
+    assert write_record(RHO, FACTS | {"model": "other"}) == [RHO]
+    assert write_record(rise(1.0)) == [rise(1.0)]
     (tmp_path / "measures.json").write_text("[")
-    assert written(RHO) == [RHO]
-    (tmp_path / "measures" / "facts.json").unlink()  # As before there was one.
-    assert written(rise(1.0)) == [rise(1.0)]
+    assert write_record(RHO) == [RHO]
+    (tmp_path / "measures" / "facts.json").unlink()  # As in older folders.
+    assert write_record(rise(1.0)) == [rise(1.0)]

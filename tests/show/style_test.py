@@ -18,10 +18,12 @@ def test_looks_of_lines_differ():
     assert len({look[:2] for look in looks}) == 19
     looks = [style.attack_look(*divmod(n, 13)) for n in range(4 * 13)]
     assert len({(look["linestyle"], look["color"]) for look in looks}) == 4 * 13
-    many = [style.attack_look(attack, n) for attack in range(3) for n in range(40)]
-    assert len({tuple(look.values()) for look in many}) == 3 * 40
-    alone = [style.attack_look(0, group, alone=True) for group in range(4 * 13)]
-    assert len({(look["linestyle"], look["color"]) for look in alone}) == 4 * 13
+    more_looks = [
+        style.attack_look(attack, n) for attack in range(3) for n in range(40)
+    ]
+    assert len({tuple(look.values()) for look in more_looks}) == 3 * 40
+    single_looks = [style.attack_look(0, group, alone=True) for group in range(4 * 13)]
+    assert len({(look["linestyle"], look["color"]) for look in single_looks}) == 4 * 13
 
 
 def test_legends_have_names_that_begin_with_an_underscore():
@@ -35,16 +37,16 @@ def test_legends_have_names_that_begin_with_an_underscore():
 
 
 def test_long_names_lose_their_middle_and_stay_apart():
-    other = GROUP.replace("normal", "reshading")
-    plain = "a_very_long_name_of_a_variant_that_goes_on"
-    short = style.short_names(["seg+depth", GROUP, other, plain])
-    assert list(short.values()) == [
+    other_group = GROUP.replace("normal", "reshading")
+    long_name = "a_very_long_name_of_a_variant_that_goes_on"
+    short_names = style.short_names(["seg+depth", GROUP, other_group, long_name])
+    assert list(short_names.values()) == [
         "seg+depth",
         "seg+…+keypoints2d (7 tasks)",
         "seg+…+keypoints2d (7 tasks) #2",
         "a_very_long_na…_that_goes_on",
     ]
-    lines = style.spelt_out(short)
+    lines = style.spelt_out(short_names)
     assert lines[0] == f"seg+…+keypoints2d (7 tasks): {GROUP.replace('+', ' + ')}"
     assert len(lines) == 3
 
@@ -93,11 +95,11 @@ def test_radii_of_many_sizes_are_all_written():
 
 def test_values_of_many_sizes_get_a_logarithmic_axis():
     figure, axes = style.multiples(2, style.SIZE)
-    for one, values in zip(axes, ([1, 50], [1, 500]), strict=True):
-        one.plot([0, 1], values)
-        style.log_y_if_wide(one)
-    assert [one.get_yscale() for one in axes] == ["linear", "log"]
-    axes[1].plot([0, 1], [0, 1])  # No logarithm.
+    for ax, values in zip(axes, ([1, 50], [1, 500]), strict=True):
+        ax.plot([0, 1], values)
+        style.log_y_if_wide(ax)
+    assert [ax.get_yscale() for ax in axes] == ["linear", "log"]
+    axes[1].plot([0, 1], [0, 1])  # 0 has no logarithm.
     axes[1].set_yscale("linear")
     style.log_y_if_wide(axes[1])
     assert axes[1].get_yscale() == "linear"
@@ -115,8 +117,8 @@ def test_titles_keep_their_end_and_spell_groups_out(width):
 
     figure = figure_fixture.drawn(draw)
     figure_fixture.check(figure)
-    written = figure.get_suptitle().replace("\n", " ")
-    assert written == title.replace(GROUP, "seg+…+keypoints2d (7 tasks)")
+    heading = figure.get_suptitle().replace("\n", " ")
+    assert heading == title.replace(GROUP, "seg+…+keypoints2d (7 tasks)")
     notes = " ".join(figure.texts[-1].get_text().split())
     assert GROUP.replace("+", " + ") in notes
     assert notes.endswith("a note")
@@ -140,7 +142,7 @@ def test_files_are_pictures_and_drawings(tmp_path):
     svg = style.save(draw, tmp_path / "a.png")
     pixels = matplotlib.image.imread(tmp_path / "a.png")
     height, width, _ = pixels.shape
-    assert pixels.std() > 0.02  # There is something.
+    assert pixels.std() > 0.02  # It is not empty.
     assert width == 2 * 144
     assert 144 < height < 200
     assert b"<svg" in svg
@@ -153,7 +155,7 @@ def test_equal_figures_are_equal_files_of_every_kind(tmp_path, suffix):
     paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in paths:
         style.save(lambda: a_figure([0, 1, 2]), path)
-    one, two = (path.read_bytes() for path in paths)
-    assert one == two
+    content_a, content_b = (path.read_bytes() for path in paths)
+    assert content_a == content_b
     start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix.lower()]
-    assert one.startswith(start)
+    assert content_a.startswith(start)

@@ -28,7 +28,7 @@ def test_columns_stand_below_each_other():
 
 
 def test_words_are_neither_read_nor_cut(monkeypatch):
-    """Not as rich's markup, emoji or links; and not at the width of a terminal."""
+    """Not read as rich's markup, emoji or links, nor cut at the width of a terminal."""
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("FORCE_COLOR", "1")
     words = ["[bold]seg[/bold]", ":smile:", "mae [m]", "https://a.b/c", "x" * 500]
@@ -47,8 +47,8 @@ def test_table():
         "clean: 0.400",
         "clean: 0.200",
     ]
-    left, seg, depth = (part.split() for part in table[3].split("|"))
-    assert left == ["pgd", "seg+depth", "1"]
+    labels, seg, depth = (part.split() for part in table[3].split("|"))
+    assert labels == ["pgd", "seg+depth", "1"]
     assert seg == ["0.300", "0.290", "to", "0.310", "x2.50"]
     assert depth == ["0.300", "0.290", "to", "0.310", "x1.50"]
     assert table[4].split("|")[2].split() == ["-", "-", "-"]
@@ -58,13 +58,13 @@ def test_table():
 
 def test_doubts_come_before_notes():
     warnings = ["note: maps are resized.", "the range is wrong.", "gradients vanish."]
-    told = tables.about("t", [{**r, "warnings": warnings} for r in RECORDS], 100)
-    assert told.endswith(
+    output = tables.about("t", [{**r, "warnings": warnings} for r in RECORDS], 100)
+    assert output.endswith(
         "\n\nWARNING, before you trust these numbers:\n- the range is wrong.\n"
         "- gradients vanish.\n\nnote: maps are resized."
     )
-    told = tables.about("t", [{**r, "warnings": warnings[:1]} for r in RECORDS], 100)
-    assert "WARNING" not in told
+    output = tables.about("t", [{**r, "warnings": warnings[:1]} for r in RECORDS], 100)
+    assert "WARNING" not in output
 
 
 def test_markdown():
@@ -73,40 +73,41 @@ def test_markdown():
 
 
 def test_other_formats_have_the_same_numbers(tmp_path):
-    printed = {
+    outputs = {
         form: tables.printed(form, "title", RECORDS, tmp_path)
         for form in ("text", "markdown", "csv", "json")
     }
-    assert "tensorboard --logdir=" in printed["text"]
-    assert json.loads(printed["json"]) == RECORDS
-    rows = list(csv.DictReader(printed["csv"].splitlines()))
+    assert "tensorboard --logdir=" in outputs["text"]
+    assert json.loads(outputs["json"]) == RECORDS
+    rows = list(csv.DictReader(outputs["csv"].splitlines()))
     assert [float(row["eps"]) for row in rows] == [r["eps"] for r in RECORDS]
     row = "| pgd | seg+depth | 1 | 0.300 (0.290-0.310) | 0.300 (0.290-0.310) |"
-    assert row in printed["markdown"]
-    assert "seg miou (clean 0.400) | depth mae [m] (clean 0.200)" in printed["markdown"]
+    assert row in outputs["markdown"]
+    assert "seg miou (clean 0.400) | depth mae [m] (clean 0.200)" in outputs["markdown"]
 
 
 def test_metrics_that_were_asked_for_are_in_a_table_of_their_own(tmp_path):
-    plainly = tables.about("title", RECORDS, 100)
-    assert tables.about("title", RECORDS, 100, ("delta1",)) == plainly
-    said = tables.about("title", RECORDS, 60, ("rmse",))
-    assert "depth rmse" in said
-    assert "rel" not in said.split()
-    every = tables.about("title", RECORDS, 60, ("all",))
+    default = tables.about("title", RECORDS, 100)
+    assert tables.about("title", RECORDS, 100, ("delta1",)) == default
+    output = tables.about("title", RECORDS, 60, ("rmse",))
+    assert "depth rmse" in output
+    assert "rel" not in output.split()
+    all_metrics = tables.about("title", RECORDS, 60, ("all",))
     for name in ("seg pixel_accuracy", "depth rmse", "depth rel"):
-        assert name in every
-    assert max(map(len, every.splitlines())) <= 60
+        assert name in all_metrics
+    assert max(map(len, all_metrics.splitlines())) <= 60
     record = next(r for r in RECORDS if r["metric"] == "rmse")
-    assert f"clean: {text.plain(record['clean'])}" in said
-    assert said.count(f"| {text.plain(record['attacked_value'])}\n") == 2  # Two radii.
+    assert f"clean: {text.plain(record['clean'])}" in output
+    # Two radii.
+    assert output.count(f"| {text.plain(record['attacked_value'])}\n") == 2
     markdown = tables.printed("markdown", "title", RECORDS, tmp_path, ("rmse",))
     assert "| depth rmse" in markdown
 
 
 def test_a_narrow_table_is_broken_by_task():
-    narrow = tables.table(RECORDS, width=70)
-    assert all(len(line) <= 70 for line in narrow.splitlines())
-    first, second = narrow.split("\n\n")
+    table = tables.table(RECORDS, width=70)
+    assert all(len(line) <= 70 for line in table.splitlines())
+    first, second = table.split("\n\n")
     assert "miou" in first
     assert "mae" not in first
     assert "mae" in second
@@ -131,7 +132,7 @@ def test_outputs_against_targets_that_attacks_want():
 
 
 def test_measures(tmp_path):
-    """A block of lines for each measure that there is, numbers in their columns."""
+    """Each measure has a block of lines, with its numbers in columns."""
     measures = ("tasks", "pixels", "first_order")
     study_fixture.write_measures(tmp_path, measures, ("seg", "depth"), 0)
     records = json.loads((tmp_path / "measures.json").read_text())
@@ -158,7 +159,7 @@ def test_measures(tmp_path):
 
 
 def test_attacks_on_pixels_of_a_task_with_no_other_metric_show_its_loss():
-    """As of one that has mean IoU alone, which says nothing of few pixels."""
+    """Such as a task with mean IoU alone, which says nothing about few pixels."""
     record = {"measure": "pixels", "quantity": "attacked_pixels", "eps": 8.0}
     record |= {"count": 4, "value": 0.5, "clean": 0.25}
     pairs = [("seg", "loss"), ("depth", "mae"), ("depth", "loss")]

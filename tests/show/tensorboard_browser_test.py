@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, browser_fixture.needed]
 TASKS = ("seg", "autoencoder")
 GROUPS = ("seg", "+".join(TASKS))
 
-# Of each model, all that the list of runs shows.
+# The runs of each model, as the list of runs shows them.
 TRAINED, ATTACKED = (
     [f"{model}/{run}" for model in "abc"] for run in ("train", "attacks/test")
 )
@@ -50,7 +50,8 @@ ATTACK = dict.fromkeys(
     (f"{task}_by_eps/loss, fgsm on {group}" for task in TASKS for group in GROUPS),
     ATTACKED,
 )
-# Charts of Custom Scalars, in their order; those of validation alone have two kinds.
+# Charts of Custom Scalars in order, each with its lines per run: training, clean and
+# attacked, or the last two where only validation computes the number.
 LAID_OUT = {
     "seg/loss": 3,
     "seg/miou": 2,
@@ -145,7 +146,7 @@ def browser(tmp_path) -> Iterator[Browser]:
 
 @pytest.fixture
 def pages(runs, tmp_path) -> Iterator[str]:
-    """The address of a TensorBoard that shows them."""
+    """The address of a TensorBoard that shows `runs`."""
     command = (sys.executable, "-m", "tensorboard.main", "--logdir", runs)
     with server(
         (*command, "--host=127.0.0.1", "--port=0"),
@@ -167,37 +168,37 @@ def test_every_page_shows_the_runs_and_their_attacks(whole_run, runs, pages, bro
 
 
 def only(tags) -> str:
-    """A filter for these tags: TensorBoard shows the first 12 of those that pass."""
+    """A filter for these tags; TensorBoard shows only the first 12 that pass."""
     assert len(tags) <= 12
     return urllib.parse.quote(f"^({'|'.join(map(re.escape, tags))})$", safe="")
 
 
 def check_time_series(browser, pages, series, folder):
-    """Under each chart the last steps and values are those in the event files."""
+    """The last steps and values under each chart are those in the event files."""
     browser.open(f"{pages}/?tagFilter={only(series)}#timeseries")
     expected = {(tag, run) for tag, runs in series.items() for run in runs}
 
     def tables(cards):
-        found = {}
+        points = {}
         for tag, texts in cards:
             for run in series.get(tag, ()):
                 if run in texts:  # run, smoothed value, value, step, time
-                    drawn, value, step = texts[texts.index(run) + 1 :][:3]
-                    numbers = (float(n.replace(",", "")) for n in (value, drawn))
-                    found[tag, run] = (int(step.replace(",", "")), *numbers)
-        return found
+                    smoothed, value, step = texts[texts.index(run) + 1 :][:3]
+                    numbers = (float(n.replace(",", "")) for n in (value, smoothed))
+                    points[tag, run] = (int(step.replace(",", "")), *numbers)
+        return points
 
-    shown = tables(
+    points = tables(
         browser.wait("tables", CARDS, lambda cards: tables(cards).keys() == expected)
     )
-    listed = [text for text in browser.run(RUNS) if "/" in text]
-    assert sorted(listed) == sorted([*TRAINED, *ATTACKED])
+    run_names = [text for text in browser.run(RUNS) if "/" in text]
+    assert sorted(run_names) == sorted([*TRAINED, *ATTACKED])
     for tag, run in expected:
         step, want = last(folder / run, tag)
         value = pytest.approx(want, 1e-3, 1e-4)
-        assert shown[tag, run][:2] == (step, value), tag
+        assert points[tag, run][:2] == (step, value), tag
         if tag in ATTACK:  # At the default smoothing.
-            assert shown[tag, run][2] == pytest.approx(want, 2e-3), tag
+            assert points[tag, run][2] == pytest.approx(want, 2e-3), tag
 
 
 def last(folder, tag) -> tuple[int, float]:
@@ -210,12 +211,12 @@ def check_scalars(browser, pages, series):
     """Each chart has a line for each of its runs."""
     browser.open(f"{pages}/#scalars&_smoothingWeight=0&tagFilter={only(series)}")
 
-    def drawn(charts):
+    def line_counts(charts):
         lines = {tag: sum(count > 1 for count in points) for tag, points in charts}
         return {tag: count for tag, count in lines.items() if tag in series}
 
     expected = {tag: len(runs) for tag, runs in series.items()}
-    browser.wait("lines", CHARTS, lambda charts: drawn(charts) == expected)
+    browser.wait("lines", CHARTS, lambda charts: line_counts(charts) == expected)
     check_addresses(browser, pages)
 
 
@@ -223,11 +224,13 @@ def check_custom_scalars(browser, pages):
     """All kinds of a number are lines of one chart, for each run."""
     browser.open(f"{pages}/#custom_scalars&_smoothingWeight=0")
 
-    def drawn(charts):
+    def line_counts(charts):
         return {tag: sum(count > 1 for count in points) for tag, points in charts}
 
     expected = {tag: kinds * len(TRAINED) for tag, kinds in LAID_OUT.items()}
-    charts = browser.wait("charts", CUSTOM, lambda charts: drawn(charts) == expected)
+    charts = browser.wait(
+        "charts", CUSTOM, lambda charts: line_counts(charts) == expected
+    )
     assert [tag for tag, _ in charts] == [*LAID_OUT]
     check_addresses(browser, pages)
 
@@ -257,9 +260,9 @@ def check_text(browser, pages):
 
 
 def check_hparams(browser, pages, folder, name):
-    """Training has a row, with what it came to; the attack has none.
+    """Training has a row with its results; the attack has none.
 
-    The runs are copies of one, `name`, and so a single trial.
+    The runs are copies of one run, `name`, and so are a single trial.
     """
     browser.open(f"{pages}/#hparams")
 
@@ -271,12 +274,12 @@ def check_hparams(browser, pages, folder, name):
             dict(zip(columns[:start], columns[start:], strict=True)) if one_row else {}
         )
 
-    shown = table(browser.wait("row", CELLS, table))
+    row = table(browser.wait("row", CELLS, table))
     # TensorBoard opens with the first five settings, and measures, of the alphabet.
-    assert (shown["aux_weight"], shown["batch_size"]) == ("1.0000", "4.0000")
+    assert (row["aux_weight"], row["batch_size"]) == ("1.0000", "4.0000")
     for tag in ("autoencoder/loss, attacked", "autoencoder/loss, clean"):
         _, value = last(folder / TRAINED[0], tag)
-        assert float(shown[tag]) == pytest.approx(value, 1e-3), tag
+        assert float(row[tag]) == pytest.approx(value, 1e-3), tag
     texts = browser.run(TEXTS)
     for text in ("image_size", "32x40", ",".join(TASKS), "total/loss, clean"):
         assert text in texts, texts

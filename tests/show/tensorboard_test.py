@@ -86,10 +86,10 @@ def description(events: EventAccumulator, tag: str) -> str:
 
 def hparams(events: EventAccumulator) -> dict:
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    info = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
     return {
         name: getattr(value, value.WhichOneof("kind"))
-        for name, value in started.hparams.items()
+        for name, value in info.hparams.items()
     }
 
 
@@ -110,10 +110,10 @@ def test_tags_and_totals():
         "total/loss": 3.0,
     }
     values = {"seg": {"miou": 0.5, "loss": 2.0}, "depth": {"loss": math.nan}}
-    found = tensorboard.evaluation_scalars(values)
-    assert found["seg/miou"] == 0.5
-    assert found["total/loss"] == 2.0  # Without the task nobody knows.
-    assert math.isnan(found["depth/loss"])
+    scalars = tensorboard.evaluation_scalars(values)
+    assert scalars["seg/miou"] == 0.5
+    assert scalars["total/loss"] == 2.0  # Without the unknown loss.
+    assert math.isnan(scalars["depth/loss"])
 
 
 def test_every_number_says_its_unit_and_which_way_is_better():
@@ -128,9 +128,9 @@ def test_every_number_says_its_unit_and_which_way_is_better():
 
 
 def test_metrics_of_ones_own_have_any_names(tmp_path):
-    """As those of a learned weight, and those of a number with its kind."""
+    """Even names like those of a learned weight, or of a number with its kind."""
 
-    def named(name):
+    def make_metric(name):
         def error(target, output, mask):
             return mask
 
@@ -138,7 +138,7 @@ def test_metrics_of_ones_own_have_any_names(tmp_path):
         return error
 
     names = ("weight_error", "error, all")
-    pose = Task("pose", places=0, metrics=[named(name) for name in names])
+    pose = Task("pose", places=0, metrics=[make_metric(name) for name in names])
     with tensorboard.Board(tmp_path, tasks=task_set([pose])) as board:
         board.scalars({f"pose/{name}": 0.5 for name in names}, 1, "clean")
     events = read(tmp_path)
@@ -216,9 +216,9 @@ def test_the_columns_of_a_picture():
 
 
 def test_a_picture_without_an_attack_has_three_columns():
-    found = tensorboard.pictures(make_examples(attacked=False), ("seg",), INFO)
-    assert [*found] == ["seg/pictures"]
-    assert [*found["seg/pictures"]] == ["image", "target", "clean output"]
+    pictures = tensorboard.pictures(make_examples(attacked=False), ("seg",), INFO)
+    assert [*pictures] == ["seg/pictures"]
+    assert [*pictures["seg/pictures"]] == ["image", "target", "clean output"]
 
 
 @pytest.mark.parametrize(("size", "factor"), [((4, 5), 32), ((128, 200), 1)])
@@ -227,20 +227,20 @@ def test_a_sheet_has_large_tiles_under_headings(size, factor):
     sheet = tensorboard.sheet({"one": tiles, "another": 255 - tiles})
     height, width = (side * factor for side in size)
     assert sheet.shape == (HEADING + 2 * height + GAP, 2 * width + GAP, 3)
-    below = sheet[HEADING:]
-    np.testing.assert_array_equal(below[:height:factor, :width:factor], tiles[0])
+    body = sheet[HEADING:]
+    np.testing.assert_array_equal(body[:height:factor, :width:factor], tiles[0])
     np.testing.assert_array_equal(
-        below[height + GAP :, width + GAP :],
+        body[height + GAP :, width + GAP :],
         np.kron(255 - tiles[1], np.ones((factor, factor, 1), np.uint8)),
     )
-    assert (below[height : height + GAP] == 255).all()
-    assert (below[:, width : width + GAP] == 255).all()
+    assert (body[height : height + GAP] == 255).all()
+    assert (body[:, width : width + GAP] == 255).all()
     for start in (0, width + GAP):
-        above = sheet[:HEADING, start : start + width].min(axis=-1)
-        dark = np.argwhere(above < 100)
-        assert len(dark) > 20  # There is a heading,
-        top, left = dark.min(axis=0)
-        bottom, right = dark.max(axis=0)
+        heading = sheet[:HEADING, start : start + width].min(axis=-1)
+        dark_pixels = np.argwhere(heading < 100)
+        assert len(dark_pixels) > 20  # There is a heading,
+        top, left = dark_pixels.min(axis=0)
+        bottom, right = dark_pixels.max(axis=0)
         assert top >= 1  # whole, and in the middle.
         assert bottom <= HEADING - 2
         assert (left + right) / 2 == pytest.approx(width / 2, abs=2)
@@ -277,11 +277,11 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     board = tensorboard.Board(tmp_path / "train")
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Bytes of a file.
-    said = f"no space is left on the disk to write {re.escape(str(tmp_path))}/train; "
+    text = f"no space is left on the disk to write {re.escape(str(tmp_path))}/train; "
     try:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=text):
             board.number("seg/loss", 0.5, 1)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=text):
             board.picture("seg", np.zeros((8, 8, 3), np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -311,8 +311,8 @@ def test_what_is_written_can_be_read_back(tmp_path):
     assert about.endswith("On 3 images.")
     assert description(events, "seg/pictures") == "Columns: image. So."
     assert (picture(events, "seg/pictures")[HEADING:] == 9).all()
-    (text,) = tf.make_ndarray(events.Tensors("settings")[0].tensor_proto).ravel()[:1]
-    assert b"| epochs | `3` |" in text
+    (table,) = tf.make_ndarray(events.Tensors("settings")[0].tensor_proto).ravel()[:1]
+    assert b"| epochs | `3` |" in table
     assert hparams(events) == {"epochs": 3, "tasks": "seg"}
 
 
@@ -347,7 +347,7 @@ def a_source() -> Source:
 def watch(
     folder: pathlib.Path, optimizer=None, step: int = 1, evaluates=True, **settings
 ) -> None:
-    """What a run of one step on `a_source` writes."""
+    """Writes what a run of one step on `a_source` writes."""
     config = TrainConfig(
         tasks=("depth", "seg"),
         dataset="noise",
@@ -362,7 +362,7 @@ def watch(
         config.weight_decay,
         config.batch_size,
     )
-    watched = monitor.Monitor(
+    run_monitor = monitor.Monitor(
         config,
         a_source(),
         Workers(tf.distribute.get_strategy()),
@@ -371,9 +371,9 @@ def watch(
         monitor.parse_best(config, task_set(config.tasks)),
         folder,
     )
-    watched.trained(step, np.array([0.5, 0.25]), 3.0)
+    run_monitor.trained(step, np.array([0.5, 0.25]), 3.0)
     if evaluates:
-        watched.evaluated(step)
+        run_monitor.evaluated(step)
 
 
 def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
@@ -406,12 +406,12 @@ def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
     assert images == ["clean", "attacked"]
     assert "eps 4 levels of 0-255, 1 steps) on seg." in about["attacked"]
     assert "PGD" not in about["clean"]
-    shown = picture(events, "seg/pictures")
-    assert shown.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
-    (written,) = tf.make_ndarray(
+    sheet = picture(events, "seg/pictures")
+    assert sheet.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
+    (content,) = tf.make_ndarray(
         events.Tensors("custom_scalars__config__")[0].tensor_proto
     ).ravel()
-    layout = layout_pb2.Layout.FromString(written)
+    layout = layout_pb2.Layout.FromString(content)
     assert layout == tensorboard.layout(task_set(("depth", "seg")), ("seg",))
     assert hparams(events) == {
         "tasks": "depth,seg",
@@ -448,35 +448,42 @@ def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
         "seg/pixel_accuracy",
     ]
     assert "depth/delta1" in charts  # As of a callback that was asked for it.
-    (line,) = charts["seg/loss"].multiline.tag
-    of_loss = [f"seg/loss, {kind}" for kind in KINDS_SHOWN]
-    others = ["seg/loss", "seg/losses, clean", "aseg/loss, clean", "total/loss, clean"]
-    others += ["seg_by_eps/loss, pgd on seg"]
-    assert [tag for tag in of_loss + others if re.match(line, tag)] == of_loss
+    (pattern,) = charts["seg/loss"].multiline.tag
+    loss_tags = [f"seg/loss, {kind}" for kind in KINDS_SHOWN]
+    other_tags = [
+        "seg/loss",
+        "seg/losses, clean",
+        "aseg/loss, clean",
+        "total/loss, clean",
+    ]
+    other_tags += ["seg_by_eps/loss, pgd on seg"]
+    assert [
+        tag for tag in loss_tags + other_tags if re.match(pattern, tag)
+    ] == loss_tags
 
 
 def test_evaluations_take_no_more_images_at_once_than_there_are(
     tmp_path, monkeypatch, mirrored
 ):
-    class Seen(Exception):
+    class Stop(Exception):
         pass
 
     def worthwhile(mode, passes, pixels):
-        found.append((passes, pixels / 16**2))
+        calls.append((passes, pixels / 16**2))
 
-    def run(self, columns, *, batch_size, **more):
-        found.append(batch_size)
-        raise Seen
+    def run(self, columns, *, batch_size, **options):
+        calls.append(batch_size)
+        raise Stop
 
-    found: list = []
+    calls: list = []
     monkeypatch.setattr(monitor.compiling, "worthwhile", worthwhile)
     monkeypatch.setattr(monitor.Evaluator, "run", run)
-    one = tf.distribute.get_strategy()
-    for i, (strategy, size) in enumerate(((one, 6), (mirrored, 6), (one, 2))):
-        with strategy.scope(), pytest.raises(Seen):
+    single = tf.distribute.get_strategy()
+    for i, (strategy, size) in enumerate(((single, 6), (mirrored, 6), (single, 2))):
+        with strategy.scope(), pytest.raises(Stop):
             watch(tmp_path / str(i), batch_size=size, eval_examples=3)
     # Ten evaluations, three passes a batch: of 3 images, 2 on each replica, and 2.
-    assert found == [(30, 3), 3, (30, 2), 4, (60, 2), 2]
+    assert calls == [(30, 3), 3, (30, 2), 4, (60, 2), 2]
 
 
 def test_training_without_an_attack_has_no_attacked_numbers(tmp_path):
@@ -505,12 +512,12 @@ def write_attacks(folder: pathlib.Path, results: list[Result]) -> None:
 
 
 def smoothed(values, weight=0.6):
-    """The exponential mean that TensorBoard draws, without the bias of its start."""
-    drawn, last = [], 0.0
+    """The exponential average that TensorBoard draws, with its start corrected."""
+    means, last = [], 0.0
     for number, value in enumerate(values, 1):
         last = last * weight + (1 - weight) * value
-        drawn.append(last / (1 - weight**number))
-    return drawn
+        means.append(last / (1 - weight**number))
+    return means
 
 
 def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp_path):
@@ -528,8 +535,8 @@ def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp
     assert set(events.Tags()["tensors"]) == {
         "settings",
         *(
-            f"seg_by_eps/{what}, {name}"
-            for what in ("miou", "pictures")
+            f"seg_by_eps/{kind}, {name}"
+            for kind in ("miou", "pictures")
             for name in names
         ),
     }
@@ -544,27 +551,31 @@ def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp
     assert "miou of seg; higher is better." in about
     assert "first 11 images of test" in about
     assert "eps times 1000 (l2, the plain l2 norm)" in about
-    shown = f"seg_by_eps/pictures, {names[0]}"
-    assert [e.step for e in events.Tensors(shown)] == [250, 1500]
-    assert picture(events, shown).shape == (
+    tag = f"seg_by_eps/pictures, {names[0]}"
+    assert [e.step for e in events.Tensors(tag)] == [250, 1500]
+    assert picture(events, tag).shape == (
         HEADING + 2 * 128 + GAP,
         5 * 128 + 4 * GAP,
         3,
     )
-    assert "attacked output, perturbation." in description(events, shown)
+    assert "attacked output, perturbation." in description(events, tag)
 
 
 def test_runs_with_other_radii_have_one_axis(tmp_path):
-    """Steps are radii times 100, which no tag says."""
+    """Steps are radii times 100, which no tag mentions."""
     for folder, radii in (("a", (1.0, 2.0, 4.0, 8.0)), ("b", (8.0,))):
-        found = [a_result("pgd", ("seg",), eps, 0.5) for eps in radii]
-        for place, one in enumerate(found):
-            threat = dataclasses.replace(one.cell.threat, norm="linf")
-            cell = dataclasses.replace(one.cell, threat=threat)
-            found[place] = dataclasses.replace(one, cell=cell)
+        results = [a_result("pgd", ("seg",), eps, 0.5) for eps in radii]
+        for place, result in enumerate(results):
+            threat = dataclasses.replace(result.cell.threat, norm="linf")
+            cell = dataclasses.replace(result.cell, threat=threat)
+            results[place] = dataclasses.replace(result, cell=cell)
         clean = a_result("", (), 0, 0.75)
         tensorboard.write_attacks(
-            {"split": "test"}, clean, found, tmp_path / folder, more="images made on B"
+            {"split": "test"},
+            clean,
+            results,
+            tmp_path / folder,
+            more="images made on B",
         )
         events = read(tmp_path / folder)
         assert dict(numbers(events, "seg_by_eps/miou, pgd on seg"))[800] == 0.5
@@ -577,14 +588,14 @@ def test_default_smoothing_does_not_bend_the_curves(radii):
     values = np.random.default_rng(0).uniform(size=len(radii) + 1)
     points = list(zip((0.0, *radii), values, strict=True))
     scale = tensorboard._scale([0.0, *radii])
-    steps, written = zip(*tensorboard.unbendable(points, scale), strict=True)
+    steps, raw_values = zip(*tensorboard.unbendable(points, scale), strict=True)
     assert list(steps) == sorted(set(steps))
-    drawn = dict(zip(steps, smoothed(written), strict=True))
-    for (eps, value), (_, before) in zip(points[1:], points, strict=False):
-        at = drawn[round(eps * scale) + tensorboard._REPEATED]
-        assert abs(at - value) <= 0.002 * abs(value - before)
+    curve = dict(zip(steps, smoothed(raw_values), strict=True))
+    for (eps, value), (_, previous) in zip(points[1:], points, strict=False):
+        end = curve[round(eps * scale) + tensorboard._REPEATS]
+        assert abs(end - value) <= 0.002 * abs(value - previous)
     lines = np.interp(steps, [round(eps * scale) for eps, _ in points], values)
-    assert np.abs(lines - list(drawn.values())).max() <= 0.07 * np.ptp(values)
+    assert np.abs(lines - list(curve.values())).max() <= 0.07 * np.ptp(values)
 
 
 def test_plots_are_shown(tmp_path):
@@ -600,24 +611,24 @@ def test_plots_are_shown(tmp_path):
 
 
 def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
-    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in ("pgd", "fgsm")]
-    write_attacks(tmp_path, [*earlier, a_result("pgd", ("depth",), 1.0, 0.5)])
-    mine = [
+    old_results = [a_result(name, ("seg",), 1.0, 0.5) for name in ("pgd", "fgsm")]
+    write_attacks(tmp_path, [*old_results, a_result("pgd", ("depth",), 1.0, 0.5)])
+    own_files = [
         tmp_path / "results.json",
         tmp_path / "cells" / "0.json",
         tmp_path / "fgsm" / "notes.txt",
         tmp_path / "pgd" / "seg" / "events.out.tfevents.1.someone.else.v2",
     ]
-    for path in mine:
+    for path in own_files:
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(json.dumps(path.name))
     write_attacks(tmp_path, [a_result("pgd", ("seg", "depth"), 1.0, 0.5)])
-    left = {path for path in tmp_path.rglob("*") if path.is_file()}
-    events = {path for path in left if path.name.endswith(".mtr_tf")}
-    assert left == {*mine, *events}
-    assert {path.parent for path in events} == {tmp_path}
-    assert len(events) == 1
-    for path in mine:
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    event_files = {path for path in files if path.name.endswith(".mtr_tf")}
+    assert files == {*own_files, *event_files}
+    assert {path.parent for path in event_files} == {tmp_path}
+    assert len(event_files) == 1
+    for path in own_files:
         assert json.loads(path.read_text()) == path.name
     assert not (tmp_path / "fgsm" / "seg").exists()
     assert not (tmp_path / "pgd" / "depth").exists()
@@ -629,11 +640,11 @@ def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
 def test_measures_are_numbers_over_counts_and_plots(tmp_path):
     (tmp_path / "events.out.tfevents.1.of.an.older.version.mtr_tf_measures").touch()
     (tmp_path / "events.out.tfevents.1.of.a.training.v2").touch()
-    of_sizes = {"measure": "tasks", "norm": "l2", "normalisation": "raw"}
+    facts = {"measure": "tasks", "norm": "l2", "normalisation": "raw"}
     records = [
-        {**of_sizes, "quantity": "norm_by_size", "count": 2, "value": 0.5},
-        {**of_sizes, "quantity": "norm_by_size", "count": 3, "value": None},
-        {**of_sizes, "quantity": "slope", "value": -0.5},
+        {**facts, "quantity": "norm_by_size", "count": 2, "value": 0.5},
+        {**facts, "quantity": "norm_by_size", "count": 3, "value": None},
+        {**facts, "quantity": "slope", "value": -0.5},
         {
             "measure": "first_order",
             "quantity": "rise",
@@ -660,6 +671,6 @@ def test_measures_are_numbers_over_counts_and_plots(tmp_path):
     assert numbers(events, "measure_first_order/seg_l2") == [(500, 0.5)]
     assert (picture(events, "measure_tasks") == np.full((4, 6, 3), 7)).all()
     assert len(events.Tags()["tensors"]) == 4
-    left = [path.name for path in tmp_path.glob("events*")]
-    assert len(left) == 2
-    assert "events.out.tfevents.1.of.a.training.v2" in left
+    names = [path.name for path in tmp_path.glob("events*")]
+    assert len(names) == 2
+    assert "events.out.tfevents.1.of.a.training.v2" in names

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of measures: of one run and of many seeds, with all words whole."""
+"""Plots of measures, of one run and of many seeds; no words are cut off."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_slope_in_the_plot_is_that_of_the_points():
     for seed, (size, power) in enumerate([(2.0, -0.3), (3.0, -0.4)]):
         y = size * k**power * np.array([1, 1.1, 0.9, 1, 1])
         fit = np.polyfit(np.log(k), np.log(y), 1)[0]
-        same = {"measure": "tasks", "spec": "t", "variant": "v", "seed": seed}
-        same |= {"norm": "l2", "normalisation": "unit"}
-        rows.append({**same, "quantity": "slope", "value": fit, "predicted": -0.5})
+        facts = {"measure": "tasks", "spec": "t", "variant": "v", "seed": seed}
+        facts |= {"norm": "l2", "normalisation": "unit"}
+        rows.append({**facts, "quantity": "slope", "value": fit, "predicted": -0.5})
         rows += [
             {
-                **same,
+                **facts,
                 "quantity": "norm_by_size",
                 "count": int(n),
                 "value": value,
@@ -39,15 +39,15 @@ def test_slope_in_the_plot_is_that_of_the_points():
         ]
     axes = theory.plot(theory.sizes, "title", rows).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
-    measured, fitted = lines["mean, measured"], lines["line of the slope"]
-    points = np.log(measured.get_ydata())
+    mean_line, slope_line = lines["mean, measured"], lines["line of the slope"]
+    points = np.log(mean_line.get_ydata())
     expected = np.poly1d(np.polyfit(np.log(k), points, 1))(np.log(k))
-    np.testing.assert_allclose(np.log(fitted.get_ydata()), expected, atol=0.01)
+    np.testing.assert_allclose(np.log(slope_line.get_ydata()), expected, atol=0.01)
     slopes = [row["value"] for row in rows if row["quantity"] == "slope"]
-    slope = np.diff(np.log(fitted.get_ydata())) / np.diff(np.log(k))
+    slope = np.diff(np.log(slope_line.get_ydata())) / np.diff(np.log(k))
     np.testing.assert_allclose(slope, np.mean(slopes))
-    said = f"slope {np.mean(slopes):.2f}, by theory -0.50".replace("-", "−")
-    assert said in axes.get_xlabel()
+    label = f"slope {np.mean(slopes):.2f}, by theory -0.50".replace("-", "−")
+    assert label in axes.get_xlabel()
 
 
 def test_matrix_is_symmetric_and_a_mean_over_seeds():
@@ -56,13 +56,13 @@ def test_matrix_is_symmetric_and_a_mean_over_seeds():
         for values in ((1.0, 0.2, 1.0), (1.0, 0.4, 1.0), (1.0, None, 1.0))
         for pair, value in zip(("aa", "ab", "bb"), values, strict=True)
     ]
-    tasks, found = series.matrix(rows, "cosine")
+    tasks, matrix = series.matrix(rows, "cosine")
     assert tasks == ("a", "b")
-    np.testing.assert_allclose(found, [[1, 0.3], [0.3, 1]])
+    np.testing.assert_allclose(matrix, [[1, 0.3], [0.3, 1]])
 
 
 def measures(folder, count: int, seed: int = 0) -> list[dict]:
-    """The records of all measures of so many tasks."""
+    """The records of all measures of the first `count` tasks."""
     names = ("tasks", "pixels", "blocks", "first_order")
     kinds = names if count <= 5 else names[1:]
     study_fixture.write_measures(folder, kinds, list(TASKS)[:count], seed)
@@ -98,10 +98,10 @@ def test_files_of_a_run_are_those_with_records(tmp_path, monkeypatch):
 
     monkeypatch.setattr(theory.style, "save", save)
     records = [r for r in measures(tmp_path, 2) if r["measure"] != "first_order"]
-    left = tmp_path / "measure_first_order.png"  # By an earlier command.
-    left.touch()
+    old_plot = tmp_path / "measure_first_order.png"  # From an earlier command.
+    old_plot.touch()
     paths = theory.save_run(records, tmp_path)
-    assert not left.exists()
+    assert not old_plot.exists()
     assert [path.name for path in paths] == [
         "measure_tasks.png",
         "measure_cosines.png",
@@ -121,15 +121,15 @@ def test_one_seed_has_its_interval_and_many_their_range(tmp_path, seeds):
     figure_fixture.check(figure)
     path = figure.axes[0].collections[0].get_paths()[0]
     heights = path.vertices[np.isclose(path.vertices[:, 0], 4), 1]
-    largest = series.chosen(rises, eps=4.0)
+    last_rises = series.chosen(rises, eps=4.0)
     if seeds == 1:
-        expected = largest[0]["interval"]
-        about = "band: 95 % interval over images"
+        expected = last_rises[0]["interval"]
+        note = "band: 95 % interval over images"
     else:
-        expected = sorted(r["value"] for r in largest)
-        about = "band: from the lowest to the highest seed"
+        expected = sorted(r["value"] for r in last_rises)
+        note = "band: from the lowest to the highest seed"
     np.testing.assert_allclose([heights.min(), heights.max()], expected)
-    assert about in figure.texts[-1].get_text()
+    assert note in figure.texts[-1].get_text()
 
 
 def test_records_of_one_run_need_no_seed():
