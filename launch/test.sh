@@ -6,4 +6,4 @@
 # Cityscapes' own evaluator and of PyTorch's weights need; otherwise they are skipped.
 . "$(dirname "$0")/environment.sh"
 use_environment "test${MTR_EXTRAS:+,$MTR_EXTRAS}"
-exec python -m pytest --numprocesses=2 --dist=loadfile "$@"
+exec python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -70,19 +70,22 @@ def trained(name, folders, workdir, *changes):
     return workdir
 
 
-# The others differ from one of these only in tasks and weights; the fuzz tier has them.
+# Others differ from one of these only in tasks and weights; the fuzz tier runs them.
 EACH_KIND = (
     "cityscapes_adversarial_seg_depth",
     "cityscapes_drn_d_22_depth_seg_autoencoder",
-    "cityscapes_drn_d_22_seg",
     "taskonomy_optimised_seg_depth",
     "taskonomy_resnet18_seg",
-    "taskonomy_resnet18_seg_depth",
-    "taskonomy_uniform_seg_depth",
 )
 MODELS = [
     pytest.param(name, marks=() if name in EACH_KIND else pytest.mark.fuzz)
     for name in MODELS
+]
+# Of these, a file that is run has all kinds of settings.
+ALIKE = ("attack_follow_up", "attack_paper_mim_depth", "attack_paper_seg")
+ATTACKS = [
+    pytest.param(name, marks=pytest.mark.fuzz if name in ALIKE else ())
+    for name in ATTACKS
 ]
 
 

@@ -98,10 +98,10 @@ def test_it_is_the_command(model, results, tmp_path, monkeypatch, unplotted):
 
 def test_a_name_that_keras_has_made_says_nothing():
     image = keras.Input((4, 4, 3))
-    assert evaluate._name(keras.Model(image, image)) == "the model"
-    assert evaluate._name(keras.Sequential([image])) == "the model"
-    assert evaluate._name(keras.Model(image, image, name="mine")) == "mine"
-    assert evaluate._name(as_batches) == "as_batches"
+    assert evaluate._model_name(keras.Model(image, image)) == "the model"
+    assert evaluate._model_name(keras.Sequential([image])) == "the model"
+    assert evaluate._model_name(keras.Model(image, image, name="mine")) == "mine"
+    assert evaluate._model_name(as_batches) == "as_batches"
 
 
 def as_batches(examples):

@@ -194,6 +194,7 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     assert (folder / "results.json").read_bytes() == text
 
 
+@pytest.mark.slow
 def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
     run_directory, tmp_path, unplotted
 ):
