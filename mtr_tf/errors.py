@@ -49,16 +49,16 @@ def present(value: T | None, description: str) -> T:
     return value
 
 
-def did_you_mean(word: object, words: Iterable[str], before: str = " Did") -> str:
+def did_you_mean(word: object, words: Iterable[str], start: str = " Did") -> str:
     """Returns ` Did you mean 'x'?` for the nearest word; empty if none is near.
 
     Args:
       word: What the user has written.
       words: The words that could be meant.
-      before: The beginning of the hint, such as "; did" in the middle of a sentence.
+      start: The beginning of the hint, such as "; did" in the middle of a sentence.
     """
     suggestion = nearest(str(word), words)
-    return f"{before} you mean {suggestion!r}?" if suggestion else ""
+    return f"{start} you mean {suggestion!r}?" if suggestion else ""
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import pathlib
@@ -33,6 +34,7 @@ ORDER = (
     "train attack convert compare export reproduce __main__",
     "api",
 )
+VAGUE = {"found", "given", "known", "made", "own", "said", "seen", "told"}
 LEVELS = {room: i for i, rooms in enumerate(ORDER) for room in rooms.split()}
 
 
@@ -95,6 +97,25 @@ def test_only_commands_and_cli_know_flags(imports, structure):
     flags = [i for i in imports if i.target.startswith("absl.flags")]
     assert flags
     assert_none(i for i in flags if room(i.source) not in rooms)
+
+
+def test_variables_say_what_they_hold(modules):
+    """A list of records is `records`, not `found`; a mask of valid values is `valid`."""
+
+    def names(tree):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.arg):
+                yield node.arg, node.lineno
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id, node.lineno
+
+    vague_names = [
+        f"{name}:{line} {word}"
+        for name, module in modules.items()
+        for word, line in names(module.tree)
+        if word in VAGUE
+    ]
+    assert not vague_names, "\n".join(vague_names)
 
 
 def test_what_is_imported_is_required(imports):

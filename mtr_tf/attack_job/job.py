@@ -307,7 +307,7 @@ class Job:
 
     def _restriction(self, restricts: Callable[[Task], bool]) -> str:
         """Names the attacked tasks that a choice of pixels restricts; empty if all."""
-        tasks = {t: cell.known[t] for cell in self.cells for t in cell.tasks}
+        tasks = {t: cell.all_tasks[t] for cell in self.cells for t in cell.tasks}
         names = [name for name, task in tasks.items() if restricts(task)]
         free = [name for name in tasks if name not in names]
         if not free:

@@ -348,11 +348,11 @@ def _load(
 ) -> tuple[Run, Run | None]:
     """The attacked run, and another one if adversarial images are made on that."""
     data = (config.data_dir, config.dataset)
-    own_model = loading.Own.of(config, own_data)
+    facts = loading.ModelFacts.of(config, own_data)
     if file:
-        run = loading.own_run(file, config.tasks, own_model)
+        run = loading.own_run(file, config.tasks, facts)
     else:
-        run = loading.load_run(config.ckpt, config.tasks, *data, own=own_model)
+        run = loading.load_run(config.ckpt, config.tasks, *data, facts=facts)
     if not config.source_ckpt:
         loading.check_heads(config, run, None)
         return run, None
@@ -361,7 +361,7 @@ def _load(
         config.tasks,
         *data,
         flag="--source_ckpt",
-        own=loading.Own.of(config, own_data, source=True),
+        facts=loading.ModelFacts.of(config, own_data, source=True),
     )
     loading.check_heads(config, run, source)
     return run, source

@@ -32,7 +32,7 @@ class Case(NamedTuple):
       target: The true one, or the wanted one if `targeted`; shapes as in `losses`.
       output: The model's logits or values.
       mask: [batch, *places], zero where there is no target.
-      own: The task's own loss, `(target, output, mask)` -> [batch].
+      task_loss: The task's own loss, `(target, output, mask)` -> [batch].
       progress: Share of the attack's steps done, in [0, 1].
       targeted: Whether the loss will be lowered, towards `target`.
       kind: The task's.
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     target: tf.Tensor
     output: tf.Tensor
     mask: tf.Tensor
-    own: Loss = losses.cross_entropy
+    task_loss: Loss = losses.cross_entropy
     progress: tf.Tensor | float = 0.0
     targeted: bool = False
     kind: str = ""
@@ -69,7 +69,9 @@ class Case(NamedTuple):
         def pixels(values):
             return tf.reshape(values, (-1, *[1] * axes, *values.shape[1 + axes :]))
 
-        pixel_losses = self.own(*map(pixels, (self.target, self.output, self.mask)))
+        pixel_losses = self.task_loss(
+            *map(pixels, (self.target, self.output, self.mask))
+        )
         return tf.reshape(pixel_losses, tf.shape(self.mask))
 
     @property
@@ -95,8 +97,10 @@ class Case(NamedTuple):
         if self.kind == "labels":
             return tf.where(self.values > 0.5, -logits, logits)
         is_target = _one_hot(self.labels, logits.shape[-1])
-        others = tf.reduce_max(tf.where(is_target, logits.dtype.min, logits), axis=-1)
-        return others - tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1)
+        largest_other = tf.reduce_max(
+            tf.where(is_target, logits.dtype.min, logits), axis=-1
+        )
+        return largest_other - tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1)
 
     def mean(self, values: tf.Tensor) -> tf.Tensor:
         """Returns the mean per image over its valid pixels, [batch]."""
@@ -105,7 +109,7 @@ class Case(NamedTuple):
 
 def own(case: Case) -> tf.Tensor:
     """The task's own loss: (1/N) sum_i l_i."""
-    return case.own(case.target, case.output, case.mask)
+    return case.task_loss(case.target, case.output, case.mask)
 
 
 # For classes.

@@ -479,14 +479,15 @@ class Unbound:
         """Whether only some of the output pixels are attacked."""
         return self.recipe.restricted
 
-    def bind(self, batch: Batch, own: Batch | None = None) -> TaskObjective:
+    def bind(self, batch: Batch, spared_batch: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
         Args:
           batch: {"targets": {task: tensor}, "masks": {task: tensor}}; other entries
             are ignored.
-          own: The same for the spared tasks; None: `batch`. These tasks keep their own
-            targets, and all their places, whatever is done to the attacked ones.
+          spared_batch: The same for the spared tasks; None: `batch`. These tasks keep
+            their own targets, and all their places, whatever is done to the attacked
+            ones.
         """
         names = self.recipe.tasks
         targets, masks = _tensors(batch, names)
@@ -494,7 +495,9 @@ class Unbound:
             masks = output_mask.of_pixels(self.pixels, masks, names)
         if self.classes:
             masks = output_mask.of_classes(self.classes, targets, masks, names)
-        spared = _tensors(batch if own is None else own, self.recipe.spare)
+        spared = _tensors(
+            batch if spared_batch is None else spared_batch, self.recipe.spare
+        )
         return self.recipe.bind(
             {"targets": targets | spared[0], "masks": masks | spared[1]}
         )

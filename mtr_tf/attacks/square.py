@@ -121,7 +121,7 @@ class _Draw(NamedTuple):
     """The random numbers of one query, each uniform in [0, 1) or of two values."""
 
     place: tf.Tensor  # The window's, by (height, width): [batch, 2].
-    other: tf.Tensor  # The second window's, for l2.
+    second_place: tf.Tensor  # The second window's, for l2.
     turned: tf.Tensor  # Whether the pyramids lie on their side, bool [batch].
     signs: tf.Tensor  # -1 or 1, [batch, 1, 1, channels].
 
@@ -130,7 +130,7 @@ class _Draw(NamedTuple):
         """Returns the draw made of uniform numbers [batch, 5 + channels]."""
         return cls(
             place=numbers[:, :2],
-            other=numbers[:, 2:4],
+            second_place=numbers[:, 2:4],
             turned=numbers[:, 4] < 0.5,
             signs=_signs(numbers[:, None, None, 5:]),
         )
@@ -193,7 +193,7 @@ class _L2:
         rows, columns = _coordinates(points, side, draw.place)
         first = _window_mask(rows, columns, side, points.dtype)
         second = _window_mask(
-            *_coordinates(points, side, draw.other), side, points.dtype
+            *_coordinates(points, side, draw.second_place), side, points.dtype
         )
         either = tf.maximum(first, second)
         offset = points - self.centre

@@ -184,7 +184,7 @@ class Source:
     unknown: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
-    def known(self) -> tasks_lib.TaskSet:
+    def all_tasks(self) -> tasks_lib.TaskSet:
         """The tasks that have targets here, and those that are declared without."""
         return tasks_lib.TaskSet(self.declared).replaced(*self.info.tasks.values())
 

@@ -63,8 +63,8 @@ class Result:
         attacked tasks on the clean images, over the same pixels and against the same
         targets; and rows of the spared tasks.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
-      still: bool `[count]`, whether the attack left an image unchanged; None for the
-        clean images, and in files of versions without it.
+      unchanged: bool `[count]`, whether the attack left an image as it was; None for
+        the clean images, and in files of versions without it.
       consistent_rows: How well outputs that determine each other agree (`consistency`);
         empty if there are none, and in files of versions without it.
     """
@@ -81,7 +81,7 @@ class Result:
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
-    still: np.ndarray | None = None
+    unchanged: np.ndarray | None = None
     consistent_rows: Rows = dataclasses.field(default_factory=dict)
 
     @property
@@ -93,13 +93,13 @@ class Result:
     def warnings(self) -> tuple[str, ...]:
         """Sentences to show wherever the numbers are shown."""
         cell = self.attack_cell
-        if not cell.eps or self.still is None or not self.still.any():
+        if not cell.eps or self.unchanged is None or not self.unchanged.any():
             return cell.warnings
         return (
             *cell.warnings,
             f"{cell.label} on {cell.group} at eps {cell.eps:g} left "
-            f"{int(self.still.sum())} of {self.count} images unchanged. This does not "
-            "mean that they are robust: perhaps they have nothing to attack, the "
+            f"{int(self.unchanged.sum())} of {self.count} images unchanged. This does "
+            "not mean that they are robust: perhaps they have nothing to attack, the "
             "gradient is zero, or the model's outputs or the targets are NaN.",
         )
 
@@ -195,8 +195,8 @@ def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
     if result.unit is not None:
         arrays["unit"] = result.unit
-    if result.still is not None:
-        arrays["still"] = result.still
+    if result.unchanged is not None:
+        arrays["still"] = result.unchanged
     for view, rows in result.views.items():
         for task, by_metric in rows.items():
             arrays |= {f"{view}/{task}/{m}": a for m, a in by_metric.items()}
@@ -226,7 +226,7 @@ def result_of(
         _part(arrays, "picture"),
         wanted=content["wanted"],
         unit=arrays.get("unit"),
-        still=arrays.get("still"),
+        unchanged=arrays.get("still"),
         **rows,
     )
 

@@ -77,9 +77,10 @@ class Evaluation:
       before: Where attacks are judged by comparison with the clean images, rows of the
         clean images over the attack's pixels, against its targets, with the tasks that
         it spares; else empty.
-      still: bool `[N]`, whether the attack left an image unchanged; None without one.
+      unchanged: bool `[N]`, whether the attack left an image as it was; None without
+        one.
       examples: None unless `keep_examples` is positive.
-      own: Rows from the argument `rows_of` of `run`, else empty.
+      derived: Rows from the argument `rows_of` of `run`, else empty.
     """
 
     index: np.ndarray
@@ -89,9 +90,9 @@ class Evaluation:
     unmoved: Rows
     aimed: Rows
     before: Rows
-    still: np.ndarray | None
+    unchanged: np.ndarray | None
     examples: Examples | None
-    own: Rows = dataclasses.field(default_factory=dict)
+    derived: Rows = dataclasses.field(default_factory=dict)
 
 
 def values(
@@ -229,7 +230,7 @@ class Evaluator:
                 outputs = pictures["clean" if self._attack is None else "attacked"]
                 rows = self._gather(rows)
                 if rows_of:
-                    rows["own"] = rows_of(self._gather(outputs))
+                    rows["derived"] = rows_of(self._gather(outputs))
                 task_outputs = {task: outputs[task] for task in on_outputs or {}}
                 worker_index = self._gather(batch["index"])
                 image_index, rows, task_outputs = self._workers.joined(
@@ -262,11 +263,11 @@ class Evaluator:
             unmoved=rows.get("unmoved", {}),
             aimed=rows.get("aimed", {}),
             before=rows.get("before", {}),
-            still=rows["still"].astype(bool) if "still" in rows else None,
+            unchanged=rows["unchanged"].astype(bool) if "unchanged" in rows else None,
             examples=_join_examples(examples, keep_examples, self._image_channels)
             if examples
             else None,
-            own=rows.get("own", {}),
+            derived=rows.get("derived", {}),
         )
 
     def _check_models(self, batch: Mapping[str, Any]) -> None:
@@ -345,7 +346,7 @@ class Evaluator:
             outputs = self._outputs(x_adv, batch, seed)
             rows["attacked"] = self._statistics(outputs, batch)
             unchanged = tf.reduce_all(tf.equal(x_adv, batch["image"]), axis=[1, 2, 3])
-            rows["still"] = tf.cast(unchanged, tf.int32)
+            rows["unchanged"] = tf.cast(unchanged, tf.int32)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
             attack_tasks = objective.recipe.looked_at

@@ -224,7 +224,7 @@ class Cell:
     """One attack on one objective within one threat model.
 
     `place` is the position among the members of an ensemble, on which the random
-    numbers depend; -1 outside of one. `known` has the records of the tasks, and
+    numbers depend; -1 outside of one. `all_tasks` has the records of the tasks, and
     `packed` says whether further inputs, which attacks leave unchanged, are packed
     behind images; both are no settings.
     """
@@ -234,7 +234,7 @@ class Cell:
     attack: AttackSettings
     seed: int = 0
     place: int = -1
-    known: TaskSet = dataclasses.field(default=TASKS, compare=False, repr=False)
+    all_tasks: TaskSet = dataclasses.field(default=TASKS, compare=False, repr=False)
     packed: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     @property
@@ -324,7 +324,7 @@ class Cell:
         losses = tuple(
             loss
             for loss in goal.losses
-            if any(_attack_loss(loss).fits(self.known[t]) for t in goal.tasks)
+            if any(_attack_loss(loss).fits(self.all_tasks[t]) for t in goal.tasks)
         )
         change: dict[str, Any] = {"losses": losses}
         draws_nothing = attack.kind.draws_nothing(attack.restarts)
@@ -416,7 +416,7 @@ class Cell:
                 cell.attack.make(cell.threat.norm, *cell.numbers)
         settings = self.objective_settings(*image_shape[:2])
         for name in ("tasks", "spare"):
-            settings[name] = TaskSet(self.known[task] for task in settings[name])
+            settings[name] = TaskSet(self.all_tasks[task] for task in settings[name])
         objectives.unbound(lambda x: {}, **settings)
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
@@ -468,7 +468,9 @@ class Cell:
         """Whether losses are compared and one may be 0, unlike a whole class map's."""
         if attacks.BALANCES[self.objective.balance].weighted:
             return False
-        class_tasks = [self.known[t] for t in self.tasks if self.known[t].discrete]
+        class_tasks = [
+            self.all_tasks[t] for t in self.tasks if self.all_tasks[t].discrete
+        ]
         return any(self.objective.restricted or not t.is_map for t in class_tasks)
 
     @property
@@ -491,7 +493,7 @@ class Cell:
         goal, weights = self.objective, dict(self.objective.weights)
         if goal.judge != judging.HARM:
             return False
-        tasks = {task: self.known[task] for task in goal.tasks}
+        tasks = {task: self.all_tasks[task] for task in goal.tasks}
         task_weights = [weights.get(task, 1.0) for task in goal.tasks]
         return bool(
             judging.may_tie(goal.judge, tasks, task_weights, goal.restricted, goal.eot)
@@ -571,7 +573,7 @@ def make_cells(
             ),
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,
-            known=tasks,
+            all_tasks=tasks,
             packed=packed,
         )
         cell = cell.fitted().judged(config.judge)
@@ -689,7 +691,7 @@ def _check_compared(cell: Cell) -> None:
     divides_by_clean = reference == "clean" or (reference == "start" and at_image)
     judges_by_loss = reference == "clean" and goal.judge == judging.LOSS
     number_tasks = [
-        t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")
+        t for t in cell.tasks if cell.all_tasks[t].kind not in ("classes", "labels")
     ]
     if number_tasks and ((kind.gradient and divides_by_clean) or judges_by_loss):
         raise InputError(

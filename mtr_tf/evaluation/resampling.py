@@ -58,7 +58,7 @@ class Units:
         np.add.at(sums, self.of, rows)
         return sums
 
-    def known(self, values: np.ndarray) -> np.ndarray:
+    def count_known(self, values: np.ndarray) -> np.ndarray:
         """How many units have a number, not NaN, in each column of `[images, ...]`."""
         values = np.asarray(values)
         columns = ~np.isnan(values.reshape(len(values), -1))

@@ -198,7 +198,7 @@ def _needs_positive(cell: Cell, task: str) -> set[str]:
     goal, names = cell.objective, set()
     if task not in goal.tasks or len(goal.tasks) == 1:
         return names
-    record = cell.known[task]
+    record = cell.all_tasks[task]
     if goal.judge == judging.HARM:
         names.add(record.harm.name)
     elif goal.balance not in ("sum", "mean"):

@@ -237,7 +237,7 @@ def run(
         "more": functools.partial(pgd, 2 * steps),
         "other": functools.partial(pgd, steps, seed=subject.seed + 1),
         "far": functools.partial(evaluate.far, huge_eps, max(_FAR_STEPS, steps)),
-        "single": functools.partial(pgd, steps, alone=True),
+        "single": functools.partial(pgd, steps, single_images=True),
         "fgsm": functools.partial(evaluate.other, "fgsm", epsilon),
         "square": functools.partial(evaluate.other, "square", epsilon, steps=_QUERIES),
         "slopes": functools.partial(evaluate.slopes, epsilon),
@@ -354,11 +354,13 @@ class _Evaluations:
         steps: int,
         *,
         seed: int | None = None,
-        alone: bool = False,
+        single_images: bool = False,
     ) -> Evaluation:
-        """The last points of PGD; with `alone`, of a few images in batches of one."""
+        """The last points of PGD; with `single_images`, of a few images one by one."""
         numbers = (epsilon, step_size, steps)
-        return self._run(self._pgd, numbers=numbers, seed=seed, alone=alone)
+        return self._run(
+            self._pgd, numbers=numbers, seed=seed, single_images=single_images
+        )
 
     def far(self, epsilon: float, steps: int) -> Evaluation:
         """PGD far from the image; for classes with a loss that leaves no pixel right.
@@ -420,15 +422,17 @@ class _Evaluations:
         count = self._subject.num_examples
         return self._run(evaluator, numbers=(epsilon,), keep_examples=count)
 
-    def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
+    def _run(self, evaluator, *, single_images: bool = False, **settings) -> Evaluation:
         subject = self._subject
         size = subject.workers.replicas
         count = (
-            min(_SINGLE_IMAGES, subject.num_examples) if alone else subject.num_examples
+            min(_SINGLE_IMAGES, subject.num_examples)
+            if single_images
+            else subject.num_examples
         )
         return evaluator.run(
             subject.columns,
-            batch_size=size if alone else subject.batch_size,
+            batch_size=size if single_images else subject.batch_size,
             num_examples=count,
             **settings,
         )
@@ -529,7 +533,7 @@ def _floor_check(
     measured = {"rise": float(np.mean(base)), "rise_eps_64": float(np.mean(far))}
     problem = ""
     if _all_pixels_of_classes(cell):
-        task = cell.known[cell.tasks[0]]
+        task = cell.all_tasks[cell.tasks[0]]
         correct, count = evaluation.attacked[task.name][task.harm.name].sum(axis=0)
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _MOST_ACCURACY:
@@ -563,7 +567,7 @@ def _all_pixels_of_classes(cell: Cell) -> bool:
     """
     is_part = cell.objective.restricted or cell.objective.targeted
     keeps_inputs = bool(cell.threat.channels) or cell.packed
-    by_accuracy = cell.known[cell.tasks[0]].harm.is_accuracy
+    by_accuracy = cell.all_tasks[cell.tasks[0]].harm.is_accuracy
     return by_accuracy and len(cell.tasks) == 1 and not (is_part or keeps_inputs)
 
 

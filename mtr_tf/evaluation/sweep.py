@@ -320,7 +320,7 @@ def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Re
         wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
-        still=_still_images(choice, results),
+        unchanged=_unchanged_images(choice, results),
         consistent_rows=_consistent_rows(choice, results),
     )
 
@@ -331,9 +331,11 @@ def _consistent_rows(choice: np.ndarray, results: Sequence[Result]) -> Rows:
     return worst_case.take(choice, rows) if all(rows) else {}
 
 
-def _still_images(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
+def _unchanged_images(
+    choice: np.ndarray, results: Sequence[Result]
+) -> np.ndarray | None:
     """Which images the chosen attacks left unchanged; None if that is unknown."""
-    by_result = [result.still for result in results]
+    by_result = [result.unchanged for result in results]
     masks = [mask for mask in by_result if mask is not None]
     if len(masks) < len(by_result):
         return None
@@ -429,8 +431,8 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         aimed_rows=evaluation.aimed,
         before_rows=evaluation.before,
         unit=subject.units.of,
-        still=evaluation.still,
-        consistent_rows=evaluation.own,
+        unchanged=evaluation.unchanged,
+        consistent_rows=evaluation.derived,
     )
 
 

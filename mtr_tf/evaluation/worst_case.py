@@ -61,7 +61,7 @@ def score(
         [weights.get(task, 1.0) for task in cell.tasks],
         before_rows or None,
         cell.objective.targeted,
-        cell.known,
+        cell.all_tasks,
     )
     if cell.objective.spare:
         losses, clean = (spared_losses(cell, view) for view in (all_rows, before_rows))
@@ -94,7 +94,7 @@ def spared_share(
 
 def loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
     """A task's rows of its loss, `[N, 2]`: the loss of each image, and its count."""
-    return rows[task][judging.metric(cell.known[task], judging.LOSS).name]
+    return rows[task][judging.metric(cell.all_tasks[task], judging.LOSS).name]
 
 
 def _round_up(losses: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
     if cell.objective.targeted:
         return rows
     for task in cell.tasks:
-        for metric in cell.known[task].metrics:
+        for metric in cell.all_tasks[task].metrics:
             if metric.name == "miou":
                 miou_choice = choose_for_miou(cell, results, task, choice)
                 matrices = np.stack([r.rows[task]["miou"] for r in results])
@@ -137,7 +137,7 @@ def choose_for_miou(
     to_get_worse = dict(cell.objective.weights).get(task, 1.0) > 0
     if cell.objective.targeted or task not in cell.tasks or not to_get_worse:
         return choice
-    (metric,) = (m for m in cell.known[task].metrics if m.name == "miou")
+    (metric,) = (m for m in cell.all_tasks[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])
     if not cell.objective.spare:
         return greedy(metric, matrices, choice, cell.seed)

@@ -142,7 +142,7 @@ def failure(future: Future[Ended]) -> str:
     if error := future.exception():
         return _last_line(str(error)) or type(error).__name__
     result = future.result()
-    return result.said if result.code else ""
+    return result.reason if result.code else ""
 
 
 def _parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -68,14 +68,14 @@ class Ended:
     Attributes:
       code: Its exit code; negative: the signal that ended it.
       seconds: How long it took.
-      said: The line of its log that says why it failed, if it did.
+      reason: The line of its log that says why it failed, if it did.
       environment: Variables that were set for it.
       host: The machine that it ran on.
     """
 
     code: int
     seconds: float
-    said: str
+    reason: str
     environment: Mapping[str, str]
     host: str
 
@@ -269,7 +269,7 @@ def run(command: Command) -> Ended:
     return Ended(
         code=code,
         seconds=time.monotonic() - start,
-        said=last_words(files.read_bytes(log)[offset:], code),
+        reason=last_words(files.read_bytes(log)[offset:], code),
         environment=variables,
         host=socket.gethostname(),
     )

@@ -65,7 +65,7 @@ def _task_records(
     per_image = np.stack([gradients.mean(part) for part in norms], axis=1)
     units = units or resampling.independent(len(per_image))
     draws = intervals.resampled_means(per_image, units, seed=seed)
-    values, unit_counts = gradients.mean(per_image), units.known(per_image)
+    values, unit_counts = gradients.mean(per_image), units.count_known(per_image)
     bounds = measure_records.OF_NORMS
     ends = measure_records.pairs_of_ends(draws, values, unit_counts, bounds)
     squares = [gradients.root_mean_square(part.ravel()) for part in norms]

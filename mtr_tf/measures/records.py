@@ -94,7 +94,7 @@ def _norm_records(
     by_set = gradients_lib.predicted(single_norms, correlations)
     values = gradients_lib.mean(means)
     draws = intervals.resampled_means(means, units, seed=seed)
-    ends = pairs_of_ends(draws, values, units.known(means), OF_NORMS)
+    ends = pairs_of_ends(draws, values, units.count_known(means), OF_NORMS)
     records = [
         {
             "quantity": "norm_of_mean",
@@ -132,7 +132,7 @@ def _size_records(
     per_image = gradients_lib.by_size(means)
     draws = intervals.resampled_means(per_image, units, seed=seed)
     values = gradients_lib.mean(per_image)
-    unit_counts = units.known(per_image)
+    unit_counts = units.count_known(per_image)
     ends = pairs_of_ends(draws, values, unit_counts, OF_NORMS)
     squares = gradients_lib.mean(gradients_lib.by_size(means**2))
     records = [
@@ -203,7 +203,7 @@ def _pair_records(
         ends = None
         if per_image is not None:
             draws = intervals.resampled_means(per_image, units, seed=seed)
-            unit_counts, bounds = units.known(per_image), _COSINE_BOUNDS[quantity]
+            unit_counts, bounds = units.count_known(per_image), _COSINE_BOUNDS[quantity]
             ends = intervals.of_draws(draws, matrix, unit_counts, bounds=bounds)
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
             record: Record = {"measure": "tasks", "quantity": quantity}
@@ -226,7 +226,7 @@ def _pair_means(cosines: np.ndarray, seed: int, units: Units) -> list[Record]:
         per_image = gradients_lib.mean(values.reshape(len(values), -1).T)[:, np.newaxis]
         mean = gradients_lib.mean(per_image)
         draws = intervals.resampled_means(per_image, units, seed=seed)
-        unit_counts, bounds = units.known(per_image), _COSINE_BOUNDS[quantity]
+        unit_counts, bounds = units.count_known(per_image), _COSINE_BOUNDS[quantity]
         records.append(
             {
                 "measure": "tasks",
@@ -270,7 +270,7 @@ def of_first_order(
         ratios = np.stack([draws[:, 0], ratio(draws[:, 0], draws[:, 1])], axis=1)
         value, theory = gradients_lib.mean(rise), gradients_lib.mean(linear)
         centre = np.array([value, ratio(value, theory)])
-        ends = pairs_of_ends(ratios, centre, drawn_units.known(rise))
+        ends = pairs_of_ends(ratios, centre, drawn_units.count_known(rise))
         records.append(
             {
                 "measure": "first_order",

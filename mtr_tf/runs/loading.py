@@ -115,12 +115,12 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class ModelFacts:
     """Facts about a model of the user's own that the model itself does not tell.
 
     Attributes:
       heads: Pairs (output, task), as `heads.find` takes them.
-      known: The tasks that are possible; None: the eleven built-in ones.
+      tasks: The tasks that are possible; None: the eleven built-in ones.
       image_shape: The shape of the data's images; None if it is not known yet.
       channels_first: Whether it takes images [batch, channels, height, width], even if
         its shape does not tell.
@@ -129,7 +129,7 @@ class Own:
     """
 
     heads: Sequence[tuple[str, str]] = ()
-    known: TaskSet | None = None
+    tasks: TaskSet | None = None
     image_shape: tuple[int | None, ...] | None = None
     channels_first: bool = False
     flag: str = "--heads"
@@ -138,12 +138,12 @@ class Own:
     @classmethod
     def of(
         cls, config: AttackConfig, data: Source | None, *, source: bool = False
-    ) -> Own:
+    ) -> ModelFacts:
         """The facts from settings and open data; with `source`, for --source_ckpt."""
         size, source_heads = config.parsed_image_size, source and config.source_heads
         return cls(
             heads=parse_heads(source_heads or config.heads),
-            known=data.known if data else None,
+            tasks=data.all_tasks if data else None,
             image_shape=data.info.image_shape if data else size and (*size, 3),
             channels_first=config.channels_first,
             flag="--source_heads" if source_heads else "--heads",
@@ -157,7 +157,7 @@ def load_run(
     data_dir: str = "",
     dataset: str = "",
     flag: str = "--ckpt",
-    own: Own | None = None,
+    facts: ModelFacts | None = None,
 ) -> Run:
     """Loads a run directory, a checkpoint in one, or a model of the user's own.
 
@@ -171,7 +171,7 @@ def load_run(
         name if it is their own: see `check_named`. Its module is then imported before
         the model is loaded, because it may register layers of the model.
       flag: The flag that `ckpt` was given to, for messages.
-      own: Facts about a user's own model; None: as its names say.
+      facts: Facts about a user's own model; None: as its names say.
 
     Raises:
       InputError: Nothing is there, the file is damaged or foreign, it would run code
@@ -179,7 +179,7 @@ def load_run(
     """
     path = remote.fetched(ckpt, flag)
     if is_own(ckpt):
-        return own_run(own_file(ckpt, flag), single_task, own or Own())
+        return own_run(own_file(ckpt, flag), single_task, facts or ModelFacts())
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
@@ -488,27 +488,27 @@ def own_file(ckpt: str, flag: str = "--ckpt") -> File:
     return model_files.load(str(path) if files.is_remote(ckpt) else ckpt, flag)
 
 
-def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
+def own_run(file: File, single_task: Sequence[str], facts: ModelFacts) -> Run:
     """A model of the user's own as a `Run`, with the outputs that belong to tasks.
 
     Args:
       file: The model.
       single_task: Its task if it has one output whose name is no task.
-      own: Facts about the model.
+      facts: Facts about the model.
 
     Raises:
       InputError: It does not take images, or its outputs are not tasks.
     """
     full_model = model_files.functional(
-        file, own.image_shape, own.channels_first, own.layout
+        file, facts.image_shape, facts.channels_first, facts.layout
     )
     packed = len(adapters.inputs_of(file.model)) > 1
-    tasks = own.known or tasks_lib.TASKS
+    tasks = facts.tasks or tasks_lib.TASKS
     heads = heads_lib.find(
-        file.name, full_model, own.heads, tasks, single_task, own.flag
+        file.name, full_model, facts.heads, tasks, single_task, facts.flag
     )
     model = heads.model(full_model)
-    digest = file.content or _fingerprint_of(file, model, own.image_shape)
+    digest = file.content or _fingerprint_of(file, model, facts.image_shape)
     if model is not file.model:
         digest = hashlib.sha256(f"{digest} {heads.spec}".encode()).hexdigest()
     folder = pathlib.Path("runs", f"{file.stem}-{digest[:8]}")

@@ -116,16 +116,16 @@ def look(place: int) -> dict:
     }
 
 
-def attack_look(attack: int, group: int, alone: bool = False) -> dict:
+def attack_look(attack: int, group: int, single: bool = False) -> dict:
     """The look of an attack's line: dashes for the attack, colour for the task group.
 
     From the 14th group on, colours repeat with other markers, and with other dashes if
-    there is only one attack (`alone`).
+    there is only one attack (`single`).
     """
     colors = COLORS + _MORE_COLORS
     turn, color = divmod(group, len(colors))
     return {
-        "linestyle": ("-", "--", ":", "-.")[(attack + turn * alone) % 4],
+        "linestyle": ("-", "--", ":", "-.")[(attack + turn * single) % 4],
         "color": colors[color],
         "marker": _MARKERS[(attack + turn) % len(_MARKERS)],
     }

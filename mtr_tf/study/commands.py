@@ -182,7 +182,7 @@ def write_marker(
     cell: Cell,
     workdir: pathlib.Path,
     outcome: Ended,
-    whole: bool,
+    is_new: bool,
 ) -> None:
     """Writes the file that says that a cell's command has ended well.
 
@@ -190,14 +190,14 @@ def write_marker(
       cell: The cell.
       workdir: The study's folder.
       outcome: How its command ended.
-      whole: Whether the command did all the work; False if it continued earlier work.
+      is_new: Whether the command did all the work; False if it continued earlier work.
     """
     marker = {
         "hash": cell.hash,
         "settings": _settings(cell.config),
         "command": cell.shown,
         "seconds": round(outcome.seconds, 1),
-        "whole": whole,
+        "whole": is_new,
         "environment": dict(outcome.environment),
         "host": outcome.host,
         "checksums": _checksums(cell, workdir / cell.folder),

@@ -43,7 +43,7 @@ class _Job:
 
     cell: Cell
     start: float
-    whole: bool  # Whether nothing of it was there before.
+    is_new: bool  # Whether nothing of it was there before.
 
 
 class _Throttle:
@@ -181,7 +181,7 @@ class Runner:
         cell = job.cell
         failure = executors.failure(future)
         if not failure and not commands.has_files(cell, self._workdir):
-            failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
+            failure = f"it left no {', '.join(cell.files)}: {future.result().reason}"
         if failure:
             log = self._workdir / cell.log
             self._set_failed(cell, failure)
@@ -189,7 +189,7 @@ class Runner:
             logging.error("%s FAILED: %s (log: %s)", cell.title, failure, log)
         else:
             outcome = future.result()
-            commands.write_marker(cell, self._workdir, outcome, job.whole)
+            commands.write_marker(cell, self._workdir, outcome, job.is_new)
             self._set_done(cell)
             self._write_index_sparingly()
             self._say_done(cell, outcome.seconds)

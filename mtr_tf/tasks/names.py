@@ -66,27 +66,27 @@ class Named(Protocol):
 
 
 def resolve(
-    names: str | Iterable[str], known: Iterable[Named] = NAMES
+    names: str | Iterable[str], choices: Iterable[Named] = NAMES
 ) -> tuple[str, ...]:
     """Returns the tasks' full names, in the order given.
 
     Args:
       names: Names and aliases in any case, and letters in their own case (`d` is depth,
         `D` is depth_euclidean); or one string of these, separated by commas.
-      known: The known tasks; by default those of the paper.
+      choices: The known tasks; by default those of the paper.
 
     Raises:
       InputError: An unknown name, the same task twice, or none at all.
     """
-    known = tuple(known)
-    name_list = _split_names(names, known)
+    choices = tuple(choices)
+    name_list = _split_names(names, choices)
     return _check_unique(
-        tuple(_resolve_one(name, known) for name in name_list), name_list
+        tuple(_resolve_one(name, choices) for name in name_list), name_list
     )
 
 
 def canonical(
-    names: str | Iterable[str], known: Iterable[Named] = NAMES
+    names: str | Iterable[str], choices: Iterable[Named] = NAMES
 ) -> tuple[str, ...]:
     """Returns the full names of known tasks, and other names unchanged.
 
@@ -95,14 +95,14 @@ def canonical(
 
     Args:
       names: As for `resolve`.
-      known: The known tasks; by default those of the paper.
+      choices: The known tasks; by default those of the paper.
 
     Raises:
       InputError: The same task twice, or none at all.
     """
-    known = tuple(known)
-    name_list = _split_names(names, known)
-    full_names = tuple(_lookup(name, known) or name for name in name_list)
+    choices = tuple(choices)
+    name_list = _split_names(names, choices)
+    full_names = tuple(_lookup(name, choices) or name for name in name_list)
     return _check_unique(full_names, name_list)
 
 

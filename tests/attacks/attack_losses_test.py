@@ -294,7 +294,7 @@ def test_cospgd_with_one_channel_is_the_own_loss(targeted):
     target, output, mask = value_batch(channels=1)
     for own_loss in (losses.l1, losses.l2):
         value, slope = run(
-            "cospgd", target, output, mask, own=own_loss, targeted=targeted
+            "cospgd", target, output, mask, task_loss=own_loss, targeted=targeted
         )
         np.testing.assert_array_equal(value, own_loss(target, output, mask))
         assert np.all(slope[0] != 0)
@@ -306,9 +306,11 @@ def test_an_image_does_not_see_its_batch(name):
     make_batch = class_batch if surrogate.fits(tasks_lib.TASKS["seg"]) else value_batch
     own_loss = losses.cross_entropy if make_batch is class_batch else losses.l1
     batch = make_batch(seed=4)
-    results = run(name, *batch, own=own_loss)
+    results = run(name, *batch, task_loss=own_loss)
     for i in range(3):
-        image_results = run(name, *(part[i : i + 1] for part in batch), own=own_loss)
+        image_results = run(
+            name, *(part[i : i + 1] for part in batch), task_loss=own_loss
+        )
         for image_result, result in zip(image_results, results, strict=True):
             np.testing.assert_allclose(image_result[0], result[i], rtol=1e-5, atol=1e-7)
     assert results[0][2] == 0

@@ -184,7 +184,7 @@ def test_a_move_l2_equals_the_papers_written_with_slices():
     got = moves.change(tf.constant(x + offset), share, draw).numpy() - x
     for i in range(4):
         places = []
-        for place in (draw.place, draw.other):
+        for place in (draw.place, draw.second_place):
             top, left = np.floor(place.numpy()[i] * [5, 7]).astype(int)
             places.append((slice(top, top + 5), slice(left, left + 5)))
         delta, new_delta = offset[i].copy(), np.zeros((9, 11, 3))

@@ -179,7 +179,7 @@ def test_a_unit_may_be_among_the_facts_alone(open_it):
     source = open_it(train=[record], tasks=tasks, units=units)
     task_units = {
         (task.name, metric.name): task.unit_of(metric, source.info.units)
-        for task in source.known.values()
+        for task in source.all_tasks.values()
         for metric in (*task.metrics[:2], metrics.rel())
     }
     for name, unit in units.items():

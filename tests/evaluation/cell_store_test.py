@@ -205,9 +205,9 @@ def test_a_result_that_is_filed_holds_no_arrays(store):
 
 def test_what_an_attack_left_as_it_was_is_said(store):
     unchanged = np.arange(COUNT) < 2
-    store.write(dataclasses.replace(result(), still=unchanged))
+    store.write(dataclasses.replace(result(), unchanged=unchanged))
     saved_result = store.read(CELLS[0])
-    assert np.array_equal(saved_result.still, unchanged)
+    assert np.array_equal(saved_result.unchanged, unchanged)
     assert "left 2 of 6 images unchanged" in saved_result.warnings[0]
     assert store.read(CELLS[1]).warnings == ()  # Old versions did not look.
 

@@ -123,9 +123,9 @@ def test_units_of_groups():
     np.testing.assert_array_equal(units.of, [1, 0, 1, 2])
     assert units.over == "3 cities"
     np.testing.assert_array_equal(units.sums([[1], [2], [4], [8]]), [[2], [5], [8]])
-    assert units.known(np.array([1, np.nan, 2, 3])) == 2
+    assert units.count_known(np.array([1, np.nan, 2, 3])) == 2
     columns = np.array([[1, 1], [np.nan, 1], [np.nan, 1], [np.nan, np.nan]])
-    np.testing.assert_array_equal(units.known(columns), [1, 2])
+    np.testing.assert_array_equal(units.count_known(columns), [1, 2])
 
 
 def test_each_column_is_widened_by_its_own_number_of_units():

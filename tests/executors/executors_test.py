@@ -144,8 +144,8 @@ def test_every_engine_runs_commands_to_their_ends(engine, place):
         "kill": -9,
         "again": 0,
     }
-    assert results["fail"].said == "no good"
-    assert "SIGKILL" in results["kill"].said
+    assert results["fail"].reason == "no good"
+    assert "SIGKILL" in results["kill"].reason
     assert command.ONE_THREAD.items() <= results["print"].environment.items()
     assert 0 < results["print"].seconds < 60
     header = f"$ python -m engine_command print {place.folder}\n"

@@ -152,7 +152,7 @@ def test_a_call_of_its_own_counts_not_the_graph():
 def own(channels, places, **changes):
     """Facts about a model whose output n is that of a task of one's own."""
     tasks = TaskSet([Task("flow", channels=channels, places=places)])
-    return loading.Own(heads=[("n", "flow")], known=tasks, **changes)
+    return loading.ModelFacts(heads=[("n", "flow")], tasks=tasks, **changes)
 
 
 class Flat(keras.Model):

@@ -22,7 +22,7 @@ def test_looks_of_lines_differ():
         style.attack_look(attack, n) for attack in range(3) for n in range(40)
     ]
     assert len({tuple(look.values()) for look in more_looks}) == 3 * 40
-    single_looks = [style.attack_look(0, group, alone=True) for group in range(4 * 13)]
+    single_looks = [style.attack_look(0, group, single=True) for group in range(4 * 13)]
     assert len({(look["linestyle"], look["color"]) for look in single_looks}) == 4 * 13
 
 
