@@ -100,7 +100,7 @@ def test_only_commands_and_cli_know_flags(imports, structure):
 
 
 def test_variables_say_what_they_hold(modules):
-    """A list of records is `records`, not `found`; a mask of valid values is `valid`."""
+    """A list of records is `records`, not `found`; a mask is `valid`, not `known`."""
 
     def names(tree):
         for node in ast.walk(tree):
