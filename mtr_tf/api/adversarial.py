@@ -280,18 +280,18 @@ class AdversarialModel(keras.Model):
 
     @contextlib.contextmanager
     def _with_optimizer(self) -> Iterator[None]:
-        """Inside, Keras saves and loads the trained model with our optimizer."""
+        """A context in which Keras saves and loads the model with our optimizer."""
         if not getattr(getattr(self, "optimizer", None), "built", False):
             yield
             return
         attributes = vars(self.inner)  # Keras does not track what is put there.
-        inner = {k: v for k, v in attributes.items() if k == "optimizer"}
+        previous = {k: v for k, v in attributes.items() if k == "optimizer"}
         attributes["optimizer"] = self.optimizer
         try:
             yield
         finally:
             del attributes["optimizer"]
-            attributes.update(inner)
+            attributes.update(previous)
 
     def _prepare(self, shape: Sequence[int | None] = ()) -> Unbound:
         """Makes and returns the objective; gives tasks their outputs' number of axes.
@@ -350,7 +350,7 @@ class AdversarialModel(keras.Model):
     def _warn_of_probabilities(
         self, model: keras.Model, names: Iterable[str], shape: Sequence[int | None]
     ) -> None:
-        """Warns of outputs that may be probabilities, as they are for images of noise.
+        """Warns of outputs that may be probabilities, judging by images of noise.
 
         The attack takes them for logits. `model` takes images in their own range;
         `shape` is that of a batch of images.
@@ -379,7 +379,7 @@ class AdversarialModel(keras.Model):
                 )
 
     def _check_range(self, image: tf.Tensor, width: float) -> tf.Tensor:
-        """Returns the `base.require` that images, scaled to [0, 1], are in range."""
+        """Returns a `base.require` that images, scaled to [0, 1], are in range."""
         low, high = tf.reduce_min(image), tf.reduce_max(image)
         is_outside = (low < -_TOLERANCE) | (high > 1 + _TOLERANCE)
         return base.require(
@@ -514,7 +514,11 @@ def _keys(outputs: Any) -> tuple[str, ...] | None:
 def _target(task: Task, target: Any) -> tf.Tensor:
     """Returns a target as losses take it: classes without a last axis of size one.
 
-    Classes that are floats are returned as they are, unchecked.
+    Classes become int32; floats stay floats, unchecked. Other targets become float32,
+    with a last axis for a single channel.
+
+    Raises:
+      InputError: Classes are one-hot.
     """
     target = tf.convert_to_tensor(target)
     if not task.discrete:

@@ -86,7 +86,8 @@ class RobustnessCallback(keras.callbacks.Callback):
             that is the worst of several (`worst`, `sea`).
           eps: One radius or several.
           attack_tasks: The tasks to attack together: "all", "seg+depth", ...
-          every: Number of epochs between attacks; other epochs have no such numbers.
+          every: Attacks the model each time that this many epochs have passed; other
+            epochs have no such numbers.
           log_dir: A folder for TensorBoard's files; None: write nothing.
           heads: Which output is which task, if the names do not show it.
           facts: What a data function returns besides its splits (docs/own_data.md).

@@ -57,9 +57,9 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
         try:
             return tuple(map(convert, several(value)))
         except (ValueError, TypeError, OverflowError) as error:
-            kind = "whole " if convert is _to_int else ""
+            prefix = "whole " if convert is _to_int else ""
             raise InputError(
-                f"{field.name} must be a {kind}number or a list of {kind}numbers; "
+                f"{field.name} must be a {prefix}number or a list of {prefix}numbers; "
                 f"got {value!r}."
             ) from error
     if field.name in ("image_size", "crop") and not isinstance(value, str):

@@ -116,7 +116,7 @@ class Filed(Mapping[str, np.ndarray]):
     Attributes:
       path: The .npz file.
       prefix: The prefix of their names in the file.
-      names: The names without it.
+      names: Their names without the prefix.
     """
 
     path: pathlib.Path
@@ -235,7 +235,8 @@ def read(path: pathlib.Path, prefix: str = "") -> Result:
     """Reads the arrays of a cell, as written by any version, for users of results.json.
 
     Args:
-      path: The file that a record names as `rows` or `clean_rows`.
+      path: The file that a record names as `rows` or `clean_rows`, in the folder of
+        results.json.
       prefix: Reads only arrays whose names begin with it.
 
     Raises:

@@ -126,7 +126,7 @@ class Store:
         }
 
     def _lacks_metrics(self, result: Result) -> bool:
-        """Whether rows of a user's metric are missing; logs this once."""
+        """Whether rows of the tasks' additional metrics are missing; logs this once."""
         for task, rows in result.rows.items():
             missing = [m.name for m in self.tasks[task].more if m.name not in rows]
             if missing:
@@ -246,13 +246,13 @@ def data_fingerprint(
                 digest.update(np.ascontiguousarray(block).data)
 
     count = len(columns)
-    evaluated = np.arange(min(num_examples, count))
+    indices = np.arange(min(num_examples, count))
     labels = dict(columns.targets)
     labels |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
     inputs = {f"input {name}": column for name, column in columns.inputs.items()}
-    add({"images": columns.images} | labels | inputs, evaluated)
+    add({"images": columns.images} | labels | inputs, indices)
     if targeted and num_examples < count:
-        add(labels, batching.partners(evaluated, count), f"of {count}")
+        add(labels, batching.partners(indices, count), f"of {count}")
     if columns.groups is not None:
         units = resampling.units(columns.groups, num_examples)
         digest.update(f"{units.over};{units.of.tolist()}".encode())

@@ -65,7 +65,8 @@ def tilt_angle(
     directions of both are compared, weighted by |(n_x, n_y)|: how tilted a surface is.
     Slopes are differences to the neighbour on the side where 1 / depth changes less,
     which is the side of the same surface. Where depth is flat, the angle counts as 90.
-    A pixel counts if all its neighbours are `valid`, bool [batch, H, W] (None: all).
+    A pixel counts if it and its four neighbours are `valid`, bool [batch, H, W]
+    (None: all).
     Images with depths or normals that are not finite give NaN.
     """
     inverse = 1 / np.maximum(depth[..., 0].astype(np.float64), NEAREST)
@@ -111,7 +112,7 @@ def edge_correlation(
 
 
 def _interior(valid: np.ndarray, reach: int) -> np.ndarray:
-    """Where all pixels within `reach` rows and columns are valid."""
+    """Where all pixels up to `reach` steps away, along rows and columns, are valid."""
     for _ in range(reach):
         padded = np.pad(valid, ((0, 0), (1, 1), (1, 1)), constant_values=True)
         rows = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1]

@@ -349,13 +349,13 @@ class Evaluator:
             rows["unchanged"] = tf.cast(unchanged, tf.int32)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
-            attack_tasks = objective.recipe.looked_at
+            judged_tasks = objective.recipe.looked_at
             if self._objective.restricted:
-                rows["aimed"] = self._statistics(outputs, objective.batch, attack_tasks)
+                rows["aimed"] = self._statistics(outputs, objective.batch, judged_tasks)
             if objective.recipe.needs_clean:
                 clean_outputs = self._outputs(batch["image"], batch, seed)
                 rows["before"] = self._statistics(
-                    clean_outputs, objective.batch, attack_tasks
+                    clean_outputs, objective.batch, judged_tasks
                 )
             pictures["attacked"] = self._float32(outputs)
             pictures["adversarial"] = x_adv

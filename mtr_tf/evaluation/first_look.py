@@ -150,7 +150,7 @@ def look(
       tasks: The scored tasks.
       affine: Scale and offset of inputs for a .keras file; None: images in [0, 1].
       name: The name of the model in messages.
-      size: Most images that go through the model at a time.
+      size: How many images go through the model at a time, at most.
 
     Returns:
       The run with a model from images in [0, 1] to logits, and sentences of warning.
@@ -475,7 +475,7 @@ class _FirstLook:
     def _best_cure(
         self, call: _Call, cures: Sequence[_Cure]
     ) -> tuple[_Cure, Mapping[str, np.ndarray]] | None:
-        """The best cure that helps far, with the outputs; None if there is none.
+        """The cure that helps most, with its outputs; None if none helps enough.
 
         Args:
           call: The model: images, changed by a cure, to outputs.

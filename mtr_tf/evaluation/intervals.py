@@ -28,9 +28,9 @@ def of_metric(
 
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
-    are moved apart if they are few (`resampling.widened`), within the metric's bounds.
-    Where a share is 0 or 1 for all images, the interval is that of Clopper and Pearson.
-    Resamples whose value is NaN are left out.
+    are moved apart, the more the fewer units there are (`resampling.widened`), within
+    the metric's bounds. Where a share is 0 or 1 for all images, the interval is that of
+    Clopper and Pearson. Resamples whose value is NaN are left out.
 
     Args:
       metric: The metric.

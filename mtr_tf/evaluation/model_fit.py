@@ -245,7 +245,7 @@ def output_shapes(
 def _other_sizes(
     model: keras.Model, info: DatasetInfo, task: str = ""
 ) -> list[tuple[int, ...]]:
-    """The sizes nearest to the images' that the model takes (and that `task` gets)."""
+    """The sizes nearest the images' that the model takes, and maps of `task` keep."""
     height, width, channels = info.image_shape
     distances = {
         size: abs(size[0] - height) + abs(size[1] - width)

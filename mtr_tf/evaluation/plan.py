@@ -52,7 +52,7 @@ _ANY_LENGTH = 1 / 510  # For comparing records: not 0, and in no sweep.
 class Threat:
     """The allowed changes: `eps` in levels of 0-255 (linf), or a plain norm (l2).
 
-    Only the `channels` of the images may change; all if they are empty.
+    Only the `channels` of the images may change; all if it is empty.
     """
 
     norm: str = "linf"

@@ -31,7 +31,7 @@ class Provenance:
       seed: The seed of random starts, pixels and intervals.
       own_tasks: Records of tasks that are not among the eleven, or differ from them.
       batch_size: For a random model, whose noise is drawn for a replica's batch: the
-        images of such a batch; else None.
+        number of images in such a batch; else None.
       interval_over: What intervals draw, in words; it follows from the data.
       images: Size and some means of the images, which models with different tasks
         share. It is part of `data`.

@@ -46,7 +46,7 @@ _MOST_ACCURACY = 0.4  # The largest share of pixels that may be right there.
 _FAR_STEPS = 50  # Steps there, at least.
 _SINGLE_IMAGES = 4  # Images that are attacked one by one.
 _STEPS = 20  # For attacks that take no steps.
-# How many images have something to attack; shares refer to them.
+# Key of the number of images that have something to attack; shares refer to these.
 _COUNT_KEY = "of_images"
 _MOST_ZEROS = 0.1  # The share of zeros in gradients above which they are reported.
 _SMALLEST = {"float16": 6e-8, "bfloat16": 9e-41}  # Smaller numbers are zero.
@@ -100,8 +100,8 @@ def check_once(
     if transfer:
         key["transferred"] = [other_cell.to_dict() for other_cell, _ in comparable]
     mended_checks = _mended_checks(cell, subject)
-    record: dict[str, Any] = _read_checks(path, mended_checks) if workers.chief else {}
-    if not workers.of_chief(record.get("about") == store.as_json(key)):
+    content: dict[str, Any] = _read_checks(path, mended_checks) if workers.chief else {}
+    if not workers.of_chief(content.get("about") == store.as_json(key)):
         replicas = workers.replicas
         sample = dataclasses.replace(
             subject,
@@ -110,21 +110,21 @@ def check_once(
             surrogate=None if transfer else subject.surrogate,
         )
         checks = run(sample, cell, comparable)
-        record = {
+        content = {
             "about": key,
             "mended": mended_checks,
             "checks": [dataclasses.asdict(check) for check in checks],
             "warnings": warnings(checks),
         }
         if workers.chief:
-            store.write_file(path, record)
+            store.write_file(path, content)
     if not workers.chief:
         return []
-    for warning in record["warnings"]:
+    for warning in content["warnings"]:
         logging.warning("%s", warning)
-    if not record["warnings"]:
+    if not content["warnings"]:
         logging.info("checks on %d images: no reason to doubt the attack", count)
-    return record["warnings"]
+    return content["warnings"]
 
 
 def _read_checks(path: pathlib.Path, mended: Sequence[str]) -> dict[str, Any]:
@@ -132,24 +132,24 @@ def _read_checks(path: pathlib.Path, mended: Sequence[str]) -> dict[str, Any]:
 
     Also empty if a check warns that was run before it was mended.
     """
-    record = store.read_kept(path)
+    content = store.read_kept(path)
     try:  # Warnings follow from the checks, which may lack a checksum.
-        checks = [Check(**check) for check in record["checks"]] if record else []
-        if record and record["warnings"] != warnings(checks):
+        checks = [Check(**check) for check in content["checks"]] if content else []
+        if content and content["warnings"] != warnings(checks):
             raise ValueError("its warnings do not match its checks")
         if any(map(_may_be_false, checks)):
             return {}
-        names = {m.split()[0] for m in {*mended}.difference(record.get("mended", ()))}
+        names = {m.split()[0] for m in {*mended}.difference(content.get("mended", ()))}
         if any(check.reason and check.name in names for check in checks):
             return {}
     except files.DAMAGED as error:
         files.say_damaged(path, error)
         return {}
-    return record
+    return content
 
 
 def _mended_checks(cell: Cell, subject: sweep.Subject) -> list[str]:
-    """Names of the checks whose earlier versions may have warned of a cell in error.
+    """Names of the checks whose earlier versions may have warned of the cell wrongly.
 
     The second mend of a check has another word after the name.
     """
@@ -415,8 +415,8 @@ class _Evaluations:
         def attack(objective, x, seed, epsilon):  # It returns no image.
             ball = threat.ball(self.cell.threat.norm, epsilon)
             start = ball.projection(x)(threat.random_start(ball, x, seed, 0))
-            bound_objective = base.begin(objective, start, x)
-            return base.gradient(bound_objective, start, tf.constant(0.0))[0]
+            run_objective = base.begin(objective, start, x)
+            return base.gradient(run_objective, start, tf.constant(0.0))[0]
 
         evaluator = sweep.make_evaluator(self._subject, cell, attack)
         count = self._subject.num_examples

@@ -76,7 +76,7 @@ class Subject:
         object.__setattr__(self, "tasks", task_set(self.tasks))
 
     def attacked_channels(self, channels: Sequence[int] = ()) -> tuple[int, ...]:
-        """The channels that attacks change; without `channels` all of the image's."""
+        """The channels that attacks change: `channels`, or the image's; (): all."""
         return tuple(channels) or tuple(range(self.image_channels or 0))
 
     def compiled(self, passes: float) -> bool:
@@ -361,7 +361,7 @@ def make_evaluator(
 ) -> Evaluator:
     """The evaluator of a cell's family, or of another attack on its objective.
 
-    `jit` None: XLA compiles it only if `subject.jit` demands it for everything.
+    `jit` None: XLA compiles it only if `subject.jit` is "on".
     """
     settings: dict[str, Any] = {}
     if cell:
@@ -389,7 +389,7 @@ def make_evaluator(
 def _check_inside(cell: Cell, examples: Examples) -> None:
     """Raises InputError if a bounded attack has left the ball or the box.
 
-    It checks only the examples, where a radius other than the cell's shows.
+    It checks only the first images, where a radius other than the cell's already shows.
     """
     if examples.adversarial is None or not cell.attack.kind.bounded:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How vulnerable gradients show a model to be, and how tasks share a perturbation.
+"""What gradients show: how vulnerable a model is, how tasks share a perturbation.
 
 For an image x and tasks t, r_t is the gradient of the task's own loss with respect to
 the image. To first order the worst perturbation in the l_p ball of radius eps raises a
@@ -44,7 +44,7 @@ _CHUNK = 2**22  # Numbers in memory at a time for the sums of all sets.
 
 
 def check_count(count: int) -> None:
-    """Raises `InputError` if tasks are more than `MOST_TASKS`."""
+    """Raises `InputError` for more than `MOST_TASKS` tasks."""
     if count > MOST_TASKS:
         raise InputError(
             f"--measure=tasks is about all sets of at most {MOST_TASKS} tasks, but "
@@ -202,7 +202,7 @@ def scales(norms: np.ndarray, normalisation: str) -> np.ndarray:
         "dataset": 1 / root mean square of the task's norms over the images.
 
     Returns:
-      `[N, M]`; NaN where an image lacks the task, or the gradient to normalise is 0.
+      `[N, M]`; NaN where an image lacks the task, or the norm to divide by is 0.
     """
     if normalisation == "raw":
         return np.where(np.isnan(norms), np.nan, 1.0)
@@ -295,7 +295,7 @@ def mean_correlation(matrix: np.ndarray) -> float:
 
 
 def factor(rho: float, count: np.ndarray | Sequence[int]) -> np.ndarray:
-    """sqrt((1 + (k - 1) rho) / k): the norm for k tasks (or pixels) relative to one."""
+    """sqrt((1 + (k - 1) rho) / k): the norm for k tasks (or pixels) over that for 1."""
     count = np.asarray(count, np.float64)
     return np.sqrt(np.maximum((1 + (count - 1) * rho) / count, 0))
 

@@ -140,15 +140,15 @@ def measure(
       warnings: Sentences about the model, which every record repeats.
       folder: Finished parts are kept in its `measures/`.
     """
-    channels = settings.of_channels
-    facts = provenance.to_dict() | channels
+    channel_field = settings.of_channels
+    facts = provenance.to_dict() | channel_field
     parts = Parts(folder / "measures", facts, subject.workers)
     job = _Job(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
     common = {"n": subject.num_examples, **provenance.of_measures(warnings)}
-    return [record | common | channels for record in records]
+    return [record | common | channel_field for record in records]
 
 
 # The measures.

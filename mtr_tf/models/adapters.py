@@ -253,7 +253,7 @@ def channels_last(model: keras.Model) -> keras.Model:
 
 
 def with_two_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Returns the model of {name: output} with two logits for one in `names`."""
+    """Returns the model of {name: output} with two logits, not one, for `names`."""
     outputs, used_names = dict(model.output), names_in(model)
     for name in names:
         layer = TwoLogits(name=free_name(f"{name}_of_two", used_names))

@@ -31,7 +31,7 @@ class Architecture:
       decoder: (blocks, features, width, name) -> features for the heads.
       head: (blocks, features, channels, name) -> one task's output.
       upsample: How many times smaller than the image a head's output is.
-      replicate: Whether up-sampling continues a map with its edge, or (DRN) zeros.
+      replicate: Whether up-sampling continues a map with its edge; DRN's uses zeros.
       family: resnet, drn_c or drn_d, whose published weights fit; "" for others.
     """
 

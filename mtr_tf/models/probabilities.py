@@ -125,8 +125,8 @@ def with_logits(
 
     Returns:
       The new model, which shares the layers of `model`; and for each task whether its
-      outputs are the logits that the probabilities were computed from (True) or their
-      logs (False): log p for a softmax, log p - log(1 - p) for a sigmoid.
+      outputs are the logits that the probabilities were computed from (True) or logs of
+      the probabilities (False): log p for a softmax, log p - log(1 - p) for a sigmoid.
     """
     outputs, is_exact, twins = dict(model.output), {}, _Twins(model, shares)
     for task, activation in kinds.items():

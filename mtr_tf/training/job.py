@@ -420,7 +420,7 @@ def _check_targets(tasks: tasks_lib.TaskSet, source: Source, is_run: bool) -> No
 def _jit(
     config: TrainConfig, steps: int, image_size: Sequence[int], replicas: int
 ) -> bool:
-    """Whether XLA compiles the step; by all steps, so that a resumed run agrees."""
+    """Whether XLA compiles the step; all steps count, so that resumed runs agree."""
     pixels = math.prod(image_size) * config.batch_size / replicas
     passes = compiling.TRAINING_STEP * steps
     jit = compiling.worthwhile(config.jit, passes, pixels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, which decides when; `step.replica_step` is what a step does.
+"""The training loop, which decides when things happen; see `step` for what they are.
 
 Batches and augmentation are pure functions of (seed, step), and the checkpoint holds
 everything else that a step depends on, so a run that was killed and started again ends
@@ -188,7 +188,8 @@ def _is_intact(path: pathlib.Path) -> bool:
 def _stop_message(keeper: Keeper | None, total: int, workdir: pathlib.Path) -> str:
     """Returns what is kept of a run that a signal stopped, and how to continue.
 
-    Empty if the checkpoints have not been looked at yet: the command then says so.
+    Empty if the checkpoints have not been looked at yet: the command then says what is
+    kept in its own words.
     """
     step = keeper.kept if keeper else None
     if step is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Monitors a training run: TensorBoard, and the score of the best checkpoint."""
+"""Monitors a training run: TensorBoard, and the score that decides on the best."""
 
 from __future__ import annotations
 

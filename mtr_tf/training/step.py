@@ -137,7 +137,7 @@ def replica_step(learner: Learner, batch: dict, jit: bool = False) -> tf.Tensor:
     Args:
       learner: what is trained.
       batch: its examples.
-      jit: whether XLA compiles all but the update, which communicates with replicas.
+      jit: whether XLA compiles all but the update, which other replicas take part in.
 
     Returns:
       float32 [tasks], this replica's part of each task's mean loss over the global
