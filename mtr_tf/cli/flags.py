@@ -164,7 +164,7 @@ def _convert(name: str, text: str, item_type: type) -> str | int | float:
 
 
 def _explanation(error: Exception, records: Sequence[type[Settings]]) -> str:
-    """Our own sentence for an error of absl's about a command line."""
+    """Our own sentence for absl's error about a command line."""
     fields = {f.name: f for record in records for f in dataclasses.fields(record)}
     if isinstance(error, flags.UnrecognizedFlagError):
         guess = nearest(error.flagname.strip("-"), fields)

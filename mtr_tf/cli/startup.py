@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports TensorFlow without its start-up noise, with the settings that come first.
+"""Imports TensorFlow without its start-up noise, and sets what must be set early.
 
-They are the folder where XLA keeps compiled code, and that GPU memory is taken as
+That is the folder where XLA keeps compiled code, and that GPU memory is taken as it is
 needed.
 """
 
@@ -143,7 +143,7 @@ def _set_up_cache(deterministic: bool) -> None:
 
 
 def _delete_oldest(folder: pathlib.Path) -> None:
-    """Deletes the oldest files that XLA has kept, beyond `_MAX_CACHE_BYTES` in all."""
+    """Deletes the oldest of XLA's files; at most `_MAX_CACHE_BYTES` stay."""
     entries = []
     for file in folder.glob("xla-*/*"):
         with contextlib.suppress(OSError):  # Another process may delete it too.

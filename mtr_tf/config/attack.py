@@ -440,7 +440,7 @@ class AttackConfig(Settings):
             )
         self._check_spare()
         self._check_spread()
-        _ = self.parsed_image_size  # Raises now.
+        _ = self.parsed_image_size  # Raises now, not later.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         parse_heads(self.heads)

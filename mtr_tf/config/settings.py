@@ -84,7 +84,7 @@ _TYPE_NAMES: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the records: checks the range of each field, and converts to dicts.
+    """Base of the records: checks each field's range; converts to and from plain dicts.
 
     `~` at the start of a path is the home directory: shells do not expand --flag=~/x.
     """
@@ -104,7 +104,7 @@ class Settings:
         }
 
     def that_change(self, *what: str) -> dict[str, Any]:
-        """The values that change one of `what`: RESULTS, EXTRAS, NOTHING."""
+        """By name, the settings that change any of `what`: RESULTS, EXTRAS, NOTHING."""
         values = self.to_dict()
         return {
             field.name: values[field.name]
@@ -204,8 +204,8 @@ def check_levels(name: str, eps: float) -> None:
 def is_step_of_one(step: float, steps: int, radius: float) -> bool:
     """Whether a linf step seems to be in units of [0, 1] rather than levels.
 
-    So it seems if all steps together do not reach the radius, and a step 255 times as
-    long would fit into it; else it is short on purpose.
+    It does if all steps together do not reach the radius, and a step 255 times as long
+    would fit into it; else it is short on purpose.
     """
     is_short = 0 < step < LEAST_LEVELS and step * steps < radius
     return is_short and 255 * step <= radius

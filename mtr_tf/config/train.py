@@ -321,7 +321,7 @@ class TrainConfig(Settings):
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "
                 "falls, but it is empty; give for example --lr_epochs=120,140."
             )
-        _ = self.parsed_image_size, self.parsed_crop  # Raise now.
+        _ = self.parsed_image_size, self.parsed_crop  # Raise now, not later.
 
     @property
     def unused(self) -> list[str]:

@@ -82,14 +82,14 @@ def open_source(
             not have it; or the data set does not have an option.
     """
     files.check_local("data_dir", data_dir or "")
-    names = None if tasks is None else canonical_tasks(name, tasks)
+    task_names = None if tasks is None else canonical_tasks(name, tasks)
     source = _opener(name)(
         image_size=image_size,
         data_dir=data_dir,
-        tasks=names,
+        tasks=task_names,
         **_options_of(name, options),
     )
-    for task in names or ():
+    for task in task_names or ():
         if task not in source.info.tasks:
             raise InputError(
                 f"Data set {name!r} has no task {task!r}; it has "

@@ -52,15 +52,15 @@ def gather(
 ) -> dict[str, Any]:
     """Reads examples by number as one NumPy batch.
 
-    Only these rows of the columns' arrays are touched, so they may be memory maps.
+    Only the rows of these examples are touched, so the columns may be memory maps.
 
     Args:
         columns: the split to read from.
         tasks: records, such as `DatasetInfo.tasks`, or names of the eleven built-in
             tasks. Targets that the picture defines are computed here.
         indices: int [b]; -1 gives padding: zero image, zero targets, zero masks.
-        num_classes: bound on the labels of tasks that do not say how many classes
-            they have; None: these labels are not checked.
+        num_classes: for tasks that do not say how many classes they have: labels must
+            be below this number; None: their labels are not checked.
 
     Returns:
         The batch described in the module's docstring without "position" and "step".
@@ -277,9 +277,11 @@ def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list
             f"replicas on {context.num_input_pipelines} workers."
         )
     size = batch_size // replicas
-    count = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * count
-    return [slice(r * size, (r + 1) * size) for r in range(first, first + count)]
+    local_replicas = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * local_replicas
+    return [
+        slice(r * size, (r + 1) * size) for r in range(first, first + local_replicas)
+    ]
 
 
 def _example_count(columns: Columns, num_examples: int | None) -> int:
@@ -381,7 +383,7 @@ def first_and_last(columns: Columns, count: int) -> list[float] | None:
 
 
 def images_of(columns: Columns, rows: np.ndarray) -> np.ndarray:
-    """Returns images by number, float32 in [0, 1], with inputs packed behind them."""
+    """Returns images by number, float32 in [0, 1], with their inputs behind."""
     return _pack_inputs(columns, columns.images[rows], rows)
 
 

@@ -3,7 +3,7 @@
 
 Inputs such as a camera matrix, a second picture or a number are stored, number by
 number, in further channels behind those of the image. So they always travel with their
-image, and attacks, which change only the image's own channels, need not know them.
+image, and attacks, which change only the image's own channels, need not know of them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Layout:
 
         `packed` is a tensor of any library; `reshape(tensor, shape)` is that library's.
         """
-        extra = math.prod(self.packed) - math.prod(self.image)
-        flat, start = reshape(packed[..., self.image[2] :], (-1, extra)), 0
+        extra_numbers = math.prod(self.packed) - math.prod(self.image)
+        flat, start = reshape(packed[..., self.image[2] :], (-1, extra_numbers)), 0
         inputs = {}
         for name, shape in self.shapes:
             part = flat[:, start : start + math.prod(shape)]

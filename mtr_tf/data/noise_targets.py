@@ -2,7 +2,7 @@
 """Targets that have nothing to do with the picture: a control of auxiliary tasks.
 
 If an auxiliary task makes a model more robust because of what it teaches, noise in
-place of its targets must not. If noise does so too, the gain is that of a second loss.
+place of its targets must not. If noise does so too, what helps is just a second loss.
 """
 
 from __future__ import annotations

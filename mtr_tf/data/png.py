@@ -24,7 +24,7 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 def decode(data: bytes, name: str) -> np.ndarray:
     """Returns [H, W] uint8 or uint16, or the colours [H, W, 3] uint8; no transparency.
 
-    Of a picture with a palette it returns the palette's indices, not the colours.
+    For a picture with a palette, these are indices into the palette, not colours.
 
     Args:
       data: the contents of the file.
@@ -54,7 +54,7 @@ def read(data: bytes, name: str) -> Image.Image:
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # Its checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
-        _check_pixels(*picture.size, name)  # Strange files may have two heads.
+        _check_pixels(*picture.size, name)  # Strange files may have two headers.
         picture.load()
     except InputError:
         raise

@@ -85,7 +85,7 @@ class Parted(Protocol):
 
 
 class Info(tfds.core.DatasetInfo):
-    """TFDS's record of one of our data sets, which is in no bucket of Google's."""
+    """TFDS's facts about one of our data sets, which is in no bucket of Google's."""
 
     def initialize_from_bucket(self) -> None:
         """Does nothing: looking there would leave a temporary folder each time."""
@@ -275,7 +275,7 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
 def _check_contents(folder: pathlib.Path) -> None:
     """Raises `ValueError` if a folder is not as it was written.
 
-    Folders of versions before 0.3 have no record; damage there shows in reading.
+    Folders of versions before 0.3 have no `_CONTENTS`; damage there shows in reading.
     """
     for file in _entries(folder):
         if not file.is_file():  # TFDS would wait for a pipe.
@@ -315,7 +315,7 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
 def _share_parts(
     builder: tfds.core.DatasetBuilder, root: pathlib.Path
 ) -> Iterator[None]:
-    """Locks a builder's parts, shared with other users; the last one removes them.
+    """Locks a builder's parts, shared with other processes; the last removes them.
 
     Configs that share views share their parts. Parts stay if the data were not
     prepared, or if other processes still use them.
@@ -353,7 +353,7 @@ def _prepare_data(builder: tfds.core.DatasetBuilder) -> None:
 def _limit_memory(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     """Limits the memory, usually a gigabyte, that TFDS fills before it writes.
 
-    TFDS then opens a thousand files. Data sets without parts are small, and have no
+    TFDS then opens a thousand files. Data sets without parts are small, and need no
     limit.
     """
     usual_size = shuffle.MAX_MEM_BUFFER_SIZE

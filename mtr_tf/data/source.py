@@ -90,7 +90,8 @@ class Groups:
       of: the group of each image, a name or a number, `[N]`.
       name: what groups are called, such as "buildings".
       frames: whether the images of a group, in their order, are frames of a video, so
-        that only near ones depend on each other. Other groups may lie between them.
+        that only near ones depend on each other. Images of other groups may lie
+        between them.
     """
 
     of: Sequence[str | int] | np.ndarray

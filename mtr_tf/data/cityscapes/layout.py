@@ -63,8 +63,8 @@ class Kind:
 
     Attributes:
       folder: its folder, and the first part of the archive's name.
-      suffixes: ends of its files' names after CITY_SEQUENCE_FRAME; the file with the
-        first of them is read.
+      suffixes: ends of its files' names after CITY_SEQUENCE_FRAME; of these files,
+        the first that exists is read.
     """
 
     folder: str

@@ -221,7 +221,7 @@ def _jobs(
     size: tuple[int, int],
     depth_target: str,
 ) -> dict[str, Jobs]:
-    """The jobs of each split that has pictures, in the order of their names."""
+    """The jobs by split that has pictures, in the order of the pictures' names."""
     jobs = {}
     for split in layout.SPLITS:
         split_files = {

@@ -121,7 +121,7 @@ class LazyColumn:
         pick: Callable[[Example], np.ndarray],
         template: np.ndarray,
     ):
-        """`pick` takes this column's array, similar to `template`, from an example."""
+        """`pick` takes its array, with `template`'s shape and type, from an example."""
         self._examples = examples
         self._pick = pick
         self.shape = (len(examples), *template.shape)
@@ -215,36 +215,36 @@ def _open_lazily(
 
 
 def _read_all(split: str, data: Iterable, rules: Rules) -> Columns:
-    records: list[Example] = []
+    all_examples: list[Example] = []
     may_change = not isinstance(data, list | tuple)  # Generators may reuse an array.
     with _with_progress(split, data) as (iterator, advance):
         while True:
-            where = f"example {len(records)} of {split}"
+            where = f"example {len(all_examples)} of {split}"
             with _explain_errors(where):
                 raw = next(iterator, _END)
             if raw is _END:
                 break
-            first = records[0] if records else None
+            first = all_examples[0] if all_examples else None
             example = examples.check(raw, where, rules, first)
             if may_change:  # `check` has copied everything but uint8 images.
                 example = dataclasses.replace(example, image=example.image.copy())
-            records.append(example)
+            all_examples.append(example)
             advance(1)
-    if not records:
+    if not all_examples:
         raise _empty_error(split)
-    images = np.stack([example.image for example in records])
+    images = np.stack([example.image for example in all_examples])
     targets, masks = {}, {}
-    for task in records[0].targets:
-        targets[task] = np.stack([example.targets[task] for example in records])
+    for task in all_examples[0].targets:
+        targets[task] = np.stack([example.targets[task] for example in all_examples])
         if rules.tasks[task].discrete and targets[task].max() < 256:
             targets[task] = targets[task].astype(np.uint8)
-        mask = np.stack([example.masks[task] for example in records])
+        mask = np.stack([example.masks[task] for example in all_examples])
         if not mask.all():
             masks[task] = mask
-    all_names = [example.name for example in records]
+    all_names = [example.name for example in all_examples]
     inputs = {
-        name: np.stack([example.inputs[name] for example in records])
-        for name in records[0].inputs
+        name: np.stack([example.inputs[name] for example in all_examples])
+        for name in all_examples[0].inputs
     }
     names = all_names if any(all_names) else ()
     return Columns(images, targets, masks, names, inputs=inputs)

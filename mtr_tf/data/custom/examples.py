@@ -467,7 +467,7 @@ def _numbers(task: Task, value: np.ndarray, mask: np.ndarray, where: str) -> np.
 
 
 def _normalize(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., channels] divided by their lengths, float32; zero vectors stay."""
+    """Vectors [..., channels] over their lengths, float32; zero and unit ones stay."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
     needs_scaling = (lengths > 0) & (np.abs(lengths - 1) > _UNIT_ROUNDING)
     return (vectors / np.where(needs_scaling, lengths, 1)).astype(np.float32)

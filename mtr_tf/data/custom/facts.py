@@ -49,8 +49,8 @@ KEYS = (
     "frames",
     "readers",
 )
-_SAMPLE = 1000  # Training examples, evenly spaced, for statistics, at most.
-_PAINTED = 32  # Examples, evenly spaced, for ranges of values, at most.
+_SAMPLE = 1000  # At most this many training examples, evenly spaced, for statistics.
+_PAINTED = 32  # At most this many examples, evenly spaced, for ranges of values.
 _AT_ONCE = 16  # Images in memory while statistics are computed.
 
 
@@ -213,7 +213,7 @@ def _with_facts(task: Task, facts: Mapping[str, Any]) -> Task:
     """A task with the unit, classes and colors of the facts where it has none.
 
     Raises:
-      InputError: the task has a single class.
+      InputError: the task has a single class, which every place would have.
     """
     if not task.unit:
         task = task.bound(unit=facts.get("units", {}).get(task.name, ""))

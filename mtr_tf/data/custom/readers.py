@@ -44,7 +44,7 @@ class Readers:
             weakref.finalize(self, _stop_threads, self._asked, count)
 
     def read(self, function: Callable[[int], _Read], rows: Iterable[int]) -> list:
-        """The results of a function for each row, in the order of the rows.
+        """The result of a function for each row, in the order of the rows.
 
         Raises:
           Exception: what the function raises, for the first such row.

@@ -133,7 +133,7 @@ def _call_function(name: str, data_dir: str | None) -> Any:
 
 
 def called(name: str, function: Callable[..., Any], what: str, **arguments: Any) -> Any:
-    """Calls a user's function, which must return `what`, and returns its result.
+    """Calls a user's function and returns its result; errors say it must give `what`.
 
     Raises:
       InputError: the function fails.

@@ -26,7 +26,7 @@ def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.nda
 
     X being their points and n their normals: the first term is an occlusion (each
     point is off the other's tangent plane), the second a crease, 0.5 at a right angle.
-    A pixel's value is the largest strength of its (up to four) pairs, else 0.
+    A pixel's value is the largest strength of its up to four pairs, 0 if it has none.
 
     Args:
       surface: integer [H, W], which smooth surface is seen.

@@ -112,7 +112,7 @@ def _rays(axes: geometry.Rotation, x: np.ndarray, y: np.ndarray) -> Vector:
 
 
 def _cast_room(scene: Scene, ray: Vector) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the room's faces along each ray, and which face is hit."""
+    """The z-depth where each ray hits a face of the room, and which face it is."""
     steps = []
     for axis in range(3):
         direction = np.where(ray[axis] == 0, 1e-30, ray[axis])

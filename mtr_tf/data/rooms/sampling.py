@@ -78,9 +78,9 @@ def _camera(stream: Stream, size: Vector) -> Camera:
 
 
 def _material(stream: Stream) -> Material:
-    first, opposite = stream.color(), stream.color()
+    first, other = stream.color(), stream.color()
     contrast = stream.uniform(0.3, 1.0)
-    second = tuple(a + contrast * (b - a) for a, b in zip(first, opposite, strict=True))
+    second = tuple(a + contrast * (b - a) for a, b in zip(first, other, strict=True))
     x, y = stream.heading()
     yaw = ((x, y, 0.0), (-y, x, 0.0), (0.0, 0.0, 1.0))
     frame = stream.rotation() if stream.chance(0.5) else yaw
@@ -140,7 +140,7 @@ def _posture(
 ) -> tuple[Rotation, float | None]:
     """A frame, and how high the centre is above what the thing stands on.
 
-    The height is None for a thing in the air, whose frame is any rotation.
+    The height is None for a thing in the air, whose frame is a random rotation.
     """
     if stream.chance(0.3):
         return stream.rotation(), None

@@ -46,7 +46,7 @@ def shade(scene: Scene, surface: Surface) -> Vector:
 
 
 def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
-    """Colours (three [H W], in [0, 1]) and gloss ([H W]) of the surface's points."""
+    """Unlit colours (three [H W], in [0, 1]) and gloss ([H W]) of the points."""
     rows = len(surface.order)
     albedo = tuple(np.empty(rows) for _ in range(3))
     gloss = np.empty(rows)

@@ -86,7 +86,8 @@ def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
     """The result of `make`, compressed as the data set stores it.
 
-    Compressed here because a single process puts the data set together.
+    Compressed here because a single process puts the data set together, and should
+    only copy.
     """
     return {
         name: value if name in ("wrong", "why") else zlib.compress(value.tobytes())

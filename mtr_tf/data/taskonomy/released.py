@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a domain's file to a task's target as the paper's released code has it.
 
-The functions are called like those of `transforms`. They differ on purpose:
+The functions are called like those of `transforms`. What differs, on purpose:
 
 *   Pictures shrink by a blur and linear interpolation (scikit-image's resize at order
     1), whether pixels are known or not: missing depth bleeds into its neighbours. A
@@ -49,7 +49,7 @@ def log_depth(
 def scaled(
     task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The task's range in `layout.SCALED_FROM`, as [-1, 1]."""
+    """The target, with the task's range in `layout.SCALED_FROM` mapped to [-1, 1]."""
     target, valid = _resize(transforms.in_channels(task, file), valid, size)
     return transforms.rescaled(task, target), valid
 

@@ -112,7 +112,7 @@ def missing(
     *,
     as_released: bool = False,
 ) -> dict[str, str]:
-    """For train and validation, if no view is in it: why, and what to do."""
+    """For each of train and validation that has no view: why, and what to do."""
     missing_splits = [
         name for name in ("train", "validation") if name not in views_by_split
     ]

@@ -39,10 +39,8 @@ def labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes from 0, the background; label 0 of the file is not known."""
     del valid
-    file_labels = resizing.nearest(file, size)
-    return np.where(file_labels > 0, file_labels - 1, 0).astype(
-        np.uint8
-    ), file_labels > 0
+    numbers = resizing.nearest(file, size)
+    return np.where(numbers > 0, numbers - 1, 0).astype(np.uint8), numbers > 0
 
 
 def log_depth(
@@ -55,7 +53,7 @@ def log_depth(
 def scaled(
     task: str, file: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The task's range in `layout.SCALED_FROM`, as [-1, 1]."""
+    """The target, with the task's range in `layout.SCALED_FROM` mapped to [-1, 1]."""
     mean, valid = resizing.mean_of_valid_area(in_channels(task, file), valid, size)
     return np.where(valid[..., np.newaxis], rescaled(task, mean), np.float32(0)), valid
 
