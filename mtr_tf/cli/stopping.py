@@ -105,7 +105,8 @@ def handled() -> Iterator[None]:
         yield
     finally:
         for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+            # None is a handler of another language, which cannot be put back.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(old_pipe)
         os.close(write_end)
         _watch = None

@@ -240,6 +240,17 @@ def test_handlers_are_put_back():
     assert not stopping.asked()
 
 
+def test_a_handler_that_python_does_not_know_gives_way_to_the_default(monkeypatch):
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda signum: None)
+        with stopping.handled():
+            pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
 def test_a_handler_of_a_library_gives_way(start):
     """As TensorFlow's, which it installs when it joins other processes."""
     process = start("""
