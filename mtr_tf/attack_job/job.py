@@ -147,7 +147,7 @@ class Job:
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)
 
     def spread(self) -> None:
-        """Runs what is not finished in other processes; `run` then finds it."""
+        """Runs in other processes what is not finished; `run` then finds it."""
         if self.subject.workers.several:
             raise InputError(
                 f"--executor={self.config.executor} spreads attacks over processes, "
@@ -276,8 +276,9 @@ class Job:
     def details(self) -> str:
         """Remarks that accompany the attacks wherever they are shown.
 
-        They name own outputs as targets, another model that images are made on, and the
-        part of the output that is attacked; empty if all is usual.
+        They say whether outputs are compared with the model's own, which other model
+        images are made on, and which part of the output is attacked; empty if all is
+        usual.
         """
         config, parts = self.config, []
         if config.targets == OWN_TARGETS:
@@ -330,7 +331,7 @@ class Job:
     ) -> str:
         """Writes what people look at of the measures; returns the text to print.
 
-        In the formats json and csv, only the attacks' records are printed, if any.
+        In the formats json and csv, the attacks' records are printed alone, if any.
         """
         subject = self.subject
         facts = self.provenance.to_dict() | settings.of_channels

@@ -59,7 +59,7 @@ from mtr_tf.tasks import own_code
 
 # A folder of results has at least one of these.
 _RESULT_NAMES = ("settings.json", "cells", "parts", "predictions", "measures")
-# Defaults of later settings, which name a folder only where they differ from these.
+# Defaults of settings that came later: only other values enter a folder's name.
 _DEFAULTS = {"attack_channels": [], "targets": "data", "spare": []}
 
 
@@ -153,7 +153,7 @@ def _resolve(
     file: File | None,
     folder: pathlib.Path | None,
 ) -> Job:
-    """Does what each worker does by itself of `resolve`."""
+    """Does the part of `resolve` that each worker does by itself."""
     if folder is None and config.out:
         folder = _out_folder(config.out)  # Raises early.
     if config.batch_size != "auto":
@@ -245,7 +245,7 @@ def _fit_models(
     inputs: _Inputs,
     attacked_names: tuple[str, ...],
 ) -> _Inputs:
-    """Returns the inputs with the attacked model in its precision, the other fitted."""
+    """Returns the inputs, the attacked model in its precision, the other one fitted."""
     run, source_run = inputs.run, inputs.source_run
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
@@ -323,7 +323,7 @@ def _out_folder(path: str) -> pathlib.Path:
 
 
 def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
-    """Returns the info, with the range of their targets for numbers that have none.
+    """Returns the info, in which numbers without a range get that of their targets.
 
     Clean and attacked outputs are thus painted on one scale.
     """
@@ -335,7 +335,7 @@ def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> Dataset
 
 
 def _task(run: Run, info: DatasetInfo, name: str) -> Task:
-    """The task of a name; without targets in the data, it is as its output."""
+    """The task of a name; if the data lack it, its output gives channels, places."""
     task = model_fit.task_of(run, info, name)
     if name in info.tasks:
         return task
@@ -356,15 +356,15 @@ def _load(
     if not config.source_ckpt:
         loading.check_heads(config, run, None)
         return run, None
-    source = loading.load_run(
+    source_run = loading.load_run(
         config.source_ckpt,
         config.tasks,
         *data,
         flag="--source_ckpt",
         facts=loading.ModelFacts.of(config, own_data, source=True),
     )
-    loading.check_heads(config, run, source)
-    return run, source
+    loading.check_heads(config, run, source_run)
+    return run, source_run
 
 
 def _cells(config: AttackConfig, inputs: _Inputs) -> tuple[Cell, ...]:
@@ -374,7 +374,7 @@ def _cells(config: AttackConfig, inputs: _Inputs) -> tuple[Cell, ...]:
     run = inputs.source_run or inputs.run  # The one that gradients are taken of.
     unbounded = [name for name in config.attack if not KINDS[name].bounded]
     our_names = [name for name in unbounded if KINDS[name].ours]
-    # A user's attack may do without a scale, where the model has none.
+    # A user's attack may do without a scale, where the model does not state one.
     names = our_names or (unbounded if run.config else [])
     scale = run.normalization(names[0]) if names else ()
     info, packed = inputs.info, inputs.run.packed
@@ -419,7 +419,7 @@ def _small_steps(config: AttackConfig) -> list[str]:
 
 
 def _log_levels(name: str, length: float) -> str:
-    """Logs what a length in levels means, and returns it."""
+    """Logs a warning of what a length in levels means, and returns the warning."""
     warning = (
         f"--{name} is in levels of 0-255 under --norm=linf, so {length:g} means "
         f"{length / 255:.3g} in an image in [0, 1]; if you meant {length:g}, give "
@@ -443,7 +443,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
 
 
 def _own_tasks(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
-    """Records of the tasks that differ from the eleven, for what results depend on."""
+    """Facts, which results depend on, of tasks that differ from the eleven."""
     records = []
     for task in tasks.values():
         code = own_code.digest(task)

@@ -257,8 +257,10 @@ def _mean_iou(case: Case, all_classes: bool) -> tf.Tensor:
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
-    hits, targets, predictions = (tf.cast(count, tf.float32) for count in counts)
-    union = targets + predictions - hits
+    hits, target_pixels, predicted_pixels = (
+        tf.cast(count, tf.float32) for count in counts
+    )
+    union = target_pixels + predicted_pixels - hits
     class_count = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
     total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
     return total / classes if all_classes else tf.math.divide_no_nan(total, class_count)

@@ -82,12 +82,12 @@ class Balance:
         `before` are the losses that `compared` names; None: those of this point.
         """
         before = losses if before is None else before
-        divisors = _divisors(tf.stop_gradient(_stack(before, losses)))
+        divisors = _positive(tf.stop_gradient(_stack(before, losses)))
         return self.combine(_stack(losses, losses), divisors, progress)
 
     def score(self, losses: Losses, clean: Losses | None = None) -> tf.Tensor:
         """Returns what points are judged by, [batch]; the same at any progress."""
-        divisors = None if clean is None else _divisors(_stack(clean, losses))
+        divisors = None if clean is None else _positive(_stack(clean, losses))
         return self.judge(_stack(losses, losses), divisors)
 
 
@@ -95,8 +95,8 @@ def _stack(losses: Losses, order: Losses) -> tf.Tensor:
     return tf.stack([losses[name] for name in order])
 
 
-def _divisors(losses: tf.Tensor) -> tf.Tensor:
-    """Returns losses that others can be divided by."""
+def _positive(losses: tf.Tensor) -> tf.Tensor:
+    """Returns the losses, with 1e-12 for smaller ones, to divide others by."""
     return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
 
@@ -115,7 +115,7 @@ def _mean(losses, reference=None, progress=0.0) -> tf.Tensor:
 
 def _dgba(losses, reference, progress) -> tf.Tensor:
     del reference, progress
-    return _sum(losses / _divisors(tf.stop_gradient(losses)))
+    return _sum(losses / _positive(tf.stop_gradient(losses)))
 
 
 def _total_growth(losses, reference, progress=0.0) -> tf.Tensor:
@@ -128,7 +128,7 @@ def _wgd(losses, start, progress) -> tf.Tensor:
     current = tf.stop_gradient(losses)
     mean = tf.reduce_mean(current / start, axis=0)
     # A loss of 0 (perhaps of a task without a target) stays; its weight is above 0.
-    return _sum(_divisors(current) / start / _divisors(mean) * losses)
+    return _sum(_positive(current) / start / _positive(mean) * losses)
 
 
 def _wgd_released(losses, start, progress) -> tf.Tensor:
@@ -151,7 +151,7 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
-def _geometric_mean(losses, clean) -> tf.Tensor:
+def _mean_log(losses, clean) -> tf.Tensor:
     """The mean of log L_t: the e-folds by which losses have grown, up to a constant.
 
     Dividing each loss by that of the clean image would change the score by the same
@@ -198,7 +198,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "dgba": Balance(
         _dgba,
-        _geometric_mean,
+        _mean_log,
         "`sum_t L_t / [L_t]`, gradient `sum_t g_t / L_t`",
         "Zhang et al. 2023, arXiv 2305.12066 (DGBA, GB-MTA), its code",
         relative=True,
@@ -213,7 +213,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd": Balance(
         _wgd,
-        _geometric_mean,
+        _mean_log,
         "`sum_t [r_t] L_t`, where `r_t` is the task's loss relative to its start, "
         "`L_t / L_t(start)`, divided by the mean of these over the tasks",
         "Ghamizi et al. 2022, arXiv 2110.15053, its text",
@@ -222,7 +222,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd_released": Balance(
         _wgd_released,
-        _geometric_mean,
+        _mean_log,
         "`sum_t L_t / L_t(start)`; at the first step `sum_t L_t`",
         "Ghamizi et al. 2022, its code",
         relative=True,
@@ -230,14 +230,14 @@ BALANCES: dict[str, Balance] = {
     ),
     "normalized": Balance(
         _sum,
-        _geometric_mean,
+        _mean_log,
         "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
         "normalised gradients",
         steepest=_normalize,
     ),
     "sign_sum": Balance(
         _sum,
-        _geometric_mean,
+        _mean_log,
         "gradient `sum_t sign(g_t)`; one backward pass per task",
         "baseline of Zhang et al. 2023, arXiv 2305.12066",
         steepest=threat.Linf(0.0).steepest,

@@ -116,8 +116,8 @@ class Attack(abc.ABC):
         with input_errors(), unchanged():
             if hasattr(objective, "checked"):
                 objective = objective.checked(x, self.raises_own_losses)
-            check = getattr(objective, "look_at_losses", None)
-            check_losses = check if use_xla and self.raises_own_losses else None
+            method = getattr(objective, "look_at_losses", None)
+            check_losses = method if use_xla and self.raises_own_losses else None
             if check_losses:  # XLA drops the check that is in the graph.
                 check_losses(x)
             x_adv = tf.stop_gradient(_run(self, objective, x, keys, use_xla))

@@ -50,11 +50,11 @@ def on_channels(
     def channel_attack(objective, x, *arguments, **options):
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
-        whole_images = _Whole(x, channels)
-        channel_objective = OnChannels(objective, whole_images).confined(
+        make_whole = _Whole(x, channels)
+        channel_objective = OnChannels(objective, make_whole).confined(
             lambda slope: slope
         )
-        return whole_images(
+        return make_whole(
             attack(channel_objective, chosen(x, channels), *arguments, **options)
         )
 
@@ -95,9 +95,9 @@ class _Whole:
 
     def _merge(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        layers = tf.unstack(others, axis=-1)
+        planes = tf.unstack(others, axis=-1)
         return tf.stack(
-            [parts.get(i, layer) for i, layer in enumerate(layers)], axis=-1
+            [parts.get(i, plane) for i, plane in enumerate(planes)], axis=-1
         )
 
 
@@ -153,7 +153,7 @@ class OnChannels:
         return dataclasses.replace(self, objective=objective)
 
     def __getattr__(self, name: str) -> Any:
-        """Other attributes of the objective; not `reusable`, which images rule out.
+        """Other attributes of the objective; not `reusable`, because it holds images.
 
         Images that are passed on are made whole. Where a method returns another
         objective, it returns one of these channels, too.

@@ -56,7 +56,7 @@ def check_restarts(restarts: object, random_start: bool) -> None:
 
 
 def check_name(kind: str, value: object, choices: Collection[str]) -> None:
-    """Raises InputError unless `given` is one of `known`."""
+    """Raises InputError unless `value` is one of `choices`."""
     if value not in choices:
         hint = did_you_mean(value, choices)
         raise InputError(

@@ -140,7 +140,7 @@ class SEA(base.Attack):
 
     @property
     def raises_own_losses(self) -> bool:
-        """False: each run has a loss of the paper's."""
+        """False: each run names its loss."""
         return False
 
     @property

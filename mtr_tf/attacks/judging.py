@@ -126,7 +126,8 @@ def harm(
     A metric of which more is better is a share of right pixels: its harm is the share
     of wrong ones, and half a pixel (of one label) stands for no harm. Otherwise the
     harm is the mean itself, and the smallest float stands for no harm. Where an image
-    has nothing to count, 1 does, which leaves a product of harms to the other tasks.
+    has nothing to count, 1 stands for no harm: a product of harms is left to the other
+    tasks.
 
     Args:
       metric: One with `is_mean`.

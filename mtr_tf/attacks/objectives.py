@@ -134,9 +134,10 @@ class Recipe:
         """Returns (ascend, score), float32 [batch]; see `objective`.
 
         A batch that `begun` returns also has, where the balance uses them, "before",
-        losses that others are compared with, and "clean", rows of the clean images;
-        where tasks are spared, "kept", their losses of the clean images; and where the
-        attack changes a part of the images, "movable" (`balance.sum_of_steepest`).
+        losses that others are compared with, and "clean", rows of the clean images; and
+        where tasks are spared, "kept", their losses of the clean images. Where the
+        attack changes a part of the images, a batch has "movable"
+        (`balance.sum_of_steepest`).
         """
         clean_losses = batch.get("kept")
         x = tf.convert_to_tensor(x)
@@ -229,7 +230,7 @@ class Recipe:
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Checks losses that divide on `x`, the batch's first images or all of them.
+        """Checks, on `x`, losses that divide; `x` is the batch's first images or all.
 
         Must be called outside of graphs: XLA drops the check that is in them.
 
@@ -399,7 +400,7 @@ class TaskObjective:
         return self.recipe.bind({**self.batch, "move": move})
 
     def confined(self, movable: sparing.Move) -> TaskObjective:
-        """Returns the objective, given a map to the movable part of a gradient."""
+        """Returns the objective with `movable` as in `balance.sum_of_steepest`."""
         return self.recipe.bind({**self.batch, "movable": movable})
 
     def checked(self, x: tf.Tensor, own_losses: bool = True) -> TaskObjective:
@@ -438,20 +439,20 @@ class TaskObjective:
         return recipe.bind(recipe.begun(self.batch, start, clean))
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
-        """Returns the objective before `begin`, with other losses; see `objective`."""
+        """Returns the objective, not yet begun, with other losses; see `objective`."""
         return self._replace(losses=_checked_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
-        """Returns the objective before `begin`, with another judge; see `objective`."""
+        """Returns the objective, not yet begun, with another judge; see `objective`."""
         return self._replace(judge=name)
 
     def in_ensemble(self) -> TaskObjective:
-        """Returns the objective before `begin`; the judge "auto" becomes "harm"."""
+        """Returns the objective, not yet begun; the judge "auto" becomes "harm"."""
         judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
         return self.with_judge(judge)
 
     def with_ties(self) -> TaskObjective:
-        """Returns the objective before `begin`; points of equal harm score the same."""
+        """Returns the objective, not yet begun; points of equal harm score the same."""
         return self._replace(break_ties=False)
 
     def _replace(self, **fields) -> TaskObjective:
@@ -698,8 +699,10 @@ def _checked_weights(
     """Returns a weight per attacked task, checked; () where none is given."""
     if not weights:
         return ()
-    tasks = TASKS.replaced(*names.values())
-    by_name = dict(zip(resolve(weights, tasks.values()), weights.values(), strict=True))
+    all_tasks = TASKS.replaced(*names.values())
+    by_name = dict(
+        zip(resolve(weights, all_tasks.values()), weights.values(), strict=True)
+    )
     for name, weight in by_name.items():
         if name not in names:
             raise InputError(
@@ -809,14 +812,14 @@ def _nonnegative_losses(balance: str, losses: Losses, names: Iterable[str]) -> L
 
 def _sign_check(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
     """The check that a task's own loss, which divides, is not negative."""
-    names = [b for b in BALANCES if not BALANCES[b].relative]
+    choices = [b for b in BALANCES if not BALANCES[b].relative]
 
     def words():
         return [
             f"The balance {balance!r} divides losses by losses, but that of {name!r} "
             "is negative,",
             tf.reduce_min(loss),
-            f"; choose {', '.join(names[:-1])} or {names[-1]}, or give the task a "
+            f"; choose {', '.join(choices[:-1])} or {choices[-1]}, or give the task a "
             "loss that is never below 0.",
         ]
 

@@ -89,7 +89,7 @@ class ReleasedPGD(base.Attack):
     decay: float = 0.0
 
     def __post_init__(self):
-        # Checks the settings that mean the same there.
+        # Checks the settings that mean the same as in MIM.
         momentum.MIM(self.epsilon, self.step_size, self.steps, decay=self.decay)
         for name, choices in (("start", STARTS), ("scale", SCALES)):
             checks.check_name(name, getattr(self, name), choices)

@@ -145,26 +145,26 @@ def bent(
     bends = []
     for spared_slope, limit in zip(spared_slopes, room, strict=True):
         direction = unit(spared_slope)
-        opposite = _per_image(length, slope) * direction
+        rescaled = _per_image(length, slope) * direction  # To the slope's length.
         steepness = _dot(direction, spared_slope)
         # In the unit of moves; where nothing moves the loss, any move will do.
         limit = tf.math.divide_no_nan(tf.cast(limit, slope.dtype), steepness)
-        limit += margin * tf.minimum(_dot(direction, move(-opposite)), 0)
+        limit += margin * tf.minimum(_dot(direction, move(-rescaled)), 0)
         limit = tf.where(limit < 0, _RETURN * limit, limit)
         limit = tf.where(steepness > 0, limit, slope.dtype.max)
-        bends.append((direction, opposite, limit))
+        bends.append((direction, rescaled, limit))
     for _ in range(_ROUNDS if len(bends) > 1 else 1):
         for bend in bends:
             slope = _bend(slope, *bend, move)
     return slope
 
 
-def _bend(slope, direction, opposite, limit, move: Move) -> tf.Tensor:
-    """Returns (1 - u) slope - u opposite, u the smallest that keeps to `limit`."""
+def _bend(slope, direction, rescaled, limit, move: Move) -> tf.Tensor:
+    """Returns (1 - u) slope - u rescaled, u the smallest that keeps to `limit`."""
 
     def mixture(share):
         share = _per_image(share, slope)
-        return (1 - share) * slope - share * opposite
+        return (1 - share) * slope - share * rescaled
 
     def fits(share):
         return _dot(direction, move(mixture(share))) <= limit
@@ -172,8 +172,8 @@ def _bend(slope, direction, opposite, limit, move: Move) -> tf.Tensor:
     def halve(_, ends):
         low, high = ends
         middle = (low + high) / 2
-        fit = fits(middle)
-        return tf.where(fit, low, middle), tf.where(fit, middle, high)
+        enough = fits(middle)
+        return tf.where(enough, low, middle), tf.where(enough, middle, high)
 
     zeros = tf.zeros_like(limit)
     _, share = base.loop(0, _HALVINGS, halve, (zeros, zeros + 1))

@@ -185,9 +185,10 @@ class _L2:
         return self._rescale(shape * signs)
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
-        """Returns the points with new pyramids in one of two windows.
+        """Returns the points with pyramids added to their offset in the first window.
 
-        These have the norm that both windows had, and what was left of epsilon.
+        There, each channel gets the norm that it had in both windows, and its share of
+        what was left of epsilon; in the rest of the second window the offset becomes 0.
         """
         side = _side(share, points, odd=True)
         rows, columns = _coordinates(points, side, draw.place)

@@ -174,7 +174,7 @@ NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
-    """Returns the threat model of a norm ("linf" or "l2") and radius, both checked."""
+    """Returns the threat model of a norm ("linf" or "l2") and radius, unchecked."""
     return NORMS[norm](epsilon)
 
 
@@ -468,7 +468,7 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
 
 
 def _affordable_mask(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
-    """Returns a mask like `costs` of entries that cost at most `spare` per image.
+    """Returns a mask like `costs`; an image's entries in it sum to `spare` at most.
 
     Entries are taken in an order that visits all parts of an image evenly: multiples of
     the golden ratio, modulo 1, are spread evenly, however many there are.

@@ -12,7 +12,7 @@ from PIL import ImageFont
 
 _SIDE = 160  # Pixels of a card's shorter side, at least.
 LINES = 6  # The most bars on a card.
-_LETTERS = 12  # The most of a name; a longer one is cut.
+_LETTERS = 12  # The most letters of a name; a longer one is cut.
 _INK, _BAR = (30, 30, 30), (76, 120, 168)
 _PALE, _EDGE = (230, 230, 230), (120, 120, 120)
 

@@ -28,7 +28,8 @@ def parse_groups(
       spare: The tasks that are not attacked; `each` and `all` mean the others.
 
     Raises:
-      InputError: A task is unknown, the model lacks it, or it is spared too.
+      InputError: A task is unknown, the model lacks it, or it is spared too; or all
+        tasks are spared.
     """
     task_groups: list[tuple[str, ...]] = []
     candidates = tuple(task for task in tasks if task not in spare)

@@ -40,7 +40,7 @@ def pixel_cross_entropy(
 ) -> tf.Tensor:
     """Returns the cross-entropy of each place, float32 `[batch, *places]`.
 
-    The arguments are those of `cross_entropy`. Masked places have any finite value.
+    The arguments are those of `cross_entropy`. Masked places have some finite value.
     """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
@@ -179,25 +179,25 @@ def _without(ignored: int, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.T
     return of_images
 
 
-def is_kerass(measure: keras.losses.Loss | keras.metrics.Metric) -> bool:
+def is_kerass(loss_or_metric: keras.losses.Loss | keras.metrics.Metric) -> bool:
     """Whether it is Keras's own, so takes probabilities or was made `from_logits`.
 
     False for a wrapper of a user's function, and for a hinge, which takes scores.
     """
-    name = type(measure).__name__
-    in_keras = type(measure).__module__.split(".")[0] == "keras"
+    name = type(loss_or_metric).__name__
+    in_keras = type(loss_or_metric).__module__.split(".")[0] == "keras"
     return in_keras and "Hinge" not in name and not name.endswith("Wrapper")
 
 
-def check_of_classes(measure: Any, task: str) -> None:
+def check_of_classes(loss_or_metric: Any, task: str) -> None:
     """Raises InputError for a Keras loss or metric that cannot take class numbers.
 
     Those that are not Keras's own are not checked. Of Keras's own, those named Sparse
     can, and IoU and MeanIoU if they take the largest output as the prediction.
     """
-    kind = type(measure)
+    kind = type(loss_or_metric)
     if (
-        not isinstance(measure, keras.losses.Loss | keras.metrics.Metric)
+        not isinstance(loss_or_metric, keras.losses.Loss | keras.metrics.Metric)
         or kind.__module__.split(".")[0] != "keras"
         or kind.__name__.startswith("Sparse")
         or kind.__name__.endswith("Wrapper")
@@ -205,11 +205,11 @@ def check_of_classes(measure: Any, task: str) -> None:
         return
     name = kind.__name__
     if kind in (keras.metrics.IoU, keras.metrics.MeanIoU):
-        if measure.sparse_y_true and not measure.sparse_y_pred:
+        if loss_or_metric.sparse_y_true and not loss_or_metric.sparse_y_pred:
             return
         use = f"{name} with sparse_y_pred=False and sparse_y_true=True, or "
     else:
-        is_loss = isinstance(measure, keras.losses.Loss)
+        is_loss = isinstance(loss_or_metric, keras.losses.Loss)
         package, twin = "losses" if is_loss else "metrics", f"Sparse{name}"
         exists = hasattr(getattr(keras, package), twin)
         use = f"keras.{package}.{twin}, or " if exists else ""

@@ -109,8 +109,10 @@ def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         counts = class_counts(target, output, mask, num_classes)
-        hits, targets, predictions = (tf.cast(count, tf.float64) for count in counts)
-        union = targets + predictions - hits
+        hits, target_pixels, predicted_pixels = (
+            tf.cast(count, tf.float64) for count in counts
+        )
+        union = target_pixels + predicted_pixels - hits
         if ignored:
             union *= 1.0 - np.isin(np.arange(num_classes), ignored)
         class_count = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
@@ -220,8 +222,10 @@ def _mean_iou_without(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.nda
 
 def _mean_iou(sums: np.ndarray, ignored: tuple[int, ...] = ()) -> np.ndarray:
     """The mean IoU of hits and pixels by target and prediction, `[..., 3 classes]`."""
-    hits, targets, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    union = targets + predictions - hits
+    hits, target_pixels, predicted_pixels = np.split(
+        np.asarray(sums, np.float64), 3, axis=-1
+    )
+    union = target_pixels + predicted_pixels - hits
     occurs = union != 0  # Not `> 0`: NaN must not vanish.
     occurs &= ~np.isin(np.arange(union.shape[-1]), ignored)
     total = np.where(occurs, hits / np.where(occurs, union, 1.0), 0.0).sum(axis=-1)
@@ -239,7 +243,7 @@ def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
 
 
 def label_accuracy() -> Metric:
-    """The share of labels, over valid places, that are rightly present or absent."""
+    """The share of labels, over valid places, rightly predicted present or absent."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
@@ -278,9 +282,9 @@ def _is_predicted(output: tf.Tensor) -> tf.Tensor:
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
     """Mean F1 of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
     hits, labels, predictions = np.split(np.asarray(sums, np.float64), 3, axis=-1)
-    total_count = labels + predictions
-    occurs = total_count != 0
-    total = np.where(occurs, 2 * hits / np.where(occurs, total_count, 1.0), 0.0).sum(-1)
+    denominator = labels + predictions
+    occurs = denominator != 0
+    total = np.where(occurs, 2 * hits / np.where(occurs, denominator, 1.0), 0.0).sum(-1)
     return divide(total, occurs.sum(axis=-1))
 
 
@@ -365,7 +369,7 @@ LEAST_OF_LOG = 1e-3  # In the unit of the target.
 
 
 def _positive_values(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Target and output, 1 where no target is above 0; and the mask where one is."""
+    """Target and output, 1 where no valid target is above 0; the mask where one is."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     positive = tf.reduce_all(target > 0, axis=-1, keepdims=True)
     target = tf.where(positive, target, 1.0)
@@ -638,7 +642,7 @@ def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -
 
 
 def _better(metric: Any, name: str, default: str | None = None) -> str:
-    """Which values are better, "higher" or "lower", as a user's metric says."""
+    """Which values are better, "higher" or "lower": the metric's, or the default."""
     direction = getattr(metric, "better", default)
     if direction in ("higher", "lower"):
         return direction

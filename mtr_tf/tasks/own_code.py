@@ -37,7 +37,7 @@ def digest(task: Task) -> str:
     """A hash of a task's own loss and metrics: of their code and their values on noise.
 
     Empty if the loss is the kind's and all metrics are from `metrics`. It shows whether
-    results are those of the loss as it is now.
+    results are those of the loss and metrics as they are now.
     """
     own_metrics = [metric for metric in task.metrics[:-1] if _is_own(metric)]
     if has_own_loss(task):
@@ -98,7 +98,7 @@ def _code(value: Any, memo: dict[int, Any]) -> Iterator[str]:
     """Yields words for the parts of a value: instructions, constants, references.
 
     They are the same in every process; of a part that has no such words, only the type
-    counts. `memo` has the values that were visited by id, and keeps them alive, so that
+    counts. `memo` maps ids to the values visited so far, and keeps these alive, so that
     no other object gets their ids.
     """
     if isinstance(value, _PLAIN_TYPES):

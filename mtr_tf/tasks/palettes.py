@@ -55,7 +55,7 @@ def scalar_to_rgb(
 
 
 def vectors_to_rgb(vectors: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Paints unit vectors n `[..., 3]`, or outputs near them, as (n + 1) / 2."""
+    """Paints unit vectors n `[..., 3]`, or shorter outputs, as (n + 1) / 2."""
     vectors = np.asarray(vectors, np.float32)
     mask = _finite_mask(vectors.sum(axis=-1), mask)
     return _blacken(_to_uint8((np.where(mask[..., None], vectors, 0) + 1) / 2), mask)

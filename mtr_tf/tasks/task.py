@@ -88,8 +88,8 @@ class Task:
       places: How many axes the places have: 2 for maps, 0 for one value per image; None
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
-        kind's loss. For classes and labels, functions, losses of your own classes and
-        hinges get logits; Keras's own losses get what they were made for, by their
+        kind's loss. With classes and labels, functions, hinges and a loss whose class
+        is yours get logits; Keras's other losses get what they were made for, by their
         `from_logits`. Of Keras's own losses and metrics, classes take those named
         Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
@@ -154,8 +154,8 @@ class Task:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
-        for measure in (self.loss, *self.metrics) if kind.discrete else ():
-            losses_lib.check_of_classes(measure, self.name)
+        for loss_or_metric in (self.loss, *self.metrics) if kind.discrete else ():
+            losses_lib.check_of_classes(loss_or_metric, self.name)
         loss = kind.loss if self.loss is None else self.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
@@ -179,7 +179,7 @@ class Task:
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
-        """Returns it with other fields; the kind's metrics follow from them."""
+        """Returns the task with other fields; the kind's metrics follow from them."""
         metrics = () if self.kinds_metrics else self.metrics[:-1]
         return dataclasses.replace(self, **{"metrics": metrics, **changes})
 
