@@ -61,7 +61,8 @@ def attack(config: AttackConfig) -> str:
             stack.enter_context(stopping.later())
         if part := parse_part(config.part):
             job.run_part(part)
-            return f"part {config.part} is finished; its results are in {job.folder}"
+            text = f"part {config.part} is finished; its results are in {job.folder}"
+            return text if workers.chief else ""
         if config.executor != NO_EXECUTOR:
             job.spread()
             job = job.after_parts()  # The parts have freed their GPUs.
