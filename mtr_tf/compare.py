@@ -145,7 +145,7 @@ def _leaderboard(config: CompareConfig) -> str:
 
 
 def _paths(plot: pathlib.Path, tables: list) -> list[pathlib.Path]:
-    """A path for each table: `plot`, or with several, with attack and task added."""
+    """A path for each table: `plot`; for several tables, attack and task are added."""
     if len(tables) == 1:
         return [plot]
     stems = [f"{plot.stem}-{table.facts['attack']}-{table.task}" for table in tables]

@@ -90,8 +90,8 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     """The one of `words` that was probably meant; None if none is near.
 
     A word is near if it has most of the letters in the same order, begins in the same
-    way, has these letters as initials (`lr` for `learning_rate`), or abbreviates the
-    given word (`ckpt` for `checkpoint`).
+    way, has its letters as initials (`learning_rate` for a given `lr`), or abbreviates
+    it (`ckpt` for a given `checkpoint`).
     """
     likenesses = {
         candidate: _likeness(word.lower(), candidate.lower()) for candidate in words

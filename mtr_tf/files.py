@@ -264,7 +264,7 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files in a folder, sorted by name; empty if there is no such folder."""
+    """All that is in a folder, sorted by name; empty if there is no such folder."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -448,7 +448,7 @@ def lock(file: IO[Any], wait: bool = False, shared: bool = False) -> None:
 
 
 def flock(file: IO[Any], wait: bool = False, shared: bool = False) -> OSError | None:
-    """Locks an open file; returns the system's error if there are no locks, or None.
+    """Locks an open file; returns the system's error if it has no locks, else None.
 
     Raises:
       BlockingIOError: Another process holds the lock, and `wait` is false.

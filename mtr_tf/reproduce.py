@@ -145,7 +145,9 @@ def main(config: ReproduceConfig) -> None:
     if any(cell.begins_with for cell in runner.queue.cells):
         from mtr_tf.study import unchanged
 
-        unchanged.check_starts(runner.queue, workdir)  # Some may be trained again.
+        unchanged.check_starts(
+            runner.queue, workdir
+        )  # Some may have been trained again.
     failures = runner.failures()
     if failures:
         raise InputError(

@@ -37,7 +37,7 @@ from mtr_tf.executors.command import Ended
 T = TypeVar("T")
 _POLL_SECONDS = 0.05  # Until a signal is noticed.
 _RETRY_SECONDS = 60.0  # Until a refused command is submitted again.
-_IN_FLIGHT = 100  # The most commands submitted at a time to a queue.
+_IN_FLIGHT = 100  # Commands in a queue at a time, unless Ray has room for more.
 
 
 @dataclasses.dataclass(frozen=True)

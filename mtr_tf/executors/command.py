@@ -93,7 +93,7 @@ class Processes:
     def running(
         self, arguments: Sequence[str], **options: Any
     ) -> Iterator[subprocess.Popen]:
-        """Runs a process inside; it is ended at the end.
+        """Runs a process while the context lasts, and ends it then.
 
         Raises:
           Stopping: All processes are being stopped.
@@ -111,7 +111,7 @@ class Processes:
                 self._running.remove(process)
 
     def stop(self) -> None:
-        """Ends all processes: by a message, to save checkpoints, or else by force."""
+        """Ends all processes: by a message, so that they can save, else by force."""
         with self._lock:
             self._stopped = True
             processes = list(self._running)

@@ -66,8 +66,8 @@ class RayExecutor(Executor):
                 f"{reason}. Start one (ray start --head), or correct the address."
             ) from error
         resources = self._ray.cluster_resources()
-        resource = "num_gpus" if resources.get("GPU") else "num_cpus"
-        task_options = {resource: 1, "max_retries": _RETRIES, **user_options}
+        option_name = "num_gpus" if resources.get("GPU") else "num_cpus"
+        task_options = {option_name: 1, "max_retries": _RETRIES, **user_options}
         gpu_count = task_options.get("num_gpus", 0)
         if gpu_count > resources.get("GPU", 0):
             logging.warning(

@@ -95,7 +95,7 @@ def _commit() -> str | None:
 def canonical(config: TrainConfig) -> TrainConfig:
     """The settings as a run keeps them, with the canonical name of every task.
 
-    Names are resolved only here; code that gets these settings does not do it again.
+    Names are resolved only here; code that gets these settings does not do so again.
     Tasks declared by a user's own data set keep their names.
 
     Raises:
@@ -392,7 +392,7 @@ def begin(
         return
     kept_facts = {name: content[name] for name in _FACTS if name in content}
     settings = _settings(workdir, config, tasks, ranges, {**facts, **kept_facts})
-    if old_config:  # Its model stays if the settings cannot be written.
+    if old_config:  # Only now: making `settings` might have failed.
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     for name, text in settings.items():

@@ -38,7 +38,7 @@ class Output:
 
     Attributes:
       number: Its place in the order of the model's own structure.
-      path: The keys that lead to it, joined by `/`; "" if it is the only output.
+      path: The keys that lead to it, joined by `/`; "" if the model returns one tensor.
       layer: The name of the layer that it comes from.
       tensor: Its symbolic tensor.
     """

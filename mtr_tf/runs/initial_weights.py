@@ -43,10 +43,10 @@ def start_from(
 ) -> None:
     """Gives a model the weights of a file, for layers with equal names and shapes.
 
-    Layers match if they have the same path, or else the same name, provided that it
-    occurs only once in both. If the file lacks a task's own stage of the encoder
-    (encoder_TASK_...), the stage starts from the shared one (encoder_...). The matches
-    are logged, and a warning says if the two standardise images differently.
+    Layers match if they have the same path, or else the same name, if that occurs just
+    once in the file and in the model. If the file lacks a task's own stage of the
+    encoder (encoder_TASK_...), the stage starts from the shared one (encoder_...). The
+    matches are logged, and a warning says if the two standardise images differently.
 
     Args:
       model: A built model.
@@ -136,7 +136,7 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
 
 
 def _named_layers(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
-    """The layers with weights whose names have a prefix, nested layers included."""
+    """The layers with weights whose names have a given prefix; nested ones, too."""
     layers = [layer for layer in model._flatten_layers() if layer is not model]
     candidates = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
     return [layer for layer in candidates if layer.weights]
@@ -210,7 +210,7 @@ def _read(path: pathlib.Path) -> Arrays:
 
 
 def _keras_3_arrays(group: h5py.Group, path: str = "") -> Arrays:
-    """The arrays of Keras 3, whose groups `vars` hold a layer's weights by number."""
+    """The arrays of Keras 3, whose groups `vars` hold a layer's name and weights."""
     arrays, layer_path = {}, path
     variables = group.get("vars")
     if variables is not None and group.name != "/" and "name" in variables.attrs:

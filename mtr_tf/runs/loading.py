@@ -285,7 +285,7 @@ def _no_checkpoint_message(root: pathlib.Path, path: pathlib.Path) -> str:
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
     """Raises `InputError` for flags about a user's own model if none is given."""
-    has_heads = any(model and model.heads for model in (run, source))
+    has_heads = any(r and r.heads for r in (run, source))
     source_has_heads = bool(source and source.heads)
     relevance = {
         "heads": has_heads,
@@ -438,8 +438,8 @@ def _check_targets(
     config: AttackConfig, run: Run, info: DatasetInfo, tasks: Sequence[str]
 ) -> None:
     """Raises `InputError` for tasks that only --heads declares, without targets."""
-    kind_tasks = run.heads.tasks if run.heads and config.targets == OWN_TARGETS else ()
-    missing_tasks = [task for task in tasks if task not in (*info.tasks, *kind_tasks)]
+    head_tasks = run.heads.tasks if run.heads and config.targets == OWN_TARGETS else ()
+    missing_tasks = [task for task in tasks if task not in (*info.tasks, *head_tasks)]
     if missing_tasks:
         raise InputError(
             f"{info.name} must have targets for the attacked tasks, but has none for "

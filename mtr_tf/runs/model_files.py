@@ -219,7 +219,7 @@ def _saved_model(path: pathlib.Path) -> File:
 
 
 def _first_cause(error: Exception) -> str:
-    """The first cause of an error, in one line: Keras wraps errors without it."""
+    """The first cause of an error, in one line: Keras wraps errors and may hide it."""
     while isinstance(cause := error.__cause__ or error.__context__, Exception):
         error = cause
     return first_line(error)

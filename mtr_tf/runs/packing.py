@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns models of several inputs into models of one: all packed behind the image.
+"""Makes models of several inputs take one: the image, the others packed behind it.
 
 A layer in front of the model unpacks what `data.layout` has packed.
 """

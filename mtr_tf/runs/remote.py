@@ -40,7 +40,7 @@ from mtr_tf.runs.addresses import Place
 
 _PREFIX, _IN_USE = "mtr_tf-copy-", "in_use"  # Of temporary folders.
 RUNNING = ".running"  # The process that writes, as JSON; only at the address.
-_RUN_FILES = ("config.json", "train.flags")
+_SETTINGS_FILES = ("config.json", "train.flags")
 _MODEL = "model.keras"
 _CHECKPOINTS = "checkpoints/"
 _MAX_DEPTH = 3  # Levels from a checkpoint up to its run.
@@ -132,7 +132,7 @@ class _Copies:
         return True
 
     def rename(self, error: BaseException) -> None:
-        """Puts addresses in place of paths into an error."""
+        """Replaces the paths in an error by addresses."""
         if isinstance(error, NotUploaded):  # It names both.
             return
         error.args = tuple(
@@ -171,7 +171,7 @@ def _lock_folder(folder: pathlib.Path) -> IO[str]:
 
 
 def _machine() -> str:
-    """Names this machine since its last start; file locks work within it."""
+    """A text for this machine since its start: within that, locks of files hold."""
     return f"{socket.gethostname()} {turns.machine()}"
 
 
@@ -255,7 +255,7 @@ def names(path: str | os.PathLike, flag: str) -> set[str]:
     if not files.is_remote(path):
         return {file.name for file in files.listed(pathlib.Path(path))}
     copy = _current_copies(flag, path).of(addresses.normal(path), flag)
-    return {name.split("/")[0] for name in _run_files(copy)}
+    return {name.split("/")[0] for name in _names_of_run(copy)}
 
 
 def _current_copies(flag: str, path: str | os.PathLike) -> _Copies:
@@ -292,7 +292,7 @@ def _fetch_model(all_copies: _Copies, address: str, flag: str) -> pathlib.Path:
         root = address.rsplit("/", depth)[0]
         copy = all_copies.of(root, flag)
         with addresses.explained(root, "read"):
-            if all(copy.place.exists(name) for name in _RUN_FILES):
+            if all(copy.place.exists(name) for name in _SETTINGS_FILES):
                 inner_path = address[len(root) :].strip("/")
                 _fetch_run(copy, inner_path)
                 return copy.folder / inner_path
@@ -315,19 +315,21 @@ def _fetch_model(all_copies: _Copies, address: str, flag: str) -> pathlib.Path:
 
 def _fetch_run(copy: _Copy, inner_path: str) -> None:
     """Downloads what is needed to load a run, or what is at `inner_path` in it."""
-    copy.get(list(_RUN_FILES))
+    copy.get(list(_SETTINGS_FILES))
     if f"{inner_path}/".startswith(_CHECKPOINTS):
-        names = [name for name in _run_files(copy) if name.startswith(_CHECKPOINTS)]
+        names = [name for name in _names_of_run(copy) if name.startswith(_CHECKPOINTS)]
     elif inner_path:
         names = [inner_path]
         if not copy.place.exists(inner_path):  # A folder (a SavedModel) or nothing.
             names = [
-                name for name in _run_files(copy) if name.startswith(f"{inner_path}/")
+                name
+                for name in _names_of_run(copy)
+                if name.startswith(f"{inner_path}/")
             ]
     elif copy.place.exists(_MODEL):
         names = [_MODEL]
     else:
-        names = [name for name in _run_files(copy) if name.startswith(_CHECKPOINTS)]
+        names = [name for name in _names_of_run(copy) if name.startswith(_CHECKPOINTS)]
     copy.get(names)
 
 
@@ -346,12 +348,12 @@ def fetched_results(path: str | os.PathLike, flag: str) -> pathlib.Path:
     copy = _current_copies(flag, path).of(addresses.normal(path), flag)
     file_names = ("results.json", "settings.json", "config.json")
     copy.get(
-        [n for n in _run_files(copy) if n.split("/")[-1] in file_names], dated=True
+        [n for n in _names_of_run(copy) if n.split("/")[-1] in file_names], dated=True
     )
     return copy.folder
 
 
-def _run_files(copy: _Copy) -> list[str]:
+def _names_of_run(copy: _Copy) -> list[str]:
     """The names of the files at an address that are part of a run."""
     with addresses.explained(copy.address, "read"):
         return [name for name in copy.place.names() if _is_run_file(name)]
@@ -418,8 +420,8 @@ def push(folder: pathlib.Path, needed: bool = False) -> None:
       needed: Whether to raise if the upload fails.
 
     Raises:
-      NotUploaded: The upload failed and is needed, or another process has taken over
-        the folder.
+      NotUploaded: The upload failed and is needed; or another process has taken over
+        the folder, or files of its copy were deleted.
     """
     all_copies = _current.get()
     for held_folder in all_copies.held if all_copies else ():
@@ -434,7 +436,7 @@ class _HeldFolder:
         self, all_copies: _Copies, copy: _Copy, folder: pathlib.Path, skip: str
     ) -> None:
         self.folder = folder
-        self._made, self._place, self._skip = all_copies, copy.place, skip
+        self._all_copies, self._place, self._skip = all_copies, copy.place, skip
         inner_path = folder.relative_to(copy.folder).as_posix()
         self._inner = "" if inner_path == "." else f"{inner_path}/"
         self._address = f"{copy.address}/{self._inner}".rstrip("/")
@@ -472,7 +474,7 @@ class _HeldFolder:
             self._put_text(RUNNING, json.dumps(self._me))
 
     def download(self) -> None:
-        """Downloads the folder, and deletes there what killed processes left."""
+        """Downloads the folder; deletes at its address what killed processes left."""
         with addresses.explained(self._address, "read"):
             names = self._copy.place.names()
         self._copy.get([name for name in names if self._is_uploaded(name)])
@@ -539,7 +541,7 @@ class _HeldFolder:
             if not needed:
                 logging.warning("%s; the next upload tries again", problem)
                 return
-            self._made.keep()
+            self._all_copies.keep()
             raise NotUploaded(
                 f"{problem}; all of it is in {self.folder}: copy it there, or repeat "
                 "the command, which does again what is missing."
@@ -554,9 +556,9 @@ class _HeldFolder:
         lost_config = (
             state is not None and config in self._known and config not in state
         )
-        if self.folder.is_dir() and self._made.is_whole() and not lost_config:
+        if self.folder.is_dir() and self._all_copies.is_whole() and not lost_config:
             return
-        self._made.keep()
+        self._all_copies.keep()
         raise NotUploaded(
             f"{self._address} stays as it was at the last upload, because something "
             f"else has deleted files of its copy in {self.folder}; let TMPDIR name a "
@@ -607,7 +609,7 @@ class _HeldFolder:
             self._place.put(pathlib.Path(file.name), self._inner + file_name)
 
     def _takeover_error(self, writer: dict | None) -> NotUploaded:
-        self._made.keep()
+        self._all_copies.keep()
         new_owner = "another process"
         if writer:
             new_owner = f"process {writer.get('pid')} on {writer.get('host')}"

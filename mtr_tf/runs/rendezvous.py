@@ -153,7 +153,7 @@ def _read_line(
     connection.settimeout(patience)
     try:
         with connection.makefile("rb") as file:
-            line = json.loads(file.readline(limit))
+            message = json.loads(file.readline(limit))
     except (OSError, ValueError):
         return None
-    return line if isinstance(line, dict) else None
+    return message if isinstance(message, dict) else None

@@ -296,7 +296,7 @@ class Workers:
                 ) from error
             if not isinstance(error, _LOST) and not aborted:
                 raise
-            # The text before it also names this worker.
+            # The text before that word also names this worker.
             unhealthy = error.message.rpartition("unhealthy")[2]
             indices = dict.fromkeys(re.findall(r"/task:(\d+)", unhealthy))
             lost = (

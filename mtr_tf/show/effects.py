@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mtr_tf.show import style
 
-# The colour and the marker of each verdict: nobody must rely on colour alone.
+# The colour and the marker of each verdict: nobody needs to rely on colour alone.
 _LOOKS = {
     "holds": (style.COLORS[3], "o"),
     "does not hold": (style.COLORS[1], "X"),
@@ -24,7 +24,7 @@ _ROW, _EDGE = 0.3, 0.55  # Inches of a row, and of a panel's axis and title.
 _UNIT_LETTERS, _LINE_HEIGHT = (
     40,
     0.17,
-)  # Letters of a unit per line; inches of further lines.
+)  # Letters of a unit per line; inches of a further line.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,7 +200,7 @@ def read(paths: Sequence[str], name: str = "") -> list[Model]:
       name: Only RUN/attacks/NAME; empty: all.
 
     Raises:
-      InputError: a path does not exist, has no finished attack, or a damaged one.
+      InputError: A path does not exist, has no finished attack, or a damaged one.
     """
     labels = labels_of(paths)
     return [
@@ -224,7 +224,7 @@ def compare(
       metric: Of each task; empty: the headline metric, the first one in the records.
 
     Raises:
-      InputError: the models have no such attack in common.
+      InputError: The models have no such attack in common.
     """
     _check_attack_names(models, attacks)
     shared_settings = [
@@ -360,7 +360,7 @@ def _records(file: pathlib.Path) -> list[Record]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `value` is finite, or None, which is JSON's null for a missing number."""
+    """Whether `value` is a finite number, or None: JSON's null for a missing one."""
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
@@ -435,7 +435,7 @@ def result_files(path: str, name: str = "") -> list[pathlib.Path]:
       name: Only RUN/attacks/NAME; empty: all.
 
     Raises:
-      InputError: the path does not exist, or has no finished attack.
+      InputError: The path does not exist, or has no finished attack.
     """
     run = remote.fetched_results(path, "--runs")
     if (run / "results.json").is_file():

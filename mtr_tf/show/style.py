@@ -316,16 +316,16 @@ def band(axes, x: np.ndarray, values: np.ndarray, ends, color: str) -> None:
       ends: `[2, seeds, X]`, intervals over images; None if there are none.
       color: Of the line.
     """
-    mask = (~np.isnan(values)).sum(axis=0) > 1
-    if mask.any():
-        low, high = np.nanmin(values[:, mask], 0), np.nanmax(values[:, mask], 0)
-        axes.fill_between(x[mask], low, high, color=color, alpha=0.15, lw=0)
+    several = (~np.isnan(values)).sum(axis=0) > 1
+    if several.any():
+        low, high = np.nanmin(values[:, several], 0), np.nanmax(values[:, several], 0)
+        axes.fill_between(x[several], low, high, color=color, alpha=0.15, lw=0)
     elif ends is not None and len(values) == 1 and np.isfinite(ends).any():
         axes.fill_between(x, *ends[:, 0], color=color, alpha=0.15, lw=0)
 
 
 def radii(axes, eps: Sequence[float], norm: str) -> None:
-    """Makes x an axis of radii, which may differ by orders; 0 is for clean images."""
+    """Makes x an axis of radii, almost logarithmic if they differ much; 0: clean."""
     smallest = min((e for e in eps if e > 0), default=1)
     if max(eps) > 20 * smallest:
         axes.set_xscale("asinh", linear_width=smallest)

@@ -318,7 +318,7 @@ def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> 
             (
                 plain(record["attacked_value"]),
                 "-" if None in ends else " to ".join(map(plain, ends)),
-                _ratio(loss["clean"], loss["attacked_value"]),
+                _factor_text(loss["clean"], loss["attacked_value"]),
             )
         )
     first = by_place[rows[0], task, metric]
@@ -342,7 +342,7 @@ def _unit(record: Record) -> str:
     return f" [{record['unit']}]" if record.get("unit") else ""
 
 
-def _ratio(clean: float | None, attacked: float | None) -> str:
+def _factor_text(clean: float | None, attacked: float | None) -> str:
     valid = clean is not None and clean > 0 and attacked is not None
     return f"x{plain(attacked / clean)}" if valid else "-"
 

@@ -357,7 +357,7 @@ class Board:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Sends TensorFlow's summaries to this board while it is open."""
+        """Sends TensorFlow's summaries inside to this board, then flushes them."""
         with files.write_errors_explained(self._folder), self._writer.as_default():
             yield
 

@@ -380,7 +380,7 @@ class Net:
 def resistance(
     title: str, panels: Sequence[str], nets: Sequence[Net], norm: str
 ) -> Figure:
-    """The losses of nets over the norms of their gradients, a panel for each radius.
+    """What attacks take from nets over their gradients' norms; a panel per radius.
 
     Args:
       title: Above the figure.

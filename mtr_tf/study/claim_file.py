@@ -54,7 +54,7 @@ _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
 _KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
-# Keys of a measure beside those that choose its records: how the records are used.
+# Keys of a measure beside `MEASURE`: where its records are, and how they are used.
 _USE_KEYS = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
 _WAYS = ("better", "terms", "measure")
 
@@ -340,7 +340,7 @@ def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
 
 
 def _checked_content(table: Table, study: Study) -> dict[str, Any]:
-    """What a table holds, with the keys of `MEASURE` checked and tasks' own names."""
+    """What a table holds, with the keys of `MEASURE` checked and tasks' full names."""
     for key, kind in MEASURE.items():
         if key in table.content and not _values(table, key, kind):
             table.fail(f"{key} must hold one or more.")

@@ -90,7 +90,7 @@ class Cell:
 
 
 def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
-    """All cells, seed by seed, each after its needs; training comes before attacks.
+    """All cells, seed by seed, each after its needs; in a seed, training comes first.
 
     Args:
       study: The study.
@@ -260,8 +260,8 @@ def _attack_cell(
     # Only a flag may name code: a run may not name its own.
     if ":" in run_dataset and not config.dataset:
         flags.append(f"--dataset={run_dataset}")
-    outputs = ["results.json"] if config.attack != NO_ATTACK else []
-    outputs += ["measures.json"] if config.measure else []
+    result_files = ["results.json"] if config.attack != NO_ATTACK else []
+    result_files += ["measures.json"] if config.measure else []
     return Cell(
         kind="attack",
         variant=run.variant,
@@ -271,7 +271,7 @@ def _attack_cell(
         needs=tuple(cell.folder for cell in (run, source) if cell),
         command=("mtr_tf.attack", *flags),
         hash=digest,
-        files=tuple(outputs),
+        files=tuple(result_files),
         config=config,
     )
 

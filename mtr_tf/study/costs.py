@@ -146,7 +146,7 @@ class Clock:
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell will take; None while no time is known.
 
-        The estimate is the median time per cost of the most similar cells, because
+        It is estimated by the median time per cost of the most similar cells, because
         a single one may have been held up.
         """
         for key in _similarity_keys(cell):

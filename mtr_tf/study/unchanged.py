@@ -2,7 +2,7 @@
 """Checks that a study goes on with the data, code and weights that it began with.
 
 Cells are named by their settings, which say where these are, not what they are. Only
-the user's own can change under the same name; one cell for each of them is checked.
+those of a user can change under the same name; one cell for each of them is checked.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _is_under(point: Point, curve: Curve) -> bool:
 
 
 def _measure_plot(claim: Claim, norm: str) -> str:
-    """The id of the plot of a measure, for the first variant, norm and so on it names.
+    """The id of a measure's plot, for the first variant, norm and so on that it names.
 
     `norm` is used if the claim names no norm.
     """

@@ -90,7 +90,7 @@ class Content:
 
     @property
     def shown(self) -> list[str]:
-        """Ids of the plots that verdicts rest on, and of their curves' differences."""
+        """Ids of the plots of effects, of verdicts and of their curves' differences."""
         claim_plots = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
         differences = [
             curve.id
