@@ -130,17 +130,10 @@ def resolve(
     start_config = dataclasses.replace(config, init="") if state.steps else config
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
-        _check_model(start_config)
-        _check_names(config)
-        _check_statistics(config, strategy.num_replicas_in_sync)
-        if not state.is_run:
-            config.check_used()
-            for sentence in config.without_effect:
-                logging.warning("%s", sentence)
+        _check_settings(start_config, state, strategy.num_replicas_in_sync)
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
-        batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
         source = building.open_source(config)
         info = building.standardised(source.info, state.normalization)
         tasks = info.tasks.select(config.tasks)
@@ -161,24 +154,12 @@ def resolve(
     # Preparing data may have used random numbers that a user's model draws on.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        weighting = training_losses.make_weighting(config, tasks)
-        model = building.new_model(start_config, info)
+        learner = _learner(start_config, info, per_epoch)
         if not state.is_run:
-            own_models.check_logits(config.model, model, tasks)
-        optimizer = schedules.optimizer(config, per_epoch)
-        optimizer.build(model.trainable_variables + weighting.variables)
-    code = _code(config, model, tasks)
+            own_models.check_logits(config.model, learner.model, tasks)
+    code = _code(config, learner.model, tasks)
     with workers.agreeing(_hashes(code, tasks)):
         job_facts |= code | _weights(config, fetch=not state.steps)
-    learner = Learner(
-        model,
-        optimizer,
-        training_losses.make(config, source.info),
-        weighting,
-        config.weight_decay,
-        config.batch_size,
-        step_lib.make_adversary(config, tasks),
-    )
     steps = config.epochs * per_epoch
     size = config.parsed_crop or source.info.image_shape[:2]
     jit = _jit(config, steps, size, strategy.num_replicas_in_sync)
@@ -205,6 +186,42 @@ def _run_state(workers: Workers, look: Callable[[], Begun]) -> Begun:
         if workers.chief:
             state = look()
     return Begun(**workers.of_chief(dataclasses.asdict(state)))
+
+
+def _check_settings(config: TrainConfig, state: Begun, replicas: int) -> None:
+    """Raises InputError for settings that do not fit together, whatever the data."""
+    _check_model(config)
+    _check_names(config)
+    _check_statistics(config, replicas)
+    if not state.is_run:
+        config.check_used()
+        for sentence in config.without_effect:
+            logging.warning("%s", sentence)
+    batching.check_divisible(config.batch_size, replicas)
+
+
+def _learner(config: TrainConfig, info: DatasetInfo, steps_per_epoch: int) -> Learner:
+    """Returns the model and all that a step needs besides it.
+
+    Args:
+      config: The settings.
+      info: About the data set, with the statistics that standardise images.
+      steps_per_epoch: Number of steps of an epoch.
+    """
+    tasks = info.tasks.select(config.tasks)
+    weighting = training_losses.make_weighting(config, tasks)
+    model = building.new_model(config, info)
+    optimizer = schedules.optimizer(config, steps_per_epoch)
+    optimizer.build(model.trainable_variables + weighting.variables)
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        losses=training_losses.make(config, info),
+        weighting=weighting,
+        weight_decay=config.weight_decay,
+        batch_size=config.batch_size,
+        adversary=step_lib.make_adversary(config, tasks),
+    )
 
 
 def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
