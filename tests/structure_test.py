@@ -92,11 +92,9 @@ def test_imports_inside_functions_are_in_commands_only(imports, structure):
     assert_none(late_imports)
 
 
-def test_only_commands_and_cli_know_flags(imports, structure):
-    rooms = (*structure.COMMANDS, "cli")
-    flags = [i for i in imports if i.target.startswith("absl.flags")]
-    assert flags
-    assert_none(i for i in flags if room(i.source) not in rooms)
+def test_only_one_module_knows_absls_flags(imports):
+    users = {i.source for i in imports if i.target.startswith("absl.flags")}
+    assert users == {"mtr_tf.cli.flags"}
 
 
 def test_variables_say_what_they_hold(modules):

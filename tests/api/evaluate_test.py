@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -143,8 +144,9 @@ def forms():
 
 @pytest.mark.parametrize("form", list(forms()))
 def test_examples_of_any_form(form):
-    examples = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
-    for example, expected in zip(examples, make_examples(), strict=False):
+    iterator = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
+    examples = itertools.islice(iterator, 6)
+    for example, expected in zip(examples, make_examples(), strict=True):
         image = np.asarray(example["image"])
         if image.dtype != np.uint8:
             image = image * 255
@@ -152,7 +154,7 @@ def test_examples_of_any_form(form):
         assert list(example["targets"]) == ["seg", "depth"]
         for task, target in example["targets"].items():
             np.testing.assert_array_equal(target, expected["targets"][task])
-    assert form == "endless" or next(examples, None) is None
+    assert (next(iterator, None) is None) == (form != "endless")
 
 
 @pytest.mark.slow
@@ -513,13 +515,10 @@ def test_measures_come_too(model):
     ],
 )
 def test_what_cannot_be_is_said(model, given, says):
-    examples = (
-        given.pop("examples", make_examples(2))
-        if "examples" in given
-        else (make_examples(2))
-    )
+    arguments = {"examples": make_examples(2), **given}
+    examples = arguments.pop("examples")
     with pytest.raises(mtr_tf.InputError, match=says):
-        mtr_tf.evaluate(model, examples, **given)
+        mtr_tf.evaluate(model, examples, **arguments)
 
 
 @pytest.mark.slow

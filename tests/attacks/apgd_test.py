@@ -99,7 +99,7 @@ def plain_run(f, slope, x, start, eps, steps):
     while p[-1] <= 1:
         marks.append(math.ceil(round(p[-1] * steps, 9)))
         p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-    path, values = [], []
+    path = []
     point = previous = clip(start)
     value, eta = f(point), 2 * eps
     best, best_value = point, value
@@ -113,7 +113,6 @@ def plain_run(f, slope, x, start, eps, steps):
             value = new_value
             if value > best_value:
                 best, best_value = point, value
-        values.append(value)
         if k == steps:
             return path, best, best_value
         if k in marks:

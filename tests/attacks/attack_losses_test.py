@@ -338,9 +338,15 @@ def test_vectors_of_length_zero_have_an_angle_and_a_finite_gradient():
 
 def test_half_precision_outputs_are_computed_in_float32():
     target, logits, mask = class_batch()
-    case = Case(tf.constant(target), tf.cast(logits, tf.bfloat16), tf.constant(mask))
+    rounded_logits = tf.cast(logits, tf.bfloat16)
+    half_case, case = (
+        Case(tf.constant(target), outputs, tf.constant(mask))
+        for outputs in (rounded_logits, tf.cast(rounded_logits, tf.float32))
+    )
     for name in DISCRETE:
-        assert ATTACK_LOSSES[name].loss(case).dtype == tf.float32
+        loss = ATTACK_LOSSES[name].loss(half_case)
+        assert loss.dtype == tf.float32
+        np.testing.assert_array_equal(loss, ATTACK_LOSSES[name].loss(case))
 
 
 def test_each_surrogate_fits_tasks_of_its_kind():

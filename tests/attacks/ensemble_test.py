@@ -41,7 +41,7 @@ class Losses:
 
     names: tuple = ("up",)
     harm: bool = False
-    slopes = {"up": 1.0, "down": -1.0, "masked_ce_balanced": [1.0, 1.0, 1.0]}  # noqa: RUF012
+    slopes = {"up": 1.0, "down": -1.0, "masked_ce_balanced": [1.0, 1.0, 1.0]}
     slopes |= {"masked_ce": [-1.0, 1.0, 1.0], "js": [1.0, -1.0, -1.0]}
     slopes |= {"cospgd": [-1.0, -1.0, -1.0]}
 
@@ -71,7 +71,7 @@ def search(attack, objective, x, seed=0):
 def test_each_image_keeps_its_highest_and_of_equals_the_first():
     x = np.full((4, 2), 0.5, np.float32)
     goals = np.array([[0.125], [-0.25], [0.375], [0.0]], np.float32)
-    nearness = attacks.simple(lambda z: -tf.reduce_sum(tf.abs(z - x - goals), 1))  # noqa: E731
+    nearness = attacks.simple(lambda z: -tf.reduce_sum(tf.abs(z - x - goals), 1))
     worst = Worst((Move(0.125), Move(-0.25), Move(0.375), Move(-0.125)))
     got = search(worst, nearness, x)
     # The last image is as near to the first as to the fourth.
@@ -82,7 +82,7 @@ def test_each_image_keeps_its_highest_and_of_equals_the_first():
 @pytest.mark.parametrize("order", [(0.1, -0.1), (-0.1, 0.1)])
 def test_nan_never_wins_wherever_it_comes(order):
     x = np.full((2, 2), 0.5, np.float32)
-    root = attacks.simple(lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1)))  # noqa: E731
+    root = attacks.simple(lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1)))
     got = search(Worst(tuple(Move(shift) for shift in order)), root, x)
     np.testing.assert_allclose(got, 0.6)
     first_result = search(Worst((Move(-0.1), Move(-0.2))), root, x)
@@ -92,13 +92,13 @@ def test_nan_never_wins_wherever_it_comes(order):
 def test_members_and_images_have_random_numbers_of_their_own():
     KEYS.clear()
     x = np.full((3, 2), 0.5, np.float32)
-    flat_loss = attacks.simple(lambda z: 0 * tf.reduce_sum(z, 1))  # noqa: E731
+    flat_loss = attacks.simple(lambda z: 0 * tf.reduce_sum(z, 1))
     search(Worst((Move(0.1), Worst((Move(0.1), Move(0.1))))), flat_loss, x)
     assert len(np.unique(np.concatenate(KEYS), axis=0)) == 9
     image_keys = threat.image_keys(0, tf.range(3)).numpy()
     assert not any((key == image_keys).all(1).any() for key in np.concatenate(KEYS))
     # Two members of one kind draw differently: no worse than either, better somewhere.
-    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), 1))  # noqa: E731
+    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), 1))
     x = np.random.default_rng(0).uniform(0, 1, (8, 3)).astype(np.float32)
     single_values = wave(Worst((Noise(0.2),))(wave, x)).numpy()
     double_values = wave(Worst((Noise(0.2), Noise(0.2)))(wave, x)).numpy()
@@ -111,7 +111,7 @@ def test_results_are_the_members_bit_for_bit_in_every_dtype(dtype):
     x = tf.cast(np.random.default_rng(1).uniform(0, 1, (5, 3)), dtype)
     worst = Worst((Corner(0.1), Noise(0.1)))
     keys = threat.image_keys(0, tf.range(5))
-    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))  # noqa: E731
+    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))
     got = worst.search(total, x, keys)
     assert got.dtype == x.dtype
     results = []
@@ -214,7 +214,7 @@ def test_members_that_are_no_attacks_are_refused(attacks):
 
 def test_objectives_without_the_methods_are_refused():
     x = np.full((2, 3), 0.5, np.float32)
-    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))  # noqa: E731
+    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))
     with pytest.raises(
         InputError, match=r"method with_losses; make it with attacks\.ob"
     ):

@@ -530,6 +530,24 @@ def test_random_pixels_and_blocks():
 def test_every_balance_takes_any_task():
     # One entry per task is all that a balance sees: no names, no shapes but [batch].
     losses = {name: tf.constant([1.0, 3.0]) for name in tasks_lib.TASKS}
-    count = len(losses)
-    np.testing.assert_allclose(attacks.BALANCES["sum"](losses), [count, 3 * count])
-    np.testing.assert_allclose(attacks.BALANCES["mean"](losses), [1, 3])
+    before = {name: tf.constant([2.0, 2.0]) for name in losses}
+    loss, count = np.array([1.0, 3.0]), len(losses)
+    total, growth, logs = count * loss, count * loss / 2, np.log(loss)
+    expected = {  # What is climbed, and what points are judged by.
+        "sum": (total, total),
+        "mean": (loss, loss),
+        "dgba": ([count, count], logs),
+        "dgba_paper": (growth, growth),
+        "wgd": (total, logs),  # All losses have grown alike.
+        "wgd_released": (growth, logs),
+        "normalized": (total, logs),
+        "sign_sum": (total, logs),
+        "worst": (loss / 2, np.log(loss / 2)),
+    }
+    assert set(expected) == set(attacks.BALANCES)
+    for name, balance in attacks.BALANCES.items():
+        climbed, score = expected[name]
+        result = balance(losses, before, progress=0.5)
+        np.testing.assert_allclose(result, climbed, rtol=1e-6, err_msg=name)
+        result = balance.score(losses, before)
+        np.testing.assert_allclose(result, score, rtol=1e-6, err_msg=name)

@@ -185,7 +185,7 @@ def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
 def test_best_is_the_best_point_of_the_whole_path_and_last_is_the_last():
     # The path of every run, traced by hand: start, every step, end.
     x, w = images((5, 8), seed=7), normal((5, 8), 8) * 20
-    loss = attacks.simple(lambda z: tf.reduce_sum(tf.sin(w * z), 1))  # noqa: E731
+    loss = attacks.simple(lambda z: tf.reduce_sum(tf.sin(w * z), 1))
     runs = []
     for restart in range(3):
         path = [first_point(x, restart)]
@@ -277,7 +277,7 @@ def test_a_start_that_scores_higher_is_kept_where_gradients_vanish():
     assert 0.3 < scores.mean() < 0.7
     assert restart_scores.all()
     images = attacks.PGD(0.1, 0.1, 2)(
-        attacks.simple(lambda z: -staircase(z)), x + 0
+        attacks.simple(lambda z: -staircase(z)), x
     ).numpy()
     assert np.all(images[:, 0] <= 0.5)  # Noise that lowers the score is dropped.
 
@@ -450,7 +450,7 @@ def test_the_score_decides_and_the_other_is_climbed():
 def test_a_closure_that_changes_is_seen():
     # A plain callable is traced in each eager call: nothing of an old batch is kept.
     x, weights = images((2, 3), low=0.3, high=0.6), {}
-    loss = attacks.simple(lambda z: tf.reduce_sum(weights["w"] * z, 1))  # noqa: E731
+    loss = attacks.simple(lambda z: tf.reduce_sum(weights["w"] * z, 1))
     for sign in (1.0, -1.0):
         weights["w"] = sign
         np.testing.assert_allclose(

@@ -166,7 +166,7 @@ def test_the_scale_is_right_for_images_from_minus_1_to_1():
 def test_without_its_start_and_scale_it_is_ours(decay, twin):
     x = np.random.default_rng(6).uniform(size=(3, 20)).astype(np.float32)
     w = 30 * np.random.default_rng(7).normal(size=(3, 20))
-    loss = attacks.simple(lambda x: tf.reduce_sum(tf.sin(tf.cast(w, x.dtype) * x), 1))  # noqa: E731
+    loss = attacks.simple(lambda x: tf.reduce_sum(tf.sin(tf.cast(w, x.dtype) * x), 1))
     want = twin(0.1, 0.04, 6, random_start=False, keep="last")(loss, x)
     got = ReleasedPGD(0.1, 0.04, 6, start="image", decay=decay)(loss, x)
     np.testing.assert_allclose(got, want, atol=1e-7)

@@ -227,7 +227,7 @@ def test_the_start_l2_is_a_grid_of_pyramids():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_queries_and_restarts_never_lower_the_score_asked(norm):
     x = images((5, 6, 6, 1), 3)
-    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), [1, 2, 3]))  # noqa: E731
+    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), [1, 2, 3]))
     start_scores = wave(Square(0.2, 1, norm)(wave, x)).numpy()
     scores = wave(Square(0.2, 60, norm)(wave, x)).numpy()
     restart_scores = wave(Square(0.2, 60, norm, restarts=4)(wave, x)).numpy()
@@ -266,7 +266,7 @@ def test_odd_images_unknown_sizes_and_an_epsilon_tensor(norm):
 
     @tf.function(input_signature=signature, autograph=False)
     def graph(x, epsilon):
-        loss = attacks.simple(lambda z: tf.reduce_sum(z * z, [1, 2, 3]))  # noqa: E731
+        loss = attacks.simple(lambda z: tf.reduce_sum(z * z, [1, 2, 3]))
         return Square(epsilon, 25, norm)(loss, x)
 
     for shape in ((1, 1, 1, 1), (2, 1, 9, 3), (3, 2, 3, 1), (1, 20, 6, 4)):

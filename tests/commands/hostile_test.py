@@ -133,7 +133,7 @@ TRAIN = [
     ("train --learning_rate=1e30", "--learning_rate must be from 0 to 1000000"),
     ("train --learning_rate=-1", "--learning_rate must be from 0 to 1000000, got -1"),
     ("train --flip=maybe", "--flip must be true or false, got 'maybe'."),
-    ("train --noflip=true", "--noflip"),
+    ("train --noflip=true", "--noflip=true does not take an argument."),
     ("train --decoders=both", "--decoders must be one of separate, shared"),
     ("train --optimizer=ADAM", "got 'ADAM'. Did you mean 'adam'?"),
     ("train --schedule=cosin", "got 'cosin'. Did you mean 'cosine'?"),
@@ -188,7 +188,7 @@ TRAIN = [
     ("train --main_tasks=normal", "--main_tasks must be among --tasks"),
     ("train --adversarial_tasks=normal", "--adversarial_tasks must be main, all"),
     ("train --best_metric=seg/mean", "--best_metric must be"),
-    ("train --dataset=camvit", "camvid"),
+    ("train --dataset=camvit", "Unknown data set 'camvit'. Did you mean 'camvid'?"),
     ("train --workdir=file --model=tiny", "--workdir must be a directory, but file is"),
 ]
 
@@ -197,7 +197,7 @@ ATTACK = [
     ("attack --ckpt=missing", "--ckpt must be a run directory"),
     ("attack --ckpt=plain", "--ckpt must be a run directory"),
     ("attack --ckpt=file", "which is another kind of file"),
-    ("attack --ckpt=missing.keras", "missing.keras"),
+    ("attack --ckpt=missing.keras", "there is no file missing.keras; check --ckpt."),
     ("attack --chkpt=x", "there is no flag --chkpt. Did you mean --ckpt?"),
     ("attack --epsilon=8", "there is no flag --epsilon."),
     ("attack --ckpt=x --restarts=4294967296", "--restarts must be from 1 to 1000000"),
@@ -267,7 +267,10 @@ ATTACK = [
 # With a sound run: models and data are read.
 ON_A_RUN = [
     ("attack --ckpt=run --source_ckpt=missing", "--source_ckpt must be a run"),
-    ("attack --ckpt=run --source_ckpt=missing.keras", "missing.keras"),
+    (
+        "attack --ckpt=run --source_ckpt=missing.keras",
+        "there is no file missing.keras; check --source_ckpt.",
+    ),
     ("attack --ckpt=run --source_ckpt=file", "--source_ckpt must be a run"),
     (
         "attack --ckpt=run --attack_pixels=1281",
@@ -285,14 +288,23 @@ ON_A_RUN = [
         "must be above 0",
     ),
     ("attack --ckpt=run --attack_weights=sag:1", "Unknown task 'sag'."),
-    ("attack --ckpt=run --attack_tasks=depth", "depth"),
+    (
+        "attack --ckpt=run --attack_tasks=depth",
+        "--attack_tasks names depth, but the checkpoint has only the tasks seg, auto",
+    ),
     ("attack --ckpt=run --tasks=depth", "--tasks names depth"),
     ("attack --ckpt=run --split=validaton", "Did you mean 'validation'?"),
     ("attack --ckpt=run --attack_classes=door", "--attack_classes names 'door'"),
-    ("attack --ckpt=run --image_size=33x40", "33x40"),
+    (
+        "attack --ckpt=run --image_size=33x40",
+        "the model takes images of 32x40, but those of camvid are 33x40; give",
+    ),
     ("attack --ckpt=run --restarts=2 --norandom_start", "Several restarts need"),
     ("attack --ckpt=run --strategy=one_device --replicas=2", "--replicas=2 needs"),
-    ("attack --ckpt=run --data_dir=missing", "missing"),
+    (
+        "attack --ckpt=run --data_dir=missing",
+        "--data_dir must be an existing folder, got 'missing'.",
+    ),
     ("attack --ckpt=run/checkpoints/ckpt-7", "there is no checkpoint"),
     ("train --workdir=run --model=tiny", "holds a run with other settings"),
 ]
@@ -359,11 +371,11 @@ OTHERS = [
     ("reproduce --study=rooms-quik", "Did you mean 'rooms-quick'?"),
     ("reproduce --study=nope.toml", "the study file nope.toml cannot be read"),
     ("reproduce --study=no.toml", "no.toml is not valid TOML"),
-    ("reproduce --study=empty.toml", "empty.toml: "),
+    ("reproduce --study=empty.toml", "empty.toml: there must be at least one variant"),
     ("reproduce --study=key.toml", "did you mean 'about'"),
     ("reproduce --study=steps.toml", "steps: --steps must be from 1 to 1000000"),
     ("reproduce --study=eps.toml", "each item of eps must be a number"),
-    ("reproduce --study=deep.toml", "deep.toml"),
+    ("reproduce --study=deep.toml", "deep.toml is not valid TOML: maximum recursion"),
     ("reproduce --study=seeds.toml", "seeds must be one or more different whole"),
     ("reproduce --study=epochs.toml", "epochs: --epochs must be from 1 to 1000000"),
     ("reproduce --study=choice.toml", "Did you mean 'cosine'?"),

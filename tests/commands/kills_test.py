@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 import resource
@@ -96,16 +97,23 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_the_same_bits(attacke
 
 @pytest.mark.slow
 def test_on_a_full_disk_a_sweep_says_so_and_goes_on_later(attacked):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
-
-    output = finish(attacked, "full", code=1, preexec_fn=limit)
-    assert "no space is left on the disk" in output.strip().splitlines()[-1]
     folder = attacked / "attacks" / "full"
-    assert not list(folder.glob("results*"))
     expected = kept(attacked / "attacks" / "whole")
-    files = kept(folder)
-    files.pop("settings.json")
-    assert all(expected[name] == value for name, value in files.items())
+    # No file of 2000 bytes fits; of 45 kB, the settings and the clean images' cell do.
+    for limit, least, most in ((2_000, 0, 0), (45_000, 1, CELLS - 1)):
+        output = finish(
+            attacked,
+            "full",
+            code=1,
+            preexec_fn=functools.partial(
+                resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)
+            ),
+        )
+        assert "no space is left on the disk" in output.strip().splitlines()[-1]
+        assert not list(folder.glob("results*"))
+        assert least <= finished(folder) <= most
+        files = kept(folder)
+        assert files.pop("settings.json") == (least > 0)
+        assert all(expected[name] == value for name, value in files.items())
     finish(attacked, "full")
     assert kept(folder) == expected

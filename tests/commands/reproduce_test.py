@@ -288,7 +288,7 @@ def test_killed_at_twenty_random_moments_all_figures_are_the_same(studies, tmp_p
 
 
 def test_a_watcher_may_read_the_report_of_a_running_study(
-    study_toml, tmp_path, monkeypatch, capsys
+    study_toml, tmp_path, monkeypatch
 ):
     workdir = tmp_path / "w"
     runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()

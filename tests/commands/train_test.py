@@ -269,11 +269,11 @@ def test_help_is_quick():
         ({"tasks": ()}, "At least one task"),
         ({"tasks": ("seg", "s")}, "named only once"),
         ({"main_tasks": ("edge_texture",)}, "--main_tasks must be among --tasks"),
-        ({"dataset": "camvit"}, "camvid"),
-        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"dataset": "camvit"}, "Did you mean 'camvid'"),
+        ({"data_dir": "/nowhere"}, "must be an existing folder, got '/nowhere'."),
         ({"image_size": "33x40"}, "multiples of 4, got 33x40"),
         ({"crop": "23x32"}, "multiples of 4, got 23x32"),
-        ({"crop": "64x64"}, "64x64"),
+        ({"crop": "64x64"}, "fit into the pictures, got 64x64 for pictures of 32x40"),
         (
             {"batch_size": 3, "strategy": "mirrored", "replicas": 2},
             "Give 2 or 4",
@@ -282,7 +282,7 @@ def test_help_is_quick():
         ({"train_examples": 100}, "at most 24"),
         ({"best_metric": "seg/mean"}, "--best_metric must be"),
         ({"best_metric": "adversarial/seg/miou", "eval_eps": 0.0}, "--best_metric"),
-        ({"model": "resnet17"}, "resnet18"),
+        ({"model": "resnet17"}, "Did you mean 'resnet18'"),
         (
             {
                 "sync_batch_norm": True,
@@ -323,7 +323,7 @@ def test_bad_settings_are_explained_and_leave_nothing(
         (["--eval_eps=-1"], "error: --eval_eps must be from 0 to 255, got -1"),
         (["--eval_steps=0"], "error: --eval_steps must be from 1 to 1000000, got 0"),
         (["seg"], "error: every argument must be a flag"),
-        (["--epochs=three"], "three"),
+        (["--epochs=three"], "error: --epochs must be a whole number, got 'three'."),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path, flags, message):

@@ -179,7 +179,7 @@ def test_facts_are_found_out(open_it):
 
 
 def test_facts_can_be_given(open_it):
-    facts = {
+    given_facts = {
         "classes": ["a", "b", "c", "d"],
         "colors": [(i, 0, 0) for i in range(4)],
         "class_weights": [1, 2, 3, 0.5],
@@ -188,7 +188,7 @@ def test_facts_can_be_given(open_it):
         "ranges": {"depth": (0, 9)},
         "units": {"depth": "px"},
     }
-    info = open_it({"train": [example()], **facts}).info
+    info = open_it({"train": [example()], **given_facts}).info
     assert info.num_classes == 4
     assert info.colors[3] == (3, 0, 0)
     assert info.class_weights == (1, 2, 3, 0.5)
@@ -198,7 +198,7 @@ def test_facts_can_be_given(open_it):
 
 
 def test_facts_may_be_arrays(open_it):
-    facts = {
+    given_facts = {
         "classes": ["a", "b", "c"],
         "colors": np.arange(9).reshape(3, 3),
         "class_weights": np.ones(3, np.float32),
@@ -206,7 +206,7 @@ def test_facts_may_be_arrays(open_it):
         "std": np.full(3, 0.5),
         "ranges": {"depth": np.array([0, 9]), "autoencoder": (np.float32(0), 1)},
     }
-    info = open_it({"train": [example()], **facts}).info
+    info = open_it({"train": [example()], **given_facts}).info
     assert info.colors == info.tasks["seg"].colors == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
     assert json.loads(json.dumps(info.ranges["depth"])) == [
         0,

@@ -22,7 +22,7 @@ INFO = DatasetInfo(
     image_shape=(40, 50, 3),
     classes=("a", "b", "c", "d"),
     colors=((0, 0, 0),) * 4,
-    tasks=("seg", "depth", "normal", "keypoints2d", "autoencoder"),
+    tasks=("seg", "depth", "normal", "edge_texture", "keypoints2d", "autoencoder"),
     splits={"train": 6},
     mean=(0.5,) * 3,
     std=(0.5,) * 3,
@@ -69,7 +69,14 @@ def test_an_example_has_the_same_noise_wherever_it_comes():
     np.testing.assert_array_equal(column[np.array([4, 1])], depth[[4, 1]])
     assert (depth[0] != depth[1]).any()
     assert (noisy(("depth",), seed=1).targets["depth"][np.arange(6)] != depth).any()
-    assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != depth).any()
+
+
+def test_each_task_has_noise_of_its_own():
+    targets = noisy(("keypoints2d", "edge_texture")).targets  # Both from 0 to 1.
+    keypoints, edges = (targets[task][[0]] for task in ("keypoints2d", "edge_texture"))
+    assert (keypoints.min() >= 0, keypoints.max() <= 1) == (True, True)
+    assert (edges.min() >= 0, edges.max() <= 1) == (True, True)
+    assert abs(np.corrcoef(keypoints.ravel(), edges.ravel())[0, 1]) < 0.1
 
 
 def test_of_a_range_of_one_value_there_is_no_noise():
@@ -95,6 +102,7 @@ def test_with_weight_zero_noise_changes_nothing_of_the_main_task(
     noise_config, tmp_path
 ):
     """Noise affects only the auxiliary loss, and changes no other random numbers."""
+    noise_config = dataclasses.replace(noise_config, train_examples=16)  # Two steps.
     config = dataclasses.replace(noise_config, aux_weight=0.0)
     control = trained(config, tmp_path / "0")
     expected = trained(dataclasses.replace(config, random_targets=()), tmp_path / "own")

@@ -8,6 +8,7 @@ import pathlib
 import signal
 
 import cityscapes_fixture
+import numpy as np
 import pytest
 import taskonomy_fixture
 
@@ -95,7 +96,12 @@ def test_in_cityscapes(tmp_path, odd, kind):
         assert path.name in told(lambda: data.open_source("cityscapes", **options))
     else:  # A folder of that name is no file of the data set.
         assert odd is as_folder
-        assert source.info.splits["train"] < len(cityscapes_fixture.TRAIN) + 1
+        # A picture is left out; one without labels stays, and all of it is masked.
+        pictures = len(cityscapes_fixture.TRAIN) - (kind == "leftImg8bit")
+        assert source.info.splits["train"] == pictures
+        masks = source.columns("train").masks["seg"][np.arange(pictures)]
+        labelled = masks.reshape(pictures, -1).any(axis=1)
+        assert labelled.sum() == len(cityscapes_fixture.TRAIN) - 1
 
 
 @pytest.mark.parametrize("odd", ALL)

@@ -640,11 +640,17 @@ def test_who_finishes_last_removes_the_parts_that_configs_share(tmp_path):
     assert presence == [True, False]
 
 
-def test_a_data_set_without_parts_is_only_waited_for(tmp_path):
+def test_a_data_set_without_parts_is_only_waited_for(tmp_path, monkeypatch):
+    def fail(*work):
+        raise AssertionError(work)
+
+    monkeypatch.setattr(parts, "help_with", fail)
     builder = Failing(tmp_path, None)
-    for _ in range(2):  # First unfinished, then finished.
-        prepared._help(builder)
-        builder.data_dir.mkdir(parents=True, exist_ok=True)
+    prepared._help(builder)  # Unfinished.
+    assert not list(tmp_path.iterdir())
+    builder.data_dir.mkdir(parents=True)
+    prepared._help(builder)  # Finished.
+    assert not list(builder.data_dir.iterdir())
 
 
 def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import taskonomy_fixture
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from PIL import Image
 from process_fixture import imported_by
 
@@ -739,8 +740,8 @@ def test_workers_do_not_import_tensorflow():
     assert "tensorflow" not in imported_by("import mtr_tf.data.taskonomy.examples")
 
 
-def test_the_package_has_its_builder():
-    assert taskonomy.Taskonomy.name == "taskonomy"
+def test_the_package_registers_its_builder():
+    assert tfds.builder_cls("taskonomy") is taskonomy.Taskonomy
 
 
 OPEN = """
@@ -776,14 +777,16 @@ def test_others_finish_what_a_killed_process_prepared_to_the_same_bits(
     codes = [process.wait(timeout=300) for process in processes]
     assert codes[1:] == [0, 0]
     options = {"data_dir": str(source), "image_size": (16, 16)}
-    batches = []
+    batches, counts = [], []
     for name in ("alone", "shared"):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
         dataset = data.open_source("taskonomy", **options)
         for split in ("train", "validation"):
             columns = dataset.columns(split)
-            batches.append(batching.gather(columns, dataset.info.tasks, np.arange(50)))
-    assert len(columns) == 100
+            places = np.arange(len(columns))
+            batches.append(batching.gather(columns, dataset.info.tasks, places))
+            counts.append(len(columns))
+    assert counts == 2 * [50, 100]
     for alone_batch, shared_batch in zip(batches[:2], batches[2:], strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, alone_batch, shared_batch)
     names = {path.name for path in (tmp_path / "shared").rglob("*")}

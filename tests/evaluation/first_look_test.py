@@ -501,8 +501,11 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     net(broken, lambda x: broken(x)[..., :1] / 5).save("broken.keras")
     arguments = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")
     records, text, folder = run_flags("broken.keras", *arguments, "--attack_tasks=all")
-    sentences = records[0]["warnings"]
-    for task, sentence in zip(("seg", "depth"), sentences, strict=False):
+    *sentences, unchanged = records[0]["warnings"]
+    assert unchanged.startswith(
+        f"worst on seg+depth at eps 8 left {DARK} of {COUNT} im"
+    )
+    for task, sentence in zip(("seg", "depth"), sentences, strict=True):
         assert sentence.startswith(f"{task} has outputs that are not finite")
         assert f"(in {DARK} of {COUNT} clean images, and in up to" in sentence
         assert sentence in text

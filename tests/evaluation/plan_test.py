@@ -214,6 +214,7 @@ def test_an_attack_of_ones_own_is_known_by_its_code(monkeypatch):
     codes = [code_of(*variant) for variant in variants]
     assert codes == [code_of(*variant) for variant in variants]
     assert len(set(codes[:5] + codes[7:9])) == 7
+    assert len({codes[0], codes[5], codes[6]}) == 3  # Code inside of wrappers counts.
     assert codes[9] != codes[10]
     (pgd_cell,) = cells(attack=("pgd",), attack_tasks=("seg",), eps=(1.0,))
     assert "code" not in pgd_cell.to_dict()

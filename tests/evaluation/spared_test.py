@@ -118,12 +118,6 @@ def test_what_cannot_be_spared_is_refused(made, settings, said):
         mtr_tf.evaluate(*made, **{**SETTINGS, **settings})
 
 
-def test_a_targeted_attack_needs_other_images(made):
-    model, examples = made
-    with pytest.raises(InputError, match="to the targets of other images, but .* one"):
-        mtr_tf.evaluate(model, examples[:1], **SETTINGS, targeted=True)
-
-
 @pytest.fixture
 def worst():
     """The worst of two attacks on `seg` that spare `depth`."""

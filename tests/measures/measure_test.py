@@ -139,7 +139,7 @@ def test_command_files_and_resumption(run_directory, monkeypatch):
 
     for record in records:
         assert record["n"] == COUNT
-        assert record["dataset"], record["split"] == ("specks", "validation")
+        assert (record["dataset"], record["split"]) == ("specks", "validation")
         assert record["seed"] == 0
         assert len(record["model_fingerprint"]) > 8
     with open(folder / "measures.csv", newline="") as file:

@@ -62,7 +62,7 @@ def test_every_model_is_equal_and_made_of_kerass_layers(name, size, options):
         np.testing.assert_allclose(outputs[task], expected[task], atol=1e-5 * scale)
 
 
-def test_half_precision_stays(tmp_path):
+def test_half_precision_stays():
     default = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

@@ -271,11 +271,16 @@ def test_a_file_system_without_locks_is_told_and_used(
 def test_leftovers_of_killed_processes_are_cleared(tmp_path):
     code = (
         "import sys, pathlib, os; from mtr_tf import files\n"
-        "with files.whole_file(pathlib.Path(sys.argv[1])) as beside:\n"
-        "    beside.write_text('half'); os.kill(os.getpid(), 9)"
+        "for path in sys.argv[1:]:\n"
+        "    if process := os.fork():\n"
+        "        os.waitpid(process, 0)\n"
+        "        continue\n"
+        "    with files.whole_file(pathlib.Path(path)) as beside:\n"
+        "        beside.write_text('half'); os.kill(os.getpid(), 9)"
     )
-    for name in ("model.keras", "checkpoints/checkpoint", ".hidden"):
-        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False)
+    targets = ("model.keras", "checkpoints/checkpoint", ".hidden")
+    paths = [tmp_path / name for name in targets]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
     (tmp_path / ".12 notes").write_text("mine")
     names = [p.name for p in tmp_path.rglob(".*")]
     assert len(names) == 4

@@ -129,7 +129,8 @@ def test_many_variants_are_plots_of_a_few_with_the_others_in_grey(
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
         ends = {x.get_label(): x.get_ydata()[-1] for x in axes.lines}
         assert legend == sorted(legend, key=ends.get, reverse=True)
-        assert len({x.get_color() for x in axes.lines if x.get_label() in legend}) > 0
+        colors = {x.get_color() for x in axes.lines if x.get_label() in legend}
+        assert len(colors) == len(legend)
         assert len(legend) <= 4
         labels += legend
         grey_lines = [x for x in axes.lines if x.get_label() == "_nolegend_"]

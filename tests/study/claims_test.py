@@ -274,11 +274,11 @@ def test_a_list_that_is_not_all_there_gives_no_number(tmp_path):
     assert measured(tmp_path / "b", f"{norm}, count = [2, 3, 4]").n == 0
 
 
-def of_corruptions(tmp_path, metric, suffix="", **directions):
+def of_corruptions(tmp_path, metric, **directions):
     """(study, results) of a claim on depth; `directions` is {metric: better}."""
     text = (
         'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
-        f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{suffix} }}'
+        f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric} }}'
     )
     study = study_with(tmp_path, CLAIM + text)
     write(tmp_path / "work", study)
@@ -806,7 +806,7 @@ def test_five_seeds_are_enough_for_one_claim_but_not_among_several():
     assert claims.tests([by_seed, opposite])[1, 0] > claims.ALPHA
 
 
-def test_what_seeds_find_is_found_as_often_as_is_said(monkeypatch):
+def test_what_seeds_find_is_found_as_often_as_is_said():
     """Random effects at `detectable` are found above the margin, those at 0 below."""
     rng, margin, n, claim_count = np.random.default_rng(0), 0.01, 8, 10
     deviation = 0.004

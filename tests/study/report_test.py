@@ -99,6 +99,8 @@ def test_every_verdict_stands_in_page_files_and_terminal(written, page):
     verdicts = claims.evaluate(Results.read(folder.parent))
     assert verdicts
     page_text = shown(page)
+    page_rows = re.findall(r'<tr role="row" id=.*?</tr>', page, re.DOTALL)
+    page_rows = [shown(row) for row in page_rows]
     entries = json.loads((folder / "claims.json").read_text())
     with open(folder / "claims.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -106,9 +108,12 @@ def test_every_verdict_stands_in_page_files_and_terminal(written, page):
         claim = verdict.claim
         for part in (claim.id, claim.source, claim.statement, verdict.reason):
             assert part in page_text
-        assert f"{verdict.verdict}" in page_text
+        (page_row,) = [row for row in page_rows if row.startswith(f"{claim.id} ")]
+        assert claim.statement in page_row
+        # The sign before it is for those who do not see colours.
+        assert page_row.split(f"{claim.source} ")[1][2:].startswith(verdict.verdict)
         form = text.points if claim.relative else text.signed
-        assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in page_text
+        assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in page_row
         line = next(line for line in output.splitlines() if line.startswith(claim.id))
         assert verdict.verdict in line
         assert (entry["claim"]["id"], row["id"]) == (claim.id, claim.id)

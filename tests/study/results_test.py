@@ -157,7 +157,7 @@ eps = 1
 """
 
 
-def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
+def test_several_that_fit_are_named_by_what_tells_them_apart(results):
     records = [
         record | {"algorithm": name}
         for record in results.records("pgd50")

@@ -27,6 +27,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
 from mtr_tf.executors import command
 from mtr_tf.executors import local
 from mtr_tf.runs import directory
@@ -363,8 +364,18 @@ def test_a_config_of_another_form_is_done_again(train, tmp_path):
     path = tmp_path / cell.folder / "config.json"
     path.write_text(json.dumps({"train": train}))
     assert not commands.is_done(cell, tmp_path)
-    path.write_text(DEEP)
-    commands.is_done(cell, tmp_path)  # No error: whatever reads the file reports it.
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", DEEP], ids=lambda text: text[:2])
+def test_a_config_that_cannot_be_read_is_reported_by_what_reads_it(text, tmp_path):
+    """The run counts as done: training it again would be refused."""
+    cell = cells_of(workdir=tmp_path)[0]
+    directory.write_config(tmp_path / cell.folder, cell.config)
+    (tmp_path / cell.folder / "model.keras").touch()
+    (tmp_path / cell.folder / "config.json").write_text(text)
+    assert commands.is_done(cell, tmp_path)
+    with pytest.raises(InputError, match="config.json is damaged"):
+        directory.check_workdir(tmp_path / cell.folder, cell.config, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -537,11 +548,11 @@ def index(workdir):
 
 
 def test_one_worker_does_the_cells_in_order_and_each_once(fake):
-    runner = fake("done()")
+    runner = fake("done()", ONE_SEED)
     runner.write()
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"missing"}
     runner.run(engine(*ONE))
-    cells = cells_of(workdir=fake.workdir)
+    cells = cells_of(ONE_SEED, fake.workdir)
     assert order(fake.workdir) == [cell.folder for cell in cells]
     for cell in cells:
         entry = index(fake.workdir)[cell.seed, cell.variant, cell.attack]
@@ -551,14 +562,13 @@ def test_one_worker_does_the_cells_in_order_and_each_once(fake):
         assert 0 < entry["seconds"] < 60
         assert (fake.workdir / entry["log"]).read_text() == f"$ {entry['command']}\n"
         assert entry["command"].startswith("python -m fake_command ")
-    assert len({entry["log"] for entry in index(fake.workdir).values()}) == 12
-    assert re.search(r"training of s, seed 0: \d+ s; 11 left, about", fake.logged[0])
+    assert len({entry["log"] for entry in index(fake.workdir).values()}) == 6
+    assert re.search(r"training of s, seed 0: \d+ s; 5 left, about", fake.logged[0])
     assert fake.logged[-1].endswith("; 0 left")
-    assert (
-        Study.from_dict(json.loads((fake.workdir / "study.json").read_text())) == STUDY
-    )
-    fake("done()").run(engine(*ONE))
-    assert len(order(fake.workdir)) == 12
+    content = json.loads((fake.workdir / "study.json").read_text())
+    assert Study.from_dict(content) == ONE_SEED
+    fake("done()", ONE_SEED).run(engine(*ONE))
+    assert len(order(fake.workdir)) == 6
 
 
 def test_two_workers_work_at_a_time_and_never_before_what_a_cell_needs(fake):
@@ -585,12 +595,14 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
         print("12:00:00 working")
         if name == "s_A-seed0":
             raise ValueError("no good\\n  [Op:Nonsense]")
-        if name == "pgd" and "s-seed1" in str(folder):
+        if name == "pgd":
             print("error: --eps must be small.\\nsomething else")
             sys.exit(1)
         done()
         """
-    runner = fake(body)
+    last_attack = AttackSpec("fgsm", {"attack_tasks": ("seg",)}, ("s",))
+    study = dataclasses.replace(ONE_SEED, attacks=(*STUDY.attacks, last_attack))
+    runner = fake(body, study)
     runner.run(engine(*ONE))
     states = {key: cell["state"] for key, cell in index(fake.workdir).items()}
     bad_states = {key: state for key, state in states.items() if state != "done"}
@@ -599,24 +611,22 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
         (0, "s A", "pgd"): "missing",
         (0, "s A", "theory"): "missing",
         (0, "s", "moved"): "missing",  # Its images are made on s A.
-        (1, "s", "pgd"): "failed",
+        (0, "s", "pgd"): "failed",
     }
     assert runner.failures() == [
         "training of s A, seed 0: ValueError: no good",
-        "pgd on s, seed 1: --eps must be small.",
+        "pgd on s, seed 0: --eps must be small.",
     ]
     entry = index(fake.workdir)[0, "s A", None]
     assert entry["error"] == "ValueError: no good"
     assert any(str(fake.workdir / entry["log"]) in line for line in fake.logged)
-    new_runner = fake("done()")
-    assert (
-        new_runner.failures() == runner.failures()
-    )  # Remembered until a cell is tried again.
+    new_runner = fake("done()", study)
+    assert new_runner.failures() == runner.failures()  # Until a cell is tried again.
     new_runner.queue.retry()
     new_runner.run(engine(*ONE))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
     assert not new_runner.failures()
-    assert len(order(fake.workdir)) == 9 + 5
+    assert len(order(fake.workdir)) == 4 + 5
 
 
 def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):

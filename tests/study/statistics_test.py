@@ -185,13 +185,13 @@ def interval(draws, mean, seeds):
 @pytest.mark.parametrize("seeds", [4, 6, 10])
 def test_intervals_over_few_seeds_hold_the_truth_in_95_percent(seeds):
     rng = np.random.default_rng(3)
-    studies, hits = 1000, 0
+    studies, hits = 400, 0
     for study in range(studies):
         values = rng.normal(size=seeds)
         draws = statistics.bootstrap(values, resamples=1000, seed=study)
         low, high = interval(draws, values.mean(), seeds)
         hits += low <= 0 <= high
-    assert abs(hits / studies - 0.95) < 0.025
+    assert abs(hits / studies - 0.95) < 0.04  # 3.6 binomial deviations.
 
 
 def test_intervals_are_students_for_normal_draws():

@@ -13,6 +13,7 @@ from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 from mtr_tf.training import job as job_lib
 from mtr_tf.training.monitor import Monitor
 
@@ -82,12 +83,16 @@ def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
         ] == expected
 
 
-def test_facts_of_data_that_have_become_fewer():
+def test_facts_of_data_that_have_become_fewer(tmp_path):
     """Fewer examples than were trained on are refused when facts are compared."""
     source = open_masked(train=True, validation=True)
     facts = job_lib.data_facts(source, 16)
     assert facts == job_lib.data_facts(source, 1)
     assert facts["train"]["examples"] == 1
+    directory.check_data(tmp_path, facts, facts)
+    old_facts = facts | {"train": facts["train"] | {"examples": 16}}
+    with pytest.raises(InputError, match="train had 16 examples and has 1[.]"):
+        directory.check_data(tmp_path, old_facts, facts)
 
 
 def test_workers_do_not_agree_on_examples_that_are_others_at_each_look():

@@ -36,9 +36,9 @@ LOGITS = np.log([[[[1, 1], [3, 1], [1, 3], [1, 1]]]]).astype(np.float32)
 MASK = np.array([[[1, 1, 1, 0]]], np.float32)
 
 
-def made(**settings):
+def made(info=INFO, **settings):
     config = directory.canonical(TrainConfig(tasks=("s", "d", "A"), **settings))
-    return training_losses.make(config, INFO)
+    return training_losses.make(config, info)
 
 
 def test_class_weights_by_hand():
@@ -66,14 +66,13 @@ def test_losses_are_called_what_they_are():
     ]
 
 
-def test_class_weights_beside_a_loss_of_ones_own_are_refused(monkeypatch):
+def test_class_weights_beside_a_loss_of_ones_own_are_refused():
     task = Task("seg", classes=("a", "b"), loss=lambda target, output, mask: mask[:, 0])
     info = dataclasses.replace(INFO, tasks=INFO.tasks.replaced(task))
-    monkeypatch.setitem(globals(), "INFO", info)
     with pytest.raises(InputError, match=r"for seg, which .* --noclass_weights"):
-        made()
-    assert made(class_weights=False)["seg"] is task.loss
-    by_weights = made(task_losses=("seg:cross_entropy",))["seg"]
+        made(info)
+    assert made(info, class_weights=False)["seg"] is task.loss
+    by_weights = made(info, task_losses=("seg:cross_entropy",))["seg"]
     total = math.log(2) + 3 * math.log(4) + 3 * math.log(4 / 3)
     np.testing.assert_allclose(by_weights(LABELS, LOGITS, MASK), [total / 7], rtol=1e-6)
 
