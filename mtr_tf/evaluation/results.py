@@ -149,8 +149,7 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
             warnings.append(
                 f"{task} has outputs that are not finite (in {clean_count} of "
                 f"{clean.count} clean images, and in up to {attacked_count} attacked "
-                "ones): such pixels count as wrong classes, and means over them are "
-                "null."
+                "ones): there classes count as wrong, and means of numbers are null."
             )
     return warnings
 

@@ -122,7 +122,8 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     """Whether its command has ended well, with the settings that it has now.
 
     Training is done if its model is there; an attack, if the marker is, which the
-    runner writes last. Files that cannot be read count as missing.
+    runner writes last. A marker that cannot be read counts as missing; a model whose
+    config.json cannot be read counts as done, and what attacks it says so.
     """
     try:
         return has_files(cell, workdir) and _is_current(cell, workdir / cell.folder)
