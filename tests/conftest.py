@@ -27,9 +27,6 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
-# TensorFlow's graph optimizers (Grappler) take a third of the tests' time on graphs
-# that run once. Commands that tests start as processes have them, like quickstart.sh.
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 # Graphs and models are many small objects. With Python's default thresholds the
 # collector looks at all of them so often that it takes a thirteenth of the tests' time.
 gc.freeze()
