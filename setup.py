@@ -100,7 +100,7 @@ setuptools.setup(
             "nbclient>=0.10",
             "pandas>=2.2",  # For Results.to_pandas.
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ray>=2.40",
             "setuptools>=77",  # A wheel is built in a test.
             "scikit-image>=0.24",  # The released code resizes with it.

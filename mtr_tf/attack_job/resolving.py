@@ -114,7 +114,7 @@ def _facts(job: Job) -> dict[str, Any]:
     settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
-    facts["--fast"] = provenance.fast  # It may differ on another card.
+    facts["the half precision of --fast"] = job.subject.half  # By the card.
     if config.targets != OWN_TARGETS:  # Each worker makes those of its share.
         facts["the data"] = provenance.data
     return facts
@@ -265,12 +265,13 @@ def _fit_models(
 def _subject(config: AttackConfig, workers: Workers, inputs: _Inputs) -> sweep.Subject:
     """What is attacked: models, data, batch size."""
     run, info, columns = inputs.run, inputs.info, inputs.columns
-    surrogate = inputs.source_run.model if inputs.source_run else None
+    surrogate, half = inputs.source_run.model if inputs.source_run else None, ""
     if config.fast:
         images = batching.first_images(columns, 2)
         model = (inputs.source_run or run).model
         with workers.local.scope():
             surrogate = folding.in_half(model, folding.half_type(), images)
+        half = folding.half_type() if surrogate is not model else ""
     subject = sweep.Subject(
         model=run.model,
         tasks=inputs.tasks,
@@ -283,6 +284,7 @@ def _subject(config: AttackConfig, workers: Workers, inputs: _Inputs) -> sweep.S
         surrogate=surrogate,
         jit=config.jit,
         image_channels=info.image_shape[2] if run.packed else None,
+        half=half,
     )
     size = job_lib.batch_size(config, subject)
     subject = dataclasses.replace(subject, batch_size=size)
@@ -457,14 +459,13 @@ def _provenance(
 ) -> Provenance:
     """All that results depend on besides the attack."""
     run_precision = run.config.precision if run.config else "own"
-    in_float16 = config.fast and folding.half_type() == "float16"
     return Provenance(
         mtr_tf=mtr_tf.__version__,
         tensorflow=tf.__version__,
         keras=keras.__version__,
         model=run.fingerprint,
         source=source_run.fingerprint if source_run else None,
-        fast="float16" if in_float16 else config.fast,
+        fast=config.fast,
         precision=run_precision if config.precision == "own" else config.precision,
         input=config.input_affine,
         dataset=subject.info.name,

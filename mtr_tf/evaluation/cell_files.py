@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a cell, and how it is stored in files (see `runs.store`).
 
-    JSON     count, scores and wanted, as in `Result`
+    JSON     count, scores, wanted and half, as in `Result`
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
              consistent/TASK+TASK/MEASURE                         (`consistency`)
              picture/NAME                                         painted examples
@@ -67,6 +67,8 @@ class Result:
         the clean images, and in files of versions without it.
       consistent_rows: How well outputs that determine each other agree (`consistency`);
         empty if there are none, and in files of versions without it.
+      half: The half precision that gradients were taken in by `--fast`; "" without it,
+        and in files of versions without it, for which it was bfloat16.
     """
 
     cell: Cell | None
@@ -83,6 +85,7 @@ class Result:
     unit: np.ndarray | None = None
     unchanged: np.ndarray | None = None
     consistent_rows: Rows = dataclasses.field(default_factory=dict)
+    half: str = ""
 
     @property
     def attack_cell(self) -> Cell:
@@ -204,6 +207,7 @@ def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "count": result.count,
         "scores": result.scores,
         "wanted": result.wanted,
+        **({"half": result.half} if result.half else {}),
     }
     return content, arrays
 
@@ -227,6 +231,7 @@ def result_of(
         wanted=content["wanted"],
         unit=arrays.get("unit"),
         unchanged=arrays.get("still"),
+        half=content.get("half", ""),
         **rows,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,7 @@ class Provenance:
       model: Fingerprint of the model that is attacked.
       source: Fingerprint of the model that adversarial images are made on; None where
         that is `model` itself.
-      fast: Whether gradients are taken in half precision; True stands for bfloat16.
+      fast: Whether gradients are taken in half precision.
       precision: The policy that the model computes in; `own`: that of its file.
       input: (scale, offset) per channel that turn images in [0, 1] into the model's
         inputs; None if it takes images in [0, 1].
@@ -43,7 +42,7 @@ class Provenance:
     keras: str
     model: str
     source: str | None
-    fast: bool | Literal["float16"]
+    fast: bool
     precision: str
     input: tuple[tuple[float, ...], tuple[float, ...]] | None
     dataset: str

@@ -112,6 +112,7 @@ def _record(
         "better": metric.better,
         "unit": task.unit_of(metric, units),
         **({"ignored": list(task.ignored)} if task.ignored else {}),
+        **({"fast": result.half} if result.half == "float16" else {}),
         **_spared_fields(clean, result, task),
     }
 

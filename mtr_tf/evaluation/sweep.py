@@ -56,7 +56,8 @@ class Subject:
     that of random starts and of the bootstrap. `surrogate` is the model on which
     adversarial images are made, if that is not `model`. `jit` is one of
     `compiling.MODES`. `image_channels` is the number of channels of the image if
-    further inputs are packed behind it; else None.
+    further inputs are packed behind it; else None. `half` is the half precision that
+    `surrogate` is a copy in; "" if it is none.
     """
 
     model: keras.Model
@@ -70,6 +71,7 @@ class Subject:
     surrogate: Callable[..., Any] | None = None
     jit: str = "auto"
     image_channels: int | None = None
+    half: str = ""
 
     def __post_init__(self):
         """Replaces names of the eleven tasks by their records."""
@@ -433,6 +435,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         unit=subject.units.of,
         unchanged=evaluation.unchanged,
         consistent_rows=evaluation.derived,
+        half=subject.half if cell else "",
     )
 
 

@@ -150,7 +150,9 @@ def run(name, target, output, mask, **settings):
 def check(name, batch, own_loss="l1", **settings):
     target, output, mask = batch
     keywords = (
-        settings if own_loss == "ce" else {"own": getattr(losses, own_loss), **settings}
+        settings
+        if own_loss == "ce"
+        else {"task_loss": getattr(losses, own_loss), **settings}
     )
     dirty_output = output.copy()
     dirty_output[mask == 0] = np.nan  # Masked values must not enter.

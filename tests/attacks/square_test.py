@@ -175,7 +175,7 @@ def test_a_move_l2_equals_the_papers_written_with_slices():
     rng = np.random.default_rng(6)
     draw = square._Draw(
         place=tf.constant(rng.uniform(size=(4, 2))),
-        other=tf.constant(rng.uniform(size=(4, 2))),
+        second_place=tf.constant(rng.uniform(size=(4, 2))),
         turned=tf.constant([True, False, True, False]),
         signs=tf.constant(rng.choice([-1.0, 1.0], (4, 1, 1, 3))),
     )

@@ -100,7 +100,7 @@ def test_with_an_executor_its_parts_alone_try_what_fits(monkeypatch):
 
 def test_several_workers_take_what_fits_all_of_them(monkeypatch):
     config = AttackConfig(ckpt="x", batch_size="auto")
-    facts = types.SimpleNamespace(model="m", source=None, data="d", fast=False)
+    facts = types.SimpleNamespace(model="m", source=None, data="d")
 
     def resolve(config, workers, *_):
         size = 8 if workers.chief else 6
@@ -121,12 +121,12 @@ def test_several_workers_take_what_fits_all_of_them(monkeypatch):
 
 def test_several_workers_compute_in_one_half_precision(monkeypatch):
     config = AttackConfig(ckpt="x", fast=True)
+    facts = types.SimpleNamespace(model="m", source=None, data="d")
 
     def resolve(config, workers, *_):
-        fast = True if workers.chief else "float16"
-        facts = types.SimpleNamespace(model="m", source=None, data="d", fast=fast)
+        half = "bfloat16" if workers.chief else "float16"
         subject = sweep.Subject(
-            None, (), None, COLUMNS, 50, workers, batch_size=8, seed=0
+            None, (), None, COLUMNS, 50, workers, batch_size=8, seed=0, half=half
         )
         return attack_job.Job(
             config, subject, (), None, facts, (), None, None, None, ""
@@ -134,7 +134,7 @@ def test_several_workers_compute_in_one_half_precision(monkeypatch):
 
     monkeypatch.setattr(resolving, "_resolve", resolve)
     errors = workers_fixture.run(lambda w: attack_job.resolve(config, workers=w))
-    assert all("--fast is True there and 'float16' here" in str(e) for e in errors)
+    assert all("'bfloat16' there and 'float16' here" in str(e) for e in errors)
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [slow(False, 32), (True, 18)])

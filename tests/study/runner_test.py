@@ -292,7 +292,7 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         if cell.kind == "train":
             directory.write_config(folder, cell.config)
         else:
-            commands.write_marker(cell, tmp_path, ENDED, whole=True)
+            commands.write_marker(cell, tmp_path, ENDED, is_new=True)
         assert commands.is_done(cell, tmp_path)
         content = store.read_kept(folder / file)
         settings = content["train" if cell.kind == "train" else "settings"]
@@ -331,13 +331,13 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
         (tmp_path / cell.folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / cell.folder / file).write_text("{}")
         assert commands.is_done(cell, tmp_path) == (cell.kind == "train")
-        commands.write_marker(cell, tmp_path, ENDED, whole=True)
+        commands.write_marker(cell, tmp_path, ENDED, is_new=True)
         assert commands.is_done(cell, tmp_path)
     marker = tmp_path / pgd.folder / commands.MARKER
     for text in ("", "{", "[]", json.dumps({"hash": theory.hash})):
         marker.write_text(text)
         assert not commands.is_done(pgd, tmp_path)
-    commands.write_marker(pgd, tmp_path, ENDED, whole=True)
+    commands.write_marker(pgd, tmp_path, ENDED, is_new=True)
     content = marker.read_text()
     marker.write_text(content.replace('"seconds": 1.0', '"seconds": 2.0'))
     assert not commands.is_done(pgd, tmp_path)
@@ -387,7 +387,7 @@ def test_a_marker_of_another_form_is_done_again(change, tmp_path):
     folder = tmp_path / pgd.folder
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("[]")
-    commands.write_marker(pgd, tmp_path, ENDED, whole=True)
+    commands.write_marker(pgd, tmp_path, ENDED, is_new=True)
     content = json.loads((folder / commands.MARKER).read_text())
     del content["checksum"]  # As of a version that kept none.
     (folder / commands.MARKER).write_text(json.dumps(content | change))

@@ -261,7 +261,7 @@ def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
         dataset = training.config.dataset
         attack_job.attack(dataclasses.replace(cell.config, dataset=dataset))
         outcome = Ended(0, 1.0, "", {}, "here")
-        commands.write_marker(cell, workdir, outcome, whole=True)
+        commands.write_marker(cell, workdir, outcome, is_new=True)
     runner = Runner(study, workdir)
     assert {cell.seed for cell in runner.queue.waiting()} == {1}
     unchanged.check(runner.queue, workdir)
@@ -281,7 +281,7 @@ def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
     records = json.loads(results.read_text())
     records[0]["images"] = records[0]["images"].replace("8x12", "8x13")
     results.write_text(json.dumps(records))
-    commands.write_marker(attacks[0], workdir, outcome, whole=True)
+    commands.write_marker(attacks[0], workdir, outcome, is_new=True)
     refused(study, workdir, "the images had 8x13 pixels and have 8x12")
 
 
