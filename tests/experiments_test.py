@@ -81,7 +81,7 @@ MODELS = [
     pytest.param(name, marks=() if name in EACH_KIND else pytest.mark.fuzz)
     for name in MODELS
 ]
-# Of these, a file that is run has all kinds of settings.
+# Files that are run have all their kinds of settings; the fuzz tier runs these, too.
 ALIKE = ("attack_follow_up", "attack_paper_mim_depth", "attack_paper_seg")
 ATTACKS = [
     pytest.param(name, marks=pytest.mark.fuzz if name in ALIKE else ())

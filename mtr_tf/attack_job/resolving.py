@@ -265,13 +265,15 @@ def _fit_models(
 def _subject(config: AttackConfig, workers: Workers, inputs: _Inputs) -> sweep.Subject:
     """What is attacked: models, data, batch size."""
     run, info, columns = inputs.run, inputs.info, inputs.columns
-    surrogate, half = inputs.source_run.model if inputs.source_run else None, ""
-    if config.fast:
+    surrogate = inputs.source_run.model if inputs.source_run else None
+    half = folding.half_type() if config.fast else ""
+    if half:
         images = batching.first_images(columns, 2)
         model = (inputs.source_run or run).model
         with workers.local.scope():
-            surrogate = folding.in_half(model, folding.half_type(), images)
-        half = folding.half_type() if surrogate is not model else ""
+            surrogate = folding.in_half(model, half, images)
+        if surrogate is model:  # No copy could be made.
+            half = ""
     subject = sweep.Subject(
         model=run.model,
         tasks=inputs.tasks,

@@ -246,9 +246,10 @@ def test_a_handler_that_python_does_not_know_gives_way_to_the_default(monkeypatc
         patch.setattr(signal, "getsignal", lambda signum: None)
         with stopping.handled():
             pass
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    restored_handler = signal.getsignal(signal.SIGTERM)
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
+    assert restored_handler is signal.SIG_DFL
 
 
 def test_a_handler_of_a_library_gives_way(start):
