@@ -225,7 +225,7 @@ def _columns(
             np.uint8 if labels else np.float32,
         )
         masks[task] = prepared.Derived(codes, coding.mask, size, np.bool_)
-    return Columns(images, targets, masks, finding.Names(views), _groups(views))
+    return Columns(images, targets, masks, finding.names(views), _groups(views))
 
 
 def _groups(views: Sequence[View]) -> Groups:
