@@ -259,7 +259,8 @@ def scan(data_dir: str | None) -> Listing:
     """
     root = given_folder("Taskonomy", data_dir, _WHAT)
     digest = hashlib.sha256()
-    table, lists = _Table(), []
+    table = _Table()
+    lists: dict[pathlib.Path, bytes] = {}
 
     @functools.cache
     def folder_facts(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
@@ -269,8 +270,9 @@ def scan(data_dir: str | None) -> Listing:
 
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
-            lists.append(pathlib.Path(entry.path))
-            digest.update(_read_list(lists[-1]))
+            path = pathlib.Path(entry.path)
+            lists[path] = files.read_bytes(path, _LARGEST_LIST)
+            digest.update(lists[path])
             continue
         match = _FILE.fullmatch(entry.name)
         task = layout.TASK_OF_NAME.get(match[4]) if match else None
@@ -369,11 +371,11 @@ def list_name(building: str) -> str:
     return building.rsplit("/", 1)[-1].lower()
 
 
-def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
+def _read_lists(lists: Mapping[pathlib.Path, bytes]) -> dict[str, str] | None:
     """Split by building, from files with the columns id, train, val and test."""
     split_of = {}
-    for path in paths:
-        for row in _rows(path):
+    for path, content in lists.items():
+        for row in _rows(path, content):
             row_splits = [SPLITS[name] for name in SPLITS if row[name] == "1"]
             name = list_name(row["id"])
             if name in split_of:
@@ -386,13 +388,13 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
                 )
             if row_splits:
                 split_of[name] = row_splits[0]
-    return split_of if paths else None
+    return split_of if lists else None
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+def _rows(path: pathlib.Path, content: bytes) -> list[dict[str, str]]:
     """The rows of a split list, whose columns are checked."""
     try:
-        text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
+        text = content.decode("utf-8-sig")  # Spreadsheets write a mark first.
         reader = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )
@@ -408,8 +410,3 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
             f"'{path}' has {', '.join(columns) or 'none'}; download it again."
         )
     return rows
-
-
-def _read_list(path: pathlib.Path) -> bytes:
-    """The bytes of a split list."""
-    return files.read_bytes(path, _LARGEST_LIST)
