@@ -25,7 +25,7 @@ import numpy as np
 
 # A vector whose parts are numbers or arrays of one shape.
 Vector: TypeAlias = tuple
-Rotation: TypeAlias = tuple[Vector, Vector, Vector]
+Rotation: TypeAlias = tuple[Vector, ...]  # Its three axes.
 
 IDENTITY: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -231,5 +231,4 @@ def out_of(rotation: Rotation, v: Vector) -> Vector:
 
 def combine(first: Rotation, second: Rotation) -> Rotation:
     """The rotation that does `into(first, into(second, v))` at once."""
-    right, down, forward = first
-    return out_of(second, right), out_of(second, down), out_of(second, forward)
+    return tuple(out_of(second, axis) for axis in first)

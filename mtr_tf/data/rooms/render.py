@@ -88,12 +88,7 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
             continue
         origin = geometry.minus(scene.camera.position, thing.center)
         # The camera's axes in the thing's frame; rays are x right + y down + forward.
-        right, down, forward = scene.camera.frame
-        axes = (
-            geometry.into(thing.frame, right),
-            geometry.into(thing.frame, down),
-            geometry.into(thing.frame, forward),
-        )
+        axes = tuple(geometry.into(thing.frame, axis) for axis in scene.camera.frame)
         t, piece = thing.shape.hit(
             geometry.into(thing.frame, origin),
             _rays(axes, x[:, window[1]], y[window[0]]),
