@@ -93,7 +93,6 @@ def help_with(
     jobs: Jobs,
     work: str,
     is_over: Callable[[], bool],
-    processes: int | None = None,
 ) -> None:
     """Makes parts for another process, on this or another machine, which needs all.
 
@@ -103,11 +102,10 @@ def help_with(
     making is soon made by another.
 
     Args:
-      folder: as for `examples`, like `jobs`, `work` and `processes`.
+      folder: as for `examples`, like `jobs` and `work`.
       jobs: any number of them may be finished.
       work: the function that makes a part.
       is_over: whether parts are no longer needed.
-      processes: their number.
 
     Raises:
       InputError: the work raises it, or a part cannot be written.
@@ -116,7 +114,7 @@ def help_with(
     order = np.random.default_rng().permutation(len(jobs))
     shuffled_jobs = (jobs[int(place)] for place in order)
     with progress.bar(len(jobs), "helping to prepare", "examples") as advance:
-        for _ in _ensure_parts(folder, shuffled_jobs, work, len(jobs), processes):
+        for _ in _ensure_parts(folder, shuffled_jobs, work, len(jobs)):
             advance(1)
             if is_over():
                 return
@@ -221,7 +219,7 @@ def _ensure_parts(
     jobs: Iterable[tuple[str, Any]],
     work: str,
     missing: int,
-    processes: int | None,
+    processes: int | None = None,
 ) -> Iterator[tuple[str, Any, bool]]:
     """Yields (key, job, is_new) in order, each once its part exists.
 
