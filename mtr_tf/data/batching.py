@@ -30,7 +30,6 @@ import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import picture
-from mtr_tf.data import source
 from mtr_tf.data.augment import Augment
 from mtr_tf.data.augment import Tasks
 from mtr_tf.errors import InputError
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 # Without this, AutoGraph spends seconds looking for control flow that is not there.
 _without_autograph = tf.autograph.experimental.do_not_convert
-_ONE_PIPELINE = tf.distribute.InputContext()
 
 
 def gather(
@@ -85,7 +83,7 @@ def gather(
         target, mask = _read_task(columns, task, images, rows)
         count = task.output_channels(num_classes)
         if task.discrete and count:
-            source.check_labels(name, target, mask, rows, count)
+            _check_labels(name, target, mask, rows, count)
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
     image = pad(_pack_inputs(columns, images, rows), np.float32)
@@ -183,8 +181,8 @@ def train_batches(
         lambda step: train_indices(n, batch_size, seed, step),
         range(first_step, max(first_step, last_step)),
         batch_size,
-        context or _ONE_PIPELINE,
-        num_classes=num_classes,
+        context,
+        num_classes,
     )
     if augment is not None:
         batches = batches.map(
@@ -233,9 +231,9 @@ def eval_batches(
         lambda step: eval_indices(n, batch_size, step),
         range(eval_steps(n, batch_size)),
         batch_size,
-        context or _ONE_PIPELINE,
-        wanted,
+        context,
         num_classes,
+        wanted,
     ).prefetch(tf.data.AUTOTUNE)
 
 
@@ -308,12 +306,12 @@ def _read_shares(
     indices_of: Callable[[int], np.ndarray],
     steps: range,
     batch_size: int,
-    context: tf.distribute.InputContext,
+    context: tf.distribute.InputContext | None,
+    num_classes: int | None,
     wanted: bool = False,
-    num_classes: int | None = None,
 ) -> tf.data.Dataset:
     """Reads the shares of the replicas of one worker, for each of `steps`."""
-    slices = replica_slices(batch_size, context)
+    slices = replica_slices(batch_size, context or tf.distribute.InputContext())
     tasks = tasks_lib.task_set(tasks)
 
     def read(number: int) -> dict[str, Any]:
@@ -405,6 +403,20 @@ def _read_task(
     mask = columns.masks.get(task.name)
     places = target.shape if task.discrete else target.shape[:-1]
     return target, np.ones(places, bool) if mask is None else mask[rows]
+
+
+def _check_labels(
+    task: str, target: np.ndarray, mask: np.ndarray, rows: np.ndarray, num_classes: int
+) -> None:
+    """Raises `InputError` for a known label of `rows` that is not a valid class."""
+    invalid = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
+    if invalid.any():
+        place = np.argwhere(invalid)[0]
+        raise InputError(
+            f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
+            f"known, but example {rows[place[0]]} has {target[tuple(place)]}; mask "
+            "it, or add classes to the data set."
+        )
 
 
 @functools.lru_cache(maxsize=4)

@@ -209,28 +209,6 @@ class Source:
             )
 
 
-def check_labels(
-    task: str, target: np.ndarray, mask: np.ndarray, rows: np.ndarray, num_classes: int
-) -> None:
-    """Raises `InputError` for a known label that is not a valid class.
-
-    Args:
-      task: the name of the task.
-      target: integer [n, *places].
-      mask: [n, *places], zero where the label is not known.
-      rows: the numbers of the n examples.
-      num_classes: how many classes there are.
-    """
-    invalid = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
-    if invalid.any():
-        place = np.argwhere(invalid)[0]
-        raise InputError(
-            f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
-            f"known, but example {rows[place[0]]} has {target[tuple(place)]}; mask "
-            "it, or add classes to the data set."
-        )
-
-
 def checked_size(
     image_size: tuple[int, int] | None, default: tuple[int, int]
 ) -> tuple[int, int]:
