@@ -122,9 +122,7 @@ class Taskonomy(prepared.Builder):
     def _list_broken(self) -> None:
         """Warns of all broken files; raises `InputError` if pictures are among them."""
         broken = self.info.metadata[BROKEN]
-        reasons = [
-            reason for task_reasons in broken.values() for reason in task_reasons
-        ]
+        reasons = [reason for task in broken for reason in broken[task]]
         listing = "; ".join(reason.rstrip(".") for reason in reasons)
         if layout.RGB in broken:
             raise InputError(
