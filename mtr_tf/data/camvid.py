@@ -184,7 +184,7 @@ def _read_split(
 
 
 def _read_image(path: pathlib.Path) -> Image.Image:
-    image = _read_png(path)
+    image = png.read(png.read_file(path), str(path))
     if image.mode != "RGB":
         raise InputError(
             f"CamVid's pictures must be 8-bit RGB, but '{path}' has Pillow's mode "
@@ -194,7 +194,7 @@ def _read_image(path: pathlib.Path) -> Image.Image:
 
 
 def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
-    label = _read_png(path)
+    label = png.read(png.read_file(path), str(path))
     if label.mode not in ("L", "P"):
         raise InputError(
             "CamVid's labels must have one 8-bit channel, the class of each pixel, "
@@ -213,7 +213,3 @@ def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
             f"but '{path}' contains {largest}."
         )
     return label
-
-
-def _read_png(path: pathlib.Path) -> Image.Image:
-    return png.read(png.read_file(path), str(path))
