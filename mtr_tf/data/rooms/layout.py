@@ -11,16 +11,16 @@ SIZES = (32, 64, 128)
 DEFAULT_SIZE = 64
 SPLIT_SIZES = {"train": 2000, "validation": 300, "test": 300}
 
-# Targets that are stored: name -> (channels, 0 for labels without that axis; type).
-STORED: dict[str, tuple[int, type[np.generic]]] = {
-    "seg": (0, np.uint8),
-    "depth": (1, np.float32),
-    "depth_euclidean": (1, np.float32),
-    "normal": (3, np.float32),
-    "edge_occlusion": (1, np.float32),
-    "keypoints3d": (1, np.float32),
-    "reshading": (1, np.float32),
-    "curvature": (2, np.float32),
+# Targets that are stored: name -> (shape behind height and width, type).
+STORED: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+    "seg": ((), np.uint8),
+    "depth": ((1,), np.float32),
+    "depth_euclidean": ((1,), np.float32),
+    "normal": ((3,), np.float32),
+    "edge_occlusion": ((1,), np.float32),
+    "keypoints3d": ((1,), np.float32),
+    "reshading": ((1,), np.float32),
+    "curvature": ((2,), np.float32),
 }
 
 # All tasks, in the order of the table of tasks; those not stored are computed from the
@@ -72,10 +72,8 @@ STD = (0.176, 0.177, 0.177)
 
 def arrays(size: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Shape and type of every array of an example, the picture first."""
-    table: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-        "image": ((size, size, 3), np.uint8)
+    table = {"image": ((3,), np.uint8), **STORED}
+    return {
+        name: ((size, size, *channels), kind)
+        for name, (channels, kind) in table.items()
     }
-    for name, (channels, kind) in STORED.items():
-        shape = (size, size, channels) if channels else (size, size)
-        table[name] = (shape, kind)
-    return table

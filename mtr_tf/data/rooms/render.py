@@ -193,10 +193,8 @@ def render(scene: Scene, height: int, width: int, key: tuple[int, ...] = ()) -> 
         hits = cast(scene, height, width)
         surface = find_surface(scene, hits)
         light = shading.shade(scene, surface)
-    shape = (height, width)
-    arrays = {"image": _expose(scene, light, surface.order, shape, key)}
-    arrays.update(_targets(scene, hits, surface))
-    return arrays
+    image = _expose(scene, light, surface.order, (height, width), key)
+    return {"image": image, **_targets(scene, hits, surface)}
 
 
 def _scatter(order: np.ndarray, values: np.ndarray, shape: tuple) -> np.ndarray:
