@@ -96,27 +96,23 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 
 def _window(values: np.ndarray) -> np.ndarray:
     """Returns the Gaussian mean around each pixel of `[batch, H, W]`."""
-    for axis in (1, 2):
-        values = _smooth(values, axis)
-    return values
-
-
-def _smooth(values: np.ndarray, axis: int) -> np.ndarray:
     radius = _WINDOW_RADIUS
     offsets = np.arange(radius + 1)
     weights = np.exp(-0.5 * (offsets / _WINDOW_SIGMA) ** 2)
     weights = (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
-    size = values.shape[axis]
-    padding = [(0, 0)] * values.ndim
-    padding[axis] = (radius, radius)
-    padded = np.moveaxis(np.pad(values, padding, "symmetric"), axis, 0)
-    total = padded[radius : radius + size] * weights[0]
-    for k in range(1, radius + 1):
-        low, high = radius - k, radius + k
-        pair = padded[low : low + size] + padded[high : high + size]
-        pair *= weights[k]
-        total += pair
-    return np.moveaxis(total, 0, axis)
+    for axis in (1, 2):
+        size = values.shape[axis]
+        padding = [(0, 0)] * values.ndim
+        padding[axis] = (radius, radius)
+        padded = np.moveaxis(np.pad(values, padding, "symmetric"), axis, 0)
+        total = padded[radius : radius + size] * weights[0]
+        for k in range(1, radius + 1):
+            low, high = radius - k, radius + k
+            pair = padded[low : low + size] + padded[high : high + size]
+            pair *= weights[k]
+            total += pair
+        values = np.moveaxis(total, 0, axis)
+    return values
 
 
 TASKS = {

@@ -9,9 +9,8 @@ which is a sphere for (r^2, 0, -1), a cylinder for (r^2, 0, 0), a cone of height
 (r^2, -2 r^2 / h, r^2 / h^2) and a hyperboloid of one sheet for C > 0 and no apex. A
 *box* is |x| <= a, |y| <= b, |z| <= c.
 
-Everything is float64 and uses only + - * / sqrt, which IEEE 754 rounds correctly, so
-the results are the same bits on any machine; sin, pow, BLAS and sums over pixels, which
-differ between machines, are not used.
+Everything is float64 and uses only + - * / sqrt, so that results are the same bits on
+any machine (see `render`).
 """
 
 from __future__ import annotations
