@@ -147,7 +147,7 @@ class Views(Mapped[View]):
         return Views(self._function, self._things[np.asarray(places, np.int64)])
 
 
-def names(views: Sequence[View]) -> Sequence[str]:
+def names_of(views: Sequence[View]) -> Sequence[str]:
     """The names of views."""
     return Mapped(operator.attrgetter("name"), views)
 
@@ -304,8 +304,9 @@ def summary(
     for view in itertools.chain.from_iterable(views_by_split.values()):
         view_count += 1
         buildings.add(view.building)
-        file_counts.update(iter(view.places))
-        blind_count += _is_blind(view, tasks)
+        view_tasks = set(view.places)
+        file_counts.update(view_tasks)
+        blind_count += _is_blind(view_tasks, tasks)
     counts = " and ".join(
         f"{len(views)} {split}" for split, views in views_by_split.items()
     )
@@ -333,11 +334,10 @@ def summary(
     return line + "."
 
 
-def _is_blind(view: View, tasks: Sequence[str]) -> bool:
-    """Whether the view has a target with holes, but no file that shows the holes."""
-    hole_tasks = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
-    return not any(task in view.places for task in hole_tasks) and any(
-        task in view.places and layout.DOMAINS[task].masked_by_depth for task in tasks
+def _is_blind(view_tasks: set[str], tasks: Sequence[str]) -> bool:
+    """Whether a view has a target with holes, but no file that shows the holes."""
+    return view_tasks.isdisjoint((*layout.DEPTHS, layout.MASK, *layout.HOLES)) and any(
+        layout.DOMAINS[task].masked_by_depth for task in view_tasks.intersection(tasks)
     )
 
 

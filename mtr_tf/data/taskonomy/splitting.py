@@ -44,7 +44,7 @@ def splits(
     by_lists = not validation_share and _by_lists(listing, as_released)
     by_points = as_released or (len(buildings) == 1 and not by_lists)
     unit_of = operator.attrgetter("point" if by_points else "building")
-    units = sorted(set(map(unit_of, listing.views)))
+    units = sorted(set(map(unit_of, listing.views)) if by_points else buildings)
     if by_lists:
         lists = listing.lists or {}
         split_of = {name: lists.get(list_name(name), "") for name in units}
