@@ -122,7 +122,7 @@ class View:
 
 
 class Mapped(Sequence[T]):
-    """A function of each of some things, called on access: all would fill the memory.
+    """A function's values of some things, made on access: all would fill the memory.
 
     A slice is another such sequence.
     """
