@@ -26,8 +26,9 @@ from mtr_tf.tasks.groups import task_weights
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
-# The losses of targets that are not numbers, by kind.
-_KIND_LOSSES = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
+# The losses of targets that are not numbers, by kind, and of those that are.
+_KIND_LOSSES = {"classes": ("cross_entropy",), "labels": ("binary_cross_entropy",)}
+_NUMBER_LOSSES = ("l1", "l2")
 
 _ALL = "_over_all_pixels"  # Suffix of the names of losses.
 
@@ -138,7 +139,7 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
                 "--task_losses must name tasks that are trained "
                 f"({', '.join(tasks)}); got {task}. Remove it."
             )
-        if not _fits(loss, tasks[task].kind):
+        if loss not in _KIND_LOSSES.get(tasks[task].kind, _NUMBER_LOSSES):
             raise InputError(
                 "cross_entropy is for classes, binary_cross_entropy for labels, and "
                 f"l1 and l2 for everything else, but --task_losses has {pair!r}; "
@@ -146,13 +147,6 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
             )
         by_task[task] = LOSSES[loss]
     return by_task
-
-
-def _fits(loss: str, kind: str) -> bool:
-    """Whether a loss is for targets of a kind."""
-    return _KIND_LOSSES.get(kind, loss) == loss and (
-        kind in _KIND_LOSSES or loss not in _KIND_LOSSES.values()
-    )
 
 
 # Weights of tasks.
