@@ -8,7 +8,6 @@ paper's code, to repeat its runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -22,9 +21,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
 from mtr_tf.tasks.groups import task_weights
-
-# (target, output, mask) -> float32 [batch].
-Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+from mtr_tf.tasks.task import Loss
 
 # The losses of targets that are not numbers, by kind, and of those that are.
 _KIND_LOSSES = {"classes": ("cross_entropy",), "labels": ("binary_cross_entropy",)}
