@@ -19,6 +19,7 @@ from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config import settings
 from mtr_tf.data import batching
+from mtr_tf.models import multitask
 from mtr_tf.runs import building
 from mtr_tf.runs import loading
 
@@ -118,7 +119,7 @@ def add_flags(parser: argparse.ArgumentParser, **defaults) -> None:
     parser.add_argument("--model", default="resnet18", help="a key of models.MODELS")
     parser.add_argument("--width", type=int, help="of the first layer; resnet18: 16")
     parser.add_argument("--image_size", default="64", help="sides, such as 128x256")
-    parser.add_argument("--decoders", default="separate", choices=models.DECODERS)
+    parser.add_argument("--decoders", default="separate", choices=multitask.DECODERS)
     parser.add_argument("--tasks", default="seg,depth", help="heads, all attacked")
     parser.set_defaults(**defaults)
 
