@@ -82,9 +82,14 @@ class Job:
     jit: bool
     facts: Mapping[str, Any]
 
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """Where the run computes."""
+        return self.workers.strategy
+
     def batches(self, first: int) -> tf.distribute.DistributedDataset:
         """Returns the batches from step `first` on, on all replicas."""
-        return self.workers.strategy.distribute_datasets_from_function(
+        return self.strategy.distribute_datasets_from_function(
             lambda context: batching.train_batches(
                 self.columns,
                 self.tasks,

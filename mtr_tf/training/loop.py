@@ -155,7 +155,7 @@ def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
     batches = job.batches(first)
 
     def make(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-        steps = step_lib.compile_steps(job.learner, job.workers.strategy, jit)
+        steps = step_lib.compile_steps(job.learner, job.strategy, jit)
         return functools.partial(steps, iter(batches))
 
     train_steps = compiling.Fallback(make, job.jit, "the training step")
