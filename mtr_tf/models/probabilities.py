@@ -95,14 +95,10 @@ def activation_of(tensor: keras.KerasTensor) -> str:
     The values may be moved, resized or averaged.
     """
     axis = len(tensor.shape) - 1
-    return next(
-        (
-            activation
-            for activation in _ACTIVATIONS
-            if _has_values(tensor, activation, axis)
-        ),
-        "",
-    )
+    for activation in _ACTIVATIONS:
+        if _has_values(tensor, activation, axis):
+            return activation
+    return ""
 
 
 def with_logits(
@@ -352,10 +348,7 @@ def _ends_in(layer: Any, activation: str, axis: int, rank: int) -> bool:
         return name.lower() == activation and (
             activation == "sigmoid" or layer_axis == axis
         )
-    function = getattr(layer, "activation", None)
-    matches = any(
-        function is known_function for known_function in _FUNCTIONS[activation]
-    )
+    matches = getattr(layer, "activation", None) in _FUNCTIONS[activation]
     return matches and (activation == "sigmoid" or axis == rank - 1)
 
 

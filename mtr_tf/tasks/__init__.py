@@ -27,17 +27,7 @@ if TYPE_CHECKING:
     from mtr_tf.tasks.task import Task
     from mtr_tf.tasks.task import TaskSet
 
-_MODULES = {
-    "KINDS": "task",
-    "Kind": "task",
-    "NOT_FINITE": "table",
-    "TASKS": "table",
-    "Task": "task",
-    "TaskSet": "task",
-    "statistics": "table",
-    "task_losses": "table",
-    "task_set": "table",
-}
+_IN_TASK = ("KINDS", "Kind", "Task", "TaskSet")  # All else is in `table`.
 __all__ = [
     "KINDS",
     "NOT_FINITE",
@@ -55,9 +45,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a name of `table` or `task` when it is first used."""
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"mtr_tf.tasks.{_MODULES[name]}")
+    module_name = "task" if name in _IN_TASK else "table"
+    module = importlib.import_module(f"mtr_tf.tasks.{module_name}")
     globals()[name] = value = getattr(module, name)
     return value
 

@@ -412,10 +412,8 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
-        values = tf.cast(loss(target, output, mask), tf.float64)
-        losses.check_per_image("loss", loss, values, has_valid)
-        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
+        values = loss(target, output, mask)
+        return _sum_and_count_of_images("loss", loss, values, mask)
 
     return Metric("loss", "lower", "", statistics, _ratio, _UNBOUNDED, of_given=True)
 
@@ -465,6 +463,19 @@ def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.stack((total, tf.cast(_count_nonzero(mask), tf.float64)), axis=-1)
 
 
+def _sum_and_count_of_images(
+    kind: str, function: Callable, values: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
+    """Returns (value, 1) per image, or (0, 0) without a valid place.
+
+    Raises `InputError` unless the function, a "loss" or "metric", gave `[batch]`.
+    """
+    has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+    values = tf.cast(values, tf.float64)
+    losses.check_per_image(kind, function, values, has_valid)
+    return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
+
+
 def _count_nonzero(values: tf.Tensor) -> tf.Tensor:
     """Counts the nonzero values of each image: int64 `[batch]`."""
     return tf.math.count_nonzero(values, axis=losses.places(values))
@@ -493,11 +504,8 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
 
     def statistics(target, output, mask, num_classes):
         del num_classes
-        has_valid = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = function(target, losses.not_half(output), mask)
-        values = tf.cast(values, tf.float64)
-        losses.check_per_image("metric", function, values, has_valid)
-        return tf.stack((tf.where(has_valid > 0, values, 0.0), has_valid), axis=-1)
+        return _sum_and_count_of_images("metric", function, values, mask)
 
     return Metric(name, better, unit, statistics, _ratio, _UNBOUNDED, of_given=True)
 

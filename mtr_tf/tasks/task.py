@@ -553,12 +553,6 @@ def _paint_directions(
     return palettes.vectors_to_rgb(value[..., :3], mask)
 
 
-def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
-    if value.shape[-1] != 3:
-        return paint_numbers((0, 1))(task, value, info, mask)
-    return _paint_in_range(value, info.ranges.get(task.name, (0, 1)), mask)
-
-
 def _paint_in_range(value: np.ndarray, value_range: Sequence[float] | None, mask):
     if value_range is None:
         is_shown = np.isfinite(value)
@@ -620,7 +614,7 @@ KINDS: dict[str, Kind] = {
         "a picture",
         losses_lib.l2,
         lambda unit, axes: (metrics_lib.mse(), metrics_lib.mae()),
-        _paint_image,
+        paint_numbers((0, 1)),
         channels=3,
     ),
 }

@@ -89,20 +89,15 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
                     for name, task in job.tasks.items()
                 )
                 directory.begin(workdir, config, resume, tasks, info.ranges, facts)
-        keeper = _keeper(job, workdir)
+        keeper = Keeper(
+            workdir,
+            job.learner.model,
+            job.learner.optimizer,
+            config.keep_checkpoints,
+            job.learner.weighting.variables,
+            writes=workers.chief,
+        )
         _run(job, workdir, keeper)
-
-
-def _keeper(job: Job, workdir: pathlib.Path) -> Keeper:
-    learner = job.learner
-    return Keeper(
-        workdir,
-        learner.model,
-        learner.optimizer,
-        job.config.keep_checkpoints,
-        learner.weighting.variables,
-        writes=job.workers.chief,
-    )
 
 
 def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:

@@ -8,7 +8,6 @@ paper's code, to repeat its runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -22,12 +21,11 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
 from mtr_tf.tasks.groups import task_weights
+from mtr_tf.tasks.task import Loss
 
-# (target, output, mask) -> float32 [batch].
-Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-
-# The losses of targets that are not numbers, by kind.
-_KIND_LOSSES = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
+# The losses of targets that are not numbers, by kind, and of those that are.
+_KIND_LOSSES = {"classes": ("cross_entropy",), "labels": ("binary_cross_entropy",)}
+_NUMBER_LOSSES = ("l1", "l2")
 
 _ALL = "_over_all_pixels"  # Suffix of the names of losses.
 
@@ -138,7 +136,7 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
                 "--task_losses must name tasks that are trained "
                 f"({', '.join(tasks)}); got {task}. Remove it."
             )
-        if not _fits(loss, tasks[task].kind):
+        if loss not in _KIND_LOSSES.get(tasks[task].kind, _NUMBER_LOSSES):
             raise InputError(
                 "cross_entropy is for classes, binary_cross_entropy for labels, and "
                 f"l1 and l2 for everything else, but --task_losses has {pair!r}; "
@@ -146,13 +144,6 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
             )
         by_task[task] = LOSSES[loss]
     return by_task
-
-
-def _fits(loss: str, kind: str) -> bool:
-    """Whether a loss is for targets of a kind."""
-    return _KIND_LOSSES.get(kind, loss) == loss and (
-        kind in _KIND_LOSSES or loss not in _KIND_LOSSES.values()
-    )
 
 
 # Weights of tasks.

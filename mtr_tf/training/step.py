@@ -25,7 +25,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import TaskSet
-from mtr_tf.training.losses import Loss
+from mtr_tf.tasks.task import Loss
 from mtr_tf.training.losses import Weighting
 
 

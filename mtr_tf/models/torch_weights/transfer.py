@@ -1,23 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch's files put into our models; `reading` reads them."""
+"""Weights of PyTorch's files put into our models; `reading` reads them.
+
+Names in files of DRN and ResNet and names of our variables are brought to a name in
+common, `Name(part, weight)`: the weight is spelled as the published classification
+networks spell it (`layer3.0.conv1.weight`, `layer0.1.bias`, `conv1.weight`;
+`head.weight` for a task's last convolution), and the part says whose it is: the
+encoder's, a task's, or all tasks'. What the files call it:
+
+    released multi-task        encoder.3.0.conv1     task_to_decoder.TASK.0.1.bn2
+    official segmentation      base.3.0.conv1        base.6.1.bn2, seg
+    official classification    layer3.0.conv1        layer6.1.bn2, fc
+    released, ResNet           encoder.layer1.0.bn1  task_to_decoder.TASK.upconv0
+    torchvision, ResNet        layer1.0.bn1          fc
+
+A number after `encoder`, `base` and `task_to_decoder.TASK` counts the modules of the
+network: layers 0 to 8 in DRN-D; in DRN-C layer 0 is three modules of its own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
-from mtr_tf.models.torch_weights import names as weight_names
-from mtr_tf.models.torch_weights.names import CLASSIFIER
-from mtr_tf.models.torch_weights.names import ENCODER
-from mtr_tf.models.torch_weights.names import SHARED
-from mtr_tf.models.torch_weights.names import Name
+from mtr_tf.models import MODELS
 
+ENCODER = "encoder"
+SHARED = "shared"  # Belongs to the decoders of all tasks.
+CLASSIFIER = "classifier"  # Belongs to a task that is none of ours.
+_KINDS = {  # PyTorch's names of a Keras layer's variables.
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_IN_BLOCKS = [  # Our names in blocks, then those of plain convolutions.
+    (r"_block(\d+)_([123])_conv$", r".\1.conv\2"),
+    (r"_block(\d+)_([123])_norm$", r".\1.bn\2"),
+    (r"_block(\d+)_shortcut_conv$", r".\1.downsample.0"),
+    (r"_block(\d+)_shortcut_norm$", r".\1.downsample.1"),
+    (r"^(layer\d)_conv$", r"\1.0"),
+    (r"^(layer\d)_norm$", r"\1.1"),
+    (r"^stem_conv$", "conv1"),
+    (r"^stem_norm$", "bn1"),
+    (r"^up(\d)_conv$", r"upconv\1"),
+    (r"^up(\d)_norm$", r"bn_upconv\1"),
+    (r"^stage(\d)_conv$", r"conv_decode\1"),
+    (r"^stage(\d)_norm$", r"bn_decode\1"),
+]
 _MAX_NAMES = 6  # Names in a message.
+# Why a file does not fit, in the order of the message.
+_MISSING, _UNEXPECTED, _SHAPE = "missing", "unexpected", "of another shape"
+_DIFFERING = "to be shared, but different (give --decoders=separate)"
+_Problems = dict[str, list[str]]  # {one of these: names of weights}
+
+
+class Name(NamedTuple):
+    """A weight's name in common: `part` is ENCODER, SHARED, CLASSIFIER or a task."""
+
+    part: str
+    weight: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +130,7 @@ def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
     for name, array in arrays.items():
         if name.endswith("num_batches_tracked"):
             continue
-        common_name = weight_names.of_tensor(name, model)
+        common_name = of_tensor(name, model)
         if common_name is None or common_name in tensors:
             unknown.append(name)
         else:
@@ -113,17 +164,19 @@ def assign(
       InputError: Something is missing, left over, or has another shape; the model is
         as it was.
     """
-    values, used_keys, kept_paths, problems = {}, set(), [], _Problems()
+    values, used_keys, kept_paths = {}, set(), []
+    kinds = (_MISSING, _UNEXPECTED, _SHAPE, _DIFFERING)
+    problems: _Problems = {kind: [] for kind in kinds}
     for variable in model.variables:
-        name = weight_names.of_variable(variable.path)
+        name = of_variable(variable.path)
         tensors = _tensors(weights, name, problems)
         if not tensors:
             has_none = not (weights.tasks if _is_per_task(name) else weights.decoders())
             is_optional = name.part != ENCODER and has_none
-            names = kept_paths if is_optional else problems.missing
-            names.append(
-                variable.path if is_optional else f"{name.part}: {name.weight}"
-            )
+            if is_optional:
+                kept_paths.append(variable.path)
+            else:
+                problems[_MISSING].append(f"{name.part}: {name.weight}")
             continue
         used_keys.update(key for key, _ in tensors)
         key, array = tensors[0]
@@ -131,7 +184,7 @@ def assign(
             array = array[:-1]
         values[variable.path] = _keras_array(key, array, variable.shape, problems)
     sentences = _omissions(weights, used_keys, tuple(model.output), problems)
-    problems.raise_if_any(model.name, weights)
+    _raise_if_any(problems, model.name, weights)
     for variable in model.variables:
         if variable.path in values:
             variable.assign(values[variable.path])
@@ -150,7 +203,7 @@ def _keras_array(
     if array.ndim == 4:  # [out, in, h, w], or [in, out, h, w] where transposed.
         array = array.transpose(2, 3, 1, 0)
     if array.shape != tuple(shape):
-        problems.shapes.append(
+        problems[_SHAPE].append(
             f"{key} is {_torch_shape(array.shape)} and must be {_torch_shape(shape)}"
         )
     return array
@@ -165,7 +218,7 @@ def _tensors(weights: Contents, name: Name, problems: _Problems) -> list:
         return [tensor] if tensor else []
     tensors = weights.decoders().get(name.weight, [])
     if any(not np.array_equal(tensors[0][1], array) for _, array in tensors):
-        problems.differing.extend(key for key, _ in tensors)
+        problems[_DIFFERING].extend(key for key, _ in tensors)
     return tensors
 
 
@@ -190,10 +243,10 @@ def _omissions(
         elif name.part not in (ENCODER, SHARED, *tasks):
             other_tasks[name.part] = None
         elif name.weight != "up.weight":
-            problems.unexpected.append(key)
+            problems[_UNEXPECTED].append(key)
         elif not _is_bilinear(array):
-            problems.unexpected.append(f"{key} (not the fixed bilinear kernel)")
-    problems.unexpected.extend(weights.unknown)
+            problems[_UNEXPECTED].append(f"{key} (not the fixed bilinear kernel)")
+    problems[_UNEXPECTED].extend(weights.unknown)
     sentences = []
     if classifier:
         sentences.append(
@@ -214,33 +267,18 @@ def _is_bilinear(kernel: np.ndarray) -> bool:
     )
 
 
-@dataclasses.dataclass
-class _Problems:
-    """Why a file does not fit, by kind."""
-
-    missing: list[str] = dataclasses.field(default_factory=list)
-    unexpected: list[str] = dataclasses.field(default_factory=list)
-    shapes: list[str] = dataclasses.field(default_factory=list)
-    differing: list[str] = dataclasses.field(default_factory=list)
-
-    def raise_if_any(self, model: str, weights: Contents) -> None:
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.shapes,
-            "to be shared, but different (give --decoders=separate)": self.differing,
-        }
-        parts = [
-            f"{len(names)} {kind}: {_listing(names)}"
-            for kind, names in kinds.items()
-            if names
-        ]
-        if parts:
-            raise InputError(
-                f"the file does not fit --model={model}; it has heads for "
-                f"{', '.join(weights.tasks) or 'no task'}. Weights "
-                f"{'; '.join(parts)}. Check --model, --tasks and --num_classes."
-            )
+def _raise_if_any(problems: _Problems, model: str, weights: Contents) -> None:
+    parts = [
+        f"{len(names)} {kind}: {_listing(names)}"
+        for kind, names in problems.items()
+        if names
+    ]
+    if parts:
+        raise InputError(
+            f"the file does not fit --model={model}; it has heads for "
+            f"{', '.join(weights.tasks) or 'no task'}. Weights "
+            f"{'; '.join(parts)}. Check --model, --tasks and --num_classes."
+        )
 
 
 def _torch_shape(shape: Iterable[int]) -> list[int]:
@@ -252,3 +290,81 @@ def _torch_shape(shape: Iterable[int]) -> list[int]:
 def _listing(names: list[str]) -> str:
     excess = len(names) - _MAX_NAMES
     return ", ".join(names[:_MAX_NAMES]) + (f" and {excess} more" if excess > 0 else "")
+
+
+# Names.
+
+
+def of_variable(path: str) -> Name:
+    """The common name of a variable, by its Keras path such as `head_seg/bias`."""
+    layer, kind = path.split("/")
+    kind = _KINDS[kind]
+    if layer.startswith("head_"):
+        return Name(layer.removeprefix("head_"), f"head.{kind}")
+    if layer.startswith("encoder_"):
+        part, layer = ENCODER, layer.removeprefix("encoder_")
+    else:
+        match = re.match(r"decoder_(\w+?)_((?:layer|up|stage)\d.*)", layer)
+        if match is None:
+            raise ValueError(f"not a variable of a model of ours: {path}")
+        part, layer = match.groups()
+    for pattern, replacement in _IN_BLOCKS:
+        layer = re.sub(pattern, replacement, layer)
+    return Name(part, f"{layer}.{kind}")
+
+
+def of_tensor(name: str, model: str) -> Name | None:
+    """The common name of a tensor in a file; None if it has none.
+
+    Args:
+      name: As in the file, without `module.`.
+      model: Key of MODELS, a DRN or a ResNet.
+    """
+    if match := re.match(r"task_to_decoder\.(\w+)\.(.+)", name):
+        weight = _decoder_weight(match[2], model)
+        return Name(_task(match[1]), weight) if weight else None
+    if name.startswith("fc."):
+        return Name(CLASSIFIER, name)
+    if MODELS[model].family == "resnet":
+        name = name.removeprefix("encoder.")
+        is_encoder = re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name)
+        return Name(ENCODER, name) if is_encoder else None
+    return _drn_name(name, model)
+
+
+def _drn_name(name: str, model: str) -> Name | None:
+    if match := re.match(r"(seg|up)\.(.+)", name):
+        part = "head" if match[1] == "seg" else "up"
+        return Name("seg", f"{part}.{match[2]}")
+    if match := re.match(r"(?:encoder|base)\.(\d+)\.(.+)", name):
+        weight = _module_weight(int(match[1]), match[2], model)
+    else:  # Layer 0 of DRN-C has no name.
+        weight = re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name))
+    layer = re.match(r"layer([0-8])\.", weight)
+    if not layer:
+        return None
+    return Name(ENCODER if int(layer[1]) < 6 else SHARED, weight)
+
+
+def _module_weight(number: int, suffix: str, model: str) -> str:
+    """Returns a module's weight name, by the module's number in the whole network."""
+    if MODELS[model].family != "drn_c":
+        return f"layer{number}.{suffix}"
+    # Convolution, norm and ReLU come before layer 1.
+    return f"layer0.{number}.{suffix}" if number < 2 else f"layer{number - 2}.{suffix}"
+
+
+def _decoder_weight(suffix: str, model: str) -> str | None:
+    if MODELS[model].family == "resnet":
+        return re.sub(r"^conv_decode4\.", "head.", suffix)
+    number, _, weight = suffix.partition(".")
+    layers = {"0": "layer6", "1": "layer7", "2": "layer8", "3": "head", "4": "up"}
+    return f"{layers[number]}.{weight}" if number in layers else None
+
+
+def _task(name: str) -> str:
+    """Returns our name of a task in a file; the file's name if it is none of ours."""
+    try:
+        return task_table.resolve([name])[0]
+    except InputError:
+        return name
