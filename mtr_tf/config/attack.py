@@ -481,13 +481,11 @@ class AttackConfig(Settings):
                 "--input_range must be two numbers, LOW,HIGH, the lower first, such as "
                 f"0,255; got {','.join(f'{n:g}' for n in self.input_range)}."
             )
-        for name in ("input_mean", "input_std"):
-            numbers = getattr(self, name)
-            if name == "input_std" and numbers and min(numbers) < 1e-6:
-                raise InputError(
-                    f"--{name} must be one number from 1e-06, or one per channel; "
-                    f"got {','.join(f'{n:g}' for n in numbers)}."
-                )
+        if self.input_std and min(self.input_std) < 1e-6:
+            raise InputError(
+                "--input_std must be one number from 1e-06, or one per channel; got "
+                f"{','.join(f'{n:g}' for n in self.input_std)}."
+            )
         counts = {len(self.input_mean), len(self.input_std)} - {0, 1}
         if len(counts) > 1:
             raise InputError(
