@@ -475,11 +475,6 @@ class Unbound:
     pixels: Any | None = None
     classes: tuple[int, ...] = ()
 
-    @property
-    def restricted(self) -> bool:
-        """Whether only some of the output pixels are attacked."""
-        return self.recipe.restricted
-
     def bind(self, batch: Batch, spared_batch: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
