@@ -284,9 +284,7 @@ def sum_of_steepest(
         def backward(upstream):
             slopes = [slope_of(tape, x, loss, half) for loss in losses]
             moves = [steepest(movable(s) if movable else s) for s in slopes]
-            ones = [1] * (x.shape.rank - 1)
-            scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
-            return scale * tf.add_n(moves)
+            return threat.per_image(tf.cast(upstream, x.dtype), x) * tf.add_n(moves)
 
         return total, backward
 

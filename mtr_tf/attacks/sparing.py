@@ -108,7 +108,7 @@ def with_bent_gradient(
             ]
             room = [clean[task] - loss for task, loss in losses.items()]
             bent_slope = bent(slope, spared_slopes, room, move)
-            return _per_image(tf.cast(upstream, x.dtype), x) * bent_slope
+            return threat.per_image(tf.cast(upstream, x.dtype), x) * bent_slope
 
         return tf.stop_gradient(ascend), backward
 
@@ -145,7 +145,7 @@ def bent(
     bends = []
     for spared_slope, limit in zip(spared_slopes, room, strict=True):
         direction = unit(spared_slope)
-        rescaled = _per_image(length, slope) * direction  # To the slope's length.
+        rescaled = threat.per_image(length, slope) * direction  # To the slope's length.
         steepness = _dot(direction, spared_slope)
         # In the unit of moves; where nothing moves the loss, any move will do.
         limit = tf.math.divide_no_nan(tf.cast(limit, slope.dtype), steepness)
@@ -163,7 +163,7 @@ def _bend(slope, direction, rescaled, limit, move: Move) -> tf.Tensor:
     """Returns (1 - u) slope - u rescaled, u the smallest that keeps to `limit`."""
 
     def mixture(share):
-        share = _per_image(share, slope)
+        share = threat.per_image(share, slope)
         return (1 - share) * slope - share * rescaled
 
     def fits(share):
@@ -188,9 +188,4 @@ def _step(slope: tf.Tensor) -> tf.Tensor:
 
 def _dot(direction: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the scalar product of each image, [batch]."""
-    return tf.reduce_sum(direction * x, list(range(1, x.shape.rank)))
-
-
-def _per_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns one number per image in a shape that multiplies images."""
-    return tf.reshape(numbers, [-1, *[1] * (x.shape.rank - 1)])
+    return tf.reduce_sum(direction * x, threat.image_axes(x))
