@@ -256,38 +256,21 @@ def sum_of_steepest(
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
-    That takes one backward pass per task, through heads and trunk alike, but only if a
-    gradient is taken: a score still costs one forward pass. Entries of a g_t that are
-    not finite count as 0, so that one broken task does not hide the others. There is no
-    gradient towards anything else, nor a second derivative.
+    That takes one backward pass per task, through heads and trunk alike; see
+    `base.with_gradient`. Entries of a g_t that are not finite count as 0, so that one
+    broken task does not hide the others.
 
     Args:
-      tape: A persistent tape that watched `x` while the losses were computed, and has
-        ended.
+      tape: As for `base.with_gradient`.
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
       movable: Returns a gradient with 0 where the attack cannot move; None: it can
         move everywhere.
     """
-    total = tf.stop_gradient(tf.add_n(list(losses)))
-    half = base.computes_in_float16(base.graph_operations())
 
-    @tf.custom_gradient
-    def with_gradient(_):
-        def backward(upstream):
-            slopes = [slope_of(tape, x, loss, half) for loss in losses]
-            moves = [steepest(movable(s) if movable else s) for s in slopes]
-            return threat.per_image(tf.cast(upstream, x.dtype), x) * tf.add_n(moves)
+    def combine(slope_of):
+        slopes = [slope_of(loss) for loss in losses]
+        return tf.add_n([steepest(movable(s) if movable else s) for s in slopes])
 
-        return total, backward
-
-    return with_gradient(x)
-
-
-def slope_of(
-    tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
-) -> tf.Tensor:
-    """Returns `base.image_gradient` with 0 for entries that are not finite."""
-    slope = base.image_gradient(tape, loss, x, half)
-    return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))
+    return base.with_gradient(tape, x, tf.add_n(list(losses)), combine)

@@ -576,6 +576,42 @@ def image_gradient(
     return tape.gradient(loss, x, unconnected_gradients=zero)
 
 
+def with_gradient(
+    tape: tf.GradientTape,
+    x: tf.Tensor,
+    values: tf.Tensor,
+    combine: Callable[[Callable[[tf.Tensor], tf.Tensor]], tf.Tensor],
+) -> tf.Tensor:
+    """Returns `values` with another gradient towards `x`, made of those of losses.
+
+    Each loss takes a backward pass, but only if a gradient is taken: a score still
+    costs one forward pass. There is no gradient towards anything else, nor a second
+    derivative.
+
+    Args:
+      tape: A persistent tape that watched `x` while the losses were computed.
+      x: Images [batch, ...].
+      values: [batch].
+      combine: Returns the gradient, like `x`. It gets a function that returns the
+        gradient of a loss, [batch] -> [batch, ...], with 0 for entries that are not
+        finite.
+    """
+    half = computes_in_float16(graph_operations())
+
+    def slope_of(loss):
+        slope = image_gradient(tape, loss, x, half)
+        return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))
+
+    @tf.custom_gradient
+    def replaced(_):
+        def backward(upstream):
+            return threat.per_image(tf.cast(upstream, x.dtype), x) * combine(slope_of)
+
+        return tf.stop_gradient(values), backward
+
+    return replaced(x)
+
+
 def scaled_gradient(
     tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor
 ) -> tf.Tensor:

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import balance
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
@@ -86,33 +85,24 @@ def with_bent_gradient(
 ) -> tf.Tensor:
     """Returns `ascend` with a bent gradient with respect to `x` (see the module).
 
-    This takes one more backward pass per spared task, but only if a gradient is taken.
-    There is no gradient with respect to anything else, and no second derivative.
+    This takes one more backward pass per spared task; see `base.with_gradient`.
 
     Args:
-      tape: A persistent tape that watched `x` while all of the following was computed.
+      tape: As for `base.with_gradient`.
       x: Images [batch, ...].
       ascend: What the attack raises, [batch].
       losses: Of the spared tasks, [batch] each.
       clean: The same of the clean images.
       move: How the attack moves along a gradient.
     """
-    half = base.computes_in_float16(base.graph_operations())
 
-    @tf.custom_gradient
-    def with_gradient(_):
-        def backward(upstream):
-            slope = balance.slope_of(tape, x, ascend, half)
-            spared_slopes = [
-                balance.slope_of(tape, x, loss, half) for loss in losses.values()
-            ]
-            room = [clean[task] - loss for task, loss in losses.items()]
-            bent_slope = bent(slope, spared_slopes, room, move)
-            return threat.per_image(tf.cast(upstream, x.dtype), x) * bent_slope
+    def combine(slope_of):
+        slope = slope_of(ascend)
+        spared_slopes = [slope_of(loss) for loss in losses.values()]
+        room = [clean[task] - loss for task, loss in losses.items()]
+        return bent(slope, spared_slopes, room, move)
 
-        return tf.stop_gradient(ascend), backward
-
-    return with_gradient(x)
+    return base.with_gradient(tape, x, ascend, combine)
 
 
 def bent(
