@@ -73,8 +73,7 @@ class ConvertConfig(Settings):
         "Number of classes of seg; 0: as in the file. A ResNet's file may have one "
         "more, which is dropped: the released Taskonomy models have 18 outputs for 17 "
         "classes (use 18 with --as_released, 17 with --noas_released).",
-        low=0,
-        high=10_000,
+        within=(0, 10_000),
     )
     normalize: str = setting(
         "auto",
@@ -103,7 +102,7 @@ class ConvertConfig(Settings):
         True, "Read taskonomy as the released code does, as in mtr_tf.train."
     )
     seed: int = setting(
-        0, "Seed for layers that the file has no weights for.", low=0, high=2**32 - 1
+        0, "Seed for layers that the file has no weights for.", within=(0, 2**32 - 1)
     )
 
     def __post_init__(self):

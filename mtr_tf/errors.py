@@ -66,6 +66,11 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number of Python or NumPy, but not a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_keys(
     keys: Iterable[object], allowed: Iterable[str], may: str, but: str
 ) -> None:

@@ -53,7 +53,7 @@ class ReproduceConfig(Settings):
     executor_options: tuple[str, ...] = EXECUTOR_OPTIONS
     workers: int = WORKERS
     seeds: tuple[int, ...] = setting(
-        (), "Seeds to use instead of the study's.", low=0, high=2**32 - 1
+        (), "Seeds to use instead of the study's.", within=(0, 2**32 - 1)
     )
     only: tuple[str, ...] = setting(
         (), "Train and attack only these variants; empty: all."

@@ -357,16 +357,15 @@ def _load(
         run = loading.own_run(file, config.tasks, facts)
     else:
         run = loading.load_run(config.ckpt, config.tasks, *data, facts=facts)
-    if not config.source_ckpt:
-        loading.check_heads(config, run, None)
-        return run, None
-    source_run = loading.load_run(
-        config.source_ckpt,
-        config.tasks,
-        *data,
-        flag="--source_ckpt",
-        facts=loading.ModelFacts.of(config, own_data, source=True),
-    )
+    source_run = None
+    if config.source_ckpt:
+        source_run = loading.load_run(
+            config.source_ckpt,
+            config.tasks,
+            *data,
+            flag="--source_ckpt",
+            facts=loading.ModelFacts.of(config, own_data, source=True),
+        )
     loading.check_heads(config, run, source_run)
     return run, source_run
 
@@ -415,7 +414,7 @@ def _small_steps(config: AttackConfig) -> list[str]:
     names = [name for name in config.attack if name in KINDS]
     if any("ensemble" in KINDS[name].uses for name in names):
         names = [n for n in names if "ensemble" not in KINDS[n].uses]
-        names += [name for name in config.ensemble if name in KINDS]
+        names += config.ensemble
     used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in names)
     if used and is_step_of_one(config.step_size, config.steps, max(config.eps)):
         return [_log_levels("step_size", config.step_size)]

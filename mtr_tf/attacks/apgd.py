@@ -172,9 +172,8 @@ class APGD(base.Attack):
         state = _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))
         state = base.loop(first, last, step, state)
         centre = tf.cast(x, start.dtype)
-        axes = list(range(1, start.shape.rank))
         unmoved = tf.equal(state.point, start) & tf.equal(state.slope, 0)
-        unmoved = tf.reduce_all(unmoved, axes)
+        unmoved = tf.reduce_all(unmoved, threat.image_axes(start))
         return state.best.offer_last(state.point, unmoved, centre, objective)
 
 
@@ -237,8 +236,7 @@ class _State(NamedTuple):
 
     def moved(self, ball, project: Callable, share: tf.Tensor) -> _State:
         """Returns the state after a step: `share` new move, the rest the last move."""
-        ones = [1] * (self.point.shape.rank - 1)
-        step_size = tf.reshape(self.step_size, [-1, *ones])
+        step_size = threat.per_image(self.step_size, self.point)
         share = tf.cast(share, self.point.dtype)
         aim = project(self.point + step_size * ball.steepest(self.slope))
         new_move, last_move = aim - self.point, self.point - self.previous

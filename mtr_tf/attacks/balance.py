@@ -100,31 +100,26 @@ def _positive(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
 
-# What is climbed.
+# What is climbed: functions as `Balance.combine` takes them, `_` for what is not used.
 
 
-def _sum(losses, reference=None, progress=0.0) -> tf.Tensor:
-    del reference, progress
+def _sum(losses, *_) -> tf.Tensor:
     return tf.reduce_sum(losses, axis=0)
 
 
-def _mean(losses, reference=None, progress=0.0) -> tf.Tensor:
-    del reference, progress
+def _mean(losses, *_) -> tf.Tensor:
     return tf.reduce_mean(losses, axis=0)
 
 
-def _dgba(losses, reference, progress) -> tf.Tensor:
-    del reference, progress
+def _dgba(losses, *_) -> tf.Tensor:
     return _sum(losses / _positive(tf.stop_gradient(losses)))
 
 
-def _total_growth(losses, reference, progress=0.0) -> tf.Tensor:
-    del progress
+def _total_growth(losses, reference, *_) -> tf.Tensor:
     return _sum(losses / reference)
 
 
-def _wgd(losses, start, progress) -> tf.Tensor:
-    del progress
+def _wgd(losses, start, _) -> tf.Tensor:
     current = tf.stop_gradient(losses)
     mean = tf.reduce_mean(current / start, axis=0)
     # A loss of 0 (perhaps of a task without a target) stays; its weight is above 0.
@@ -151,13 +146,12 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
-def _mean_log(losses, clean) -> tf.Tensor:
+def _mean_log(losses, _) -> tf.Tensor:
     """The mean of log L_t: the e-folds by which losses have grown, up to a constant.
 
     Dividing each loss by that of the clean image would change the score by the same
     number at all points. So it is left out.
     """
-    del clean
     return tf.reduce_mean(_log(losses), axis=0)
 
 
@@ -262,40 +256,21 @@ def sum_of_steepest(
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
-    That takes one backward pass per task, through heads and trunk alike, but only if a
-    gradient is taken: a score still costs one forward pass. Entries of a g_t that are
-    not finite count as 0, so that one broken task does not hide the others. There is no
-    gradient towards anything else, nor a second derivative.
+    That takes one backward pass per task, through heads and trunk alike; see
+    `base.with_gradient`. Entries of a g_t that are not finite count as 0, so that one
+    broken task does not hide the others.
 
     Args:
-      tape: A persistent tape that watched `x` while the losses were computed, and has
-        ended.
+      tape: As for `base.with_gradient`.
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
       movable: Returns a gradient with 0 where the attack cannot move; None: it can
         move everywhere.
     """
-    total = tf.stop_gradient(tf.add_n(list(losses)))
-    half = base.computes_in_float16(base.graph_operations())
 
-    @tf.custom_gradient
-    def with_gradient(_):
-        def backward(upstream):
-            slopes = [slope_of(tape, x, loss, half) for loss in losses]
-            moves = [steepest(movable(s) if movable else s) for s in slopes]
-            ones = [1] * (x.shape.rank - 1)
-            scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
-            return scale * tf.add_n(moves)
+    def combine(slope_of):
+        slopes = [slope_of(loss) for loss in losses]
+        return tf.add_n([steepest(movable(s) if movable else s) for s in slopes])
 
-        return total, backward
-
-    return with_gradient(x)
-
-
-def slope_of(
-    tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
-) -> tf.Tensor:
-    """Returns `base.image_gradient` with 0 for entries that are not finite."""
-    slope = base.image_gradient(tape, loss, x, half)
-    return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))
+    return base.with_gradient(tape, x, tf.add_n(list(losses)), combine)

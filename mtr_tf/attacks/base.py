@@ -179,7 +179,7 @@ def _warn_unmoved(attack: Attack, x_adv: tf.Tensor, x: tf.Tensor) -> None:
     """Warns of images that come back unchanged, which may look like robustness."""
     if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
         return
-    unmoved = tf.reduce_all(tf.equal(x_adv, x), axis=list(range(1, x.shape.rank)))
+    unmoved = tf.reduce_all(tf.equal(x_adv, x), threat.image_axes(x))
     count = int(tf.reduce_sum(tf.cast(unmoved, tf.int32)))
     if count:
         logging.warning(
@@ -576,6 +576,42 @@ def image_gradient(
     return tape.gradient(loss, x, unconnected_gradients=zero)
 
 
+def with_gradient(
+    tape: tf.GradientTape,
+    x: tf.Tensor,
+    values: tf.Tensor,
+    combine: Callable[[Callable[[tf.Tensor], tf.Tensor]], tf.Tensor],
+) -> tf.Tensor:
+    """Returns `values` with another gradient towards `x`, made of those of losses.
+
+    Each loss takes a backward pass, but only if a gradient is taken: a score still
+    costs one forward pass. There is no gradient towards anything else, nor a second
+    derivative.
+
+    Args:
+      tape: A persistent tape that watched `x` while the losses were computed.
+      x: Images [batch, ...].
+      values: [batch].
+      combine: Returns the gradient, like `x`. It gets a function that returns the
+        gradient of a loss, [batch] -> [batch, ...], with 0 for entries that are not
+        finite.
+    """
+    half = computes_in_float16(graph_operations())
+
+    def slope_of(loss):
+        slope = image_gradient(tape, loss, x, half)
+        return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))
+
+    @tf.custom_gradient
+    def replaced(_):
+        def backward(upstream):
+            return threat.per_image(tf.cast(upstream, x.dtype), x) * combine(slope_of)
+
+        return tf.stop_gradient(values), backward
+
+    return replaced(x)
+
+
 def scaled_gradient(
     tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor
 ) -> tf.Tensor:
@@ -594,8 +630,7 @@ def scaled_gradient(
     Returns:
       Like `x`; not finite where no scale makes it so.
     """
-    axes = list(range(1, x.shape.rank))
-    ones = [1] * len(axes)
+    axes = threat.image_axes(x)
     entries = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
     first_exponent = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
     exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first_exponent, tf.int32)
@@ -607,11 +642,10 @@ def scaled_gradient(
         )
         largest = tf.reduce_max(tf.abs(scaled_slope), axes)
         finite = tf.reduce_all(tf.math.is_finite(scaled_slope), axes)
-        slope = scaled_slope * tf.reshape(
-            tf.cast(_power_of_two(-exponents), x.dtype), [-1, *ones]
-        )
+        inverse_scale = tf.cast(_power_of_two(-exponents), x.dtype)
+        slope = scaled_slope * threat.per_image(inverse_scale, x)
         # Where a larger scale goes too far, the previous result stays.
-        take = tf.reshape(finite | ~solved, [-1, *ones])
+        take = threat.per_image(finite | ~solved, x)
         result = tf.where(take, slope, result)
         small = finite & (largest < _LEAST) & ~lowered
         pending = small | (~finite & ~solved)

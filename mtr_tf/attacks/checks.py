@@ -7,11 +7,11 @@ Each raises InputError with what must hold and what was given.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Collection
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import is_real
 from mtr_tf.errors import is_whole
 
 # More is a slip. Loops count in 32 bits, and the random numbers of all queries are in
@@ -24,8 +24,7 @@ WEIGHTS = (1e-6, 1e6)
 
 def check_number(name: str, value: object) -> None:
     """Raises InputError unless `value` is a finite real number."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value)):
+    if not (is_real(value) and math.isfinite(value)):
         raise InputError(f"{name} must be a finite number; got {value!r}.")
 
 

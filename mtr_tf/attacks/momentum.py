@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import pgd
+from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
 
@@ -61,7 +62,7 @@ class MIM(pgd.PGD):
         """Returns the next sum of gradients, always finite, as memory and direction."""
         highest = slope.dtype.max
         if self.normalize:
-            axes = list(range(1, slope.shape.rank))
+            axes = threat.image_axes(slope)
             length = tf.reduce_sum(tf.abs(slope), axes, keepdims=True)
             # Zero gradients stay zero, sums beyond the type's range stay numbers.
             tiny = np.finfo(slope.dtype.name).tiny

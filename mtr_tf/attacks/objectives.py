@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.balance import Losses
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_real
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
@@ -475,11 +475,6 @@ class Unbound:
     pixels: Any | None = None
     classes: tuple[int, ...] = ()
 
-    @property
-    def restricted(self) -> bool:
-        """Whether only some of the output pixels are attacked."""
-        return self.recipe.restricted
-
     def bind(self, batch: Batch, spared_batch: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
@@ -709,9 +704,8 @@ def _checked_weights(
                 f"Weights must be for attacked tasks ({', '.join(map(repr, names))}); "
                 f"got one for {name!r}."
             )
-        real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         least, most = checks.WEIGHTS
-        size = abs(float(weight)) if real else math.nan
+        size = abs(float(weight)) if is_real(weight) else math.nan
         if size != 0 and not least <= size <= most:
             raise InputError(
                 f"Weights must be 0 or of size {least:g} to {most:g}; got {weight!r} "

@@ -215,8 +215,7 @@ class PGD(base.Attack):
         """Offers the last point of a run."""
         if self.keep == "last":
             return best.offer(point, base.score(objective, point, tf.constant(1.0)))
-        axes = list(range(1, point.shape.rank))
-        unmoved = tf.reduce_all(tf.equal(point, start), axes)
+        unmoved = tf.reduce_all(tf.equal(point, start), threat.image_axes(point))
         return best.offer_last(point, unmoved, centre, objective)
 
 

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import balance
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
@@ -86,33 +85,24 @@ def with_bent_gradient(
 ) -> tf.Tensor:
     """Returns `ascend` with a bent gradient with respect to `x` (see the module).
 
-    This takes one more backward pass per spared task, but only if a gradient is taken.
-    There is no gradient with respect to anything else, and no second derivative.
+    This takes one more backward pass per spared task; see `base.with_gradient`.
 
     Args:
-      tape: A persistent tape that watched `x` while all of the following was computed.
+      tape: As for `base.with_gradient`.
       x: Images [batch, ...].
       ascend: What the attack raises, [batch].
       losses: Of the spared tasks, [batch] each.
       clean: The same of the clean images.
       move: How the attack moves along a gradient.
     """
-    half = base.computes_in_float16(base.graph_operations())
 
-    @tf.custom_gradient
-    def with_gradient(_):
-        def backward(upstream):
-            slope = balance.slope_of(tape, x, ascend, half)
-            spared_slopes = [
-                balance.slope_of(tape, x, loss, half) for loss in losses.values()
-            ]
-            room = [clean[task] - loss for task, loss in losses.items()]
-            bent_slope = bent(slope, spared_slopes, room, move)
-            return _per_image(tf.cast(upstream, x.dtype), x) * bent_slope
+    def combine(slope_of):
+        slope = slope_of(ascend)
+        spared_slopes = [slope_of(loss) for loss in losses.values()]
+        room = [clean[task] - loss for task, loss in losses.items()]
+        return bent(slope, spared_slopes, room, move)
 
-        return tf.stop_gradient(ascend), backward
-
-    return with_gradient(x)
+    return base.with_gradient(tape, x, ascend, combine)
 
 
 def bent(
@@ -145,7 +135,7 @@ def bent(
     bends = []
     for spared_slope, limit in zip(spared_slopes, room, strict=True):
         direction = unit(spared_slope)
-        rescaled = _per_image(length, slope) * direction  # To the slope's length.
+        rescaled = threat.per_image(length, slope) * direction  # To the slope's length.
         steepness = _dot(direction, spared_slope)
         # In the unit of moves; where nothing moves the loss, any move will do.
         limit = tf.math.divide_no_nan(tf.cast(limit, slope.dtype), steepness)
@@ -163,7 +153,7 @@ def _bend(slope, direction, rescaled, limit, move: Move) -> tf.Tensor:
     """Returns (1 - u) slope - u rescaled, u the smallest that keeps to `limit`."""
 
     def mixture(share):
-        share = _per_image(share, slope)
+        share = threat.per_image(share, slope)
         return (1 - share) * slope - share * rescaled
 
     def fits(share):
@@ -188,9 +178,4 @@ def _step(slope: tf.Tensor) -> tf.Tensor:
 
 def _dot(direction: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the scalar product of each image, [batch]."""
-    return tf.reduce_sum(direction * x, list(range(1, x.shape.rank)))
-
-
-def _per_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns one number per image in a shape that multiplies images."""
-    return tf.reshape(numbers, [-1, *[1] * (x.shape.rank - 1)])
+    return tf.reduce_sum(direction * x, threat.image_axes(x))

@@ -117,7 +117,7 @@ class L2:
         large entries are beyond float32; that entry is capped so that its reciprocal is
         not.
         """
-        axes, cap = _inner_axes(gradient), 0.5 / np.finfo(gradient.dtype.name).tiny
+        axes, cap = image_axes(gradient), 0.5 / np.finfo(gradient.dtype.name).tiny
         highest = tf.reduce_max(gradient, axes, keepdims=True)
         lowest = tf.reduce_min(gradient, axes, keepdims=True)
         largest = tf.minimum(tf.maximum(highest, -lowest), cap)
@@ -319,13 +319,19 @@ def choose(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Select(condition=mask, x=yes, y=no)
 
 
-def _inner_axes(x: tf.Tensor) -> list[int]:
+def image_axes(x: tf.Tensor) -> list[int]:
+    """Returns the axes of each image: all but the first."""
     return list(range(1, x.shape.rank))
+
+
+def per_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns one number per image, [batch], in a shape that multiplies images `x`."""
+    return tf.reshape(numbers, [-1, *[1] * (x.shape.rank - 1)])
 
 
 def _norms(x: tf.Tensor) -> tf.Tensor:
     """Returns each image's l2 norm, [batch, 1, ...]."""
-    squares = tf.reduce_sum(tf.square(x), _inner_axes(x), keepdims=True)
+    squares = tf.reduce_sum(tf.square(x), image_axes(x), keepdims=True)
     return tf.sqrt(squares)
 
 
@@ -435,7 +441,7 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
       x: [batch, ...] in [0, 1].
       offset: float64, x + offset in [0, 1].
     """
-    axes = _inner_axes(x)
+    axes = image_axes(x)
     wide = tf.cast(x, tf.float64)
     # Room for the rounding of the sums.
     limit = tf.reduce_sum(tf.square(offset), axes, keepdims=True) * (1 - 1e-12)

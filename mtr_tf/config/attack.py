@@ -69,8 +69,7 @@ class AttackConfig(Settings):
         (1.0, 2.0, 4.0, 8.0),
         "Radii. linf: in levels of 0-255, so 8 means 8/255. l2: the l2 norm of the "
         "difference between two images in [0, 1]. 0 leaves the images unchanged.",
-        low=0,
-        high=1e6,
+        within=(0, 1e6),
     )
     attack_tasks: tuple[str, ...] = setting(
         ("each", "all"),
@@ -115,22 +114,19 @@ class AttackConfig(Settings):
         20,
         "Steps of pgd, mim, apgd and the released attacks, and of each run of sea and "
         "each member of worst.",
-        low=1,
-        high=MOST_STEPS,
+        within=(1, MOST_STEPS),
     )
     step_size: float = setting(
         0.0,
         "Step size of pgd and mim (and the released ones), in the unit of --eps; 0: a "
         "quarter of each eps.",
-        low=0,
-        high=1e6,
+        within=(0, 1e6),
     )
     restarts: int = setting(
         1,
         "Random starts of pgd, mim, mim_released, apgd, sea and the members of worst, "
         "or draws of noise and corner; the worst per image counts.",
-        low=1,
-        high=MOST_STEPS,
+        within=(1, MOST_STEPS),
     )
     random_start: bool | None = setting(
         None,
@@ -140,7 +136,7 @@ class AttackConfig(Settings):
         "fgsm and the other released attacks have a start of their own.",
     )
     queries: int = setting(
-        500, "Number of forward passes of square.", low=1, high=MOST_QUERIES
+        500, "Number of forward passes of square.", within=(1, MOST_QUERIES)
     )
     ensemble: tuple[str, ...] = setting(
         ("apgd", "pgd", "square"),
@@ -155,14 +151,12 @@ class AttackConfig(Settings):
         1,
         "For a model that is random at inference: follow the mean gradient over this "
         "many draws of its noise. The cost grows by the same factor.",
-        low=1,
-        high=MOST_STEPS,
+        within=(1, MOST_STEPS),
     )
     attack_pixels: int = setting(
         0,
         "Attack this many output pixels, drawn by --seed; 0: all.",
-        low=0,
-        high=LONGEST_SIDE**2,
+        within=(0, LONGEST_SIDE**2),
     )
     attack_block: str = setting(
         "",
@@ -178,8 +172,7 @@ class AttackConfig(Settings):
         (),
         "Change only these channels of the images, numbered from 0: 0,1,2 are the "
         "colours if a fourth channel holds distances. Empty: all.",
-        low=0,
-        high=9999,
+        within=(0, 9999),
     )
     source_ckpt: str = setting(
         "",
@@ -203,8 +196,7 @@ class AttackConfig(Settings):
     check_examples: int = setting(
         16,
         "Number of images for these checks.",
-        low=1,
-        high=MOST_EXAMPLES,
+        within=(1, MOST_EXAMPLES),
         changes=EXTRAS,
     )
     metrics: tuple[str, ...] = setting(
@@ -225,8 +217,7 @@ class AttackConfig(Settings):
         4,
         "Number of random sets of output pixels of each size, for the measures "
         "pixels and blocks.",
-        low=1,
-        high=1000,
+        within=(1, 1000),
         changes=EXTRAS,
     )
     # The data.
@@ -234,8 +225,7 @@ class AttackConfig(Settings):
     num_examples: int = setting(
         128,
         "Attack the first N examples (all of them if there are fewer); 0: all.",
-        low=0,
-        high=MOST_EXAMPLES,
+        within=(0, MOST_EXAMPLES),
     )
     batch_size: int | Literal["auto"] = setting(
         DEFAULT_BATCH,
@@ -243,8 +233,7 @@ class AttackConfig(Settings):
         "model is random. auto: on a GPU as many as fit in its memory, up to 256 per "
         "replica (docs/gpu.md); 32 on CPUs and for random models.",
         words=("auto",),
-        low=1,
-        high=MOST_EXAMPLES,
+        within=(1, MOST_EXAMPLES),
         changes=NOTHING,
     )
     dataset: str = setting(
@@ -266,7 +255,7 @@ class AttackConfig(Settings):
         choices=("own", "disparity", "inverse_depth", "metres", "released"),
     )
     validation_share: float = setting(
-        0.0, "For taskonomy: as in training (0: that of the run).", low=0, high=1
+        0.0, "For taskonomy: as in training (0: that of the run).", within=(0, 1)
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the model's own."
@@ -276,21 +265,18 @@ class AttackConfig(Settings):
         "The range that a model of your own takes instead of [0, 1]: LOW,HIGH, such "
         "as 0,255 or -1,1. Radii are still those of images in [0, 1]. Applies to "
         "--ckpt and --source_ckpt, and to both if both are models of your own.",
-        low=-1e6,
-        high=1e6,
+        within=(-1e6, 1e6),
     )
     input_mean: tuple[float, ...] = setting(
         (),
         "What to subtract from images in the range of --input_range before your own "
         "model gets them: one number, or one per channel.",
-        low=-1e6,
-        high=1e6,
+        within=(-1e6, 1e6),
     )
     input_std: tuple[float, ...] = setting(
         (),
         "What to divide them by after that: one number, or one per channel.",
-        low=-1e6,
-        high=1e6,
+        within=(-1e6, 1e6),
     )
     channels_first: bool = setting(
         False,
@@ -324,7 +310,7 @@ class AttackConfig(Settings):
         "Otherwise: which of the model's tasks to use (empty: all).",
     )
     seed: int = setting(
-        0, "Seed for random starts, pixels and intervals.", low=0, high=2**32 - 1
+        0, "Seed for random starts, pixels and intervals.", within=(0, 2**32 - 1)
     )
     # Where and how it runs.
     strategy: str = STRATEGY
@@ -374,8 +360,7 @@ class AttackConfig(Settings):
         0,
         "Also save the first N attacked images and all outputs as .npz; of worst and "
         "sea, for each image those of the attack that did most harm.",
-        low=0,
-        high=MOST_EXAMPLES,
+        within=(0, MOST_EXAMPLES),
         changes=EXTRAS,
     )
     export_predictions: bool = setting(
@@ -496,13 +481,11 @@ class AttackConfig(Settings):
                 "--input_range must be two numbers, LOW,HIGH, the lower first, such as "
                 f"0,255; got {','.join(f'{n:g}' for n in self.input_range)}."
             )
-        for name in ("input_mean", "input_std"):
-            numbers = getattr(self, name)
-            if name == "input_std" and numbers and min(numbers) < 1e-6:
-                raise InputError(
-                    f"--{name} must be one number from 1e-06, or one per channel; "
-                    f"got {','.join(f'{n:g}' for n in numbers)}."
-                )
+        if self.input_std and min(self.input_std) < 1e-6:
+            raise InputError(
+                "--input_std must be one number from 1e-06, or one per channel; got "
+                f"{','.join(f'{n:g}' for n in self.input_std)}."
+            )
         counts = {len(self.input_mean), len(self.input_std)} - {0, 1}
         if len(counts) > 1:
             raise InputError(

@@ -35,26 +35,25 @@ def setting(
     *,
     choices: Sequence[str] = (),
     words: Sequence[str] = (),
-    low: float | None = None,
-    high: float | None = None,
+    within: tuple[float, float] | None = None,
     path: bool = False,
     address: bool = False,
     changes: str = RESULTS,
 ) -> Any:
-    """A dataclass field with what a flag needs; the range includes both ends.
+    """A dataclass field with what a flag needs.
 
     A default of None makes a flag that is true, false or not given. `words` are words
-    that a setting for a number takes instead of a number. `path` says that the setting
-    names files, `address` that these may be at an address, and `changes` what another
-    value leads to: other RESULTS, other EXTRAS beside the same results (saved examples,
-    measures), or NOTHING else (it only says where the command runs, and how fast).
+    that a setting for a number takes instead of a number; `within` is the range of its
+    numbers, both ends included. `path` says that the setting names files, `address`
+    that these may be at an address, and `changes` what another value leads to: other
+    RESULTS, other EXTRAS beside the same results (saved examples, measures), or NOTHING
+    else (it only says where the command runs, and how fast).
     """
     metadata = {
         "help": help,
         "choices": tuple(choices),
         "words": tuple(words),
-        "low": low,
-        "high": high,
+        "within": within,
         "path": path,
         "address": address,
         "changes": changes,
@@ -168,7 +167,7 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
 
     Also if it names a file at an address, and only local files will do.
     """
-    choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
+    choices, ends = field.metadata["choices"], field.metadata["within"]
     if choices and value not in choices:
         raise InputError(unknown_choice(field.name, value, choices))
     if isinstance(value, str) and field.metadata["words"]:
@@ -184,11 +183,11 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
             continue
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"--{field.name} must be a finite number, got {number}.")
-        if (low is not None and number < low) or (high is not None and number > high):
-            ends = [f"{end:.10g}" for end in (low, high) if end is not None]
-            bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
-            text = shortened(number)
-            raise InputError(f"--{field.name} must be {bounds}, got {text}.")
+        if ends and not ends[0] <= number <= ends[1]:
+            raise InputError(
+                f"--{field.name} must be from {ends[0]:.10g} to {ends[1]:.10g}, got "
+                f"{shortened(number)}."
+            )
 
 
 def check_levels(name: str, eps: float) -> None:
@@ -265,8 +264,7 @@ REPLICAS = setting(
     0,
     "Number of devices for --strategy=mirrored, and for each worker of multi_worker; "
     "0: all GPUs. Without a GPU the CPU is split into that many devices, for tests.",
-    low=0,
-    high=128,
+    within=(0, 128),
     changes=NOTHING,
 )
 
@@ -295,7 +293,6 @@ WORKERS = setting(
     "Number of processes or jobs at a time. 0: for local, one per GPU, or per core "
     "if there is no GPU; for ray and slurm, 100, or twice as many as the Ray cluster "
     "has room for if that is more.",
-    low=0,
-    high=1024,
+    within=(0, 1024),
     changes=NOTHING,
 )

@@ -38,8 +38,7 @@ class TrainConfig(Settings):
     aux_weight: float = setting(
         1.0,
         "Weight that the auxiliary tasks share (the paper's lambda).",
-        low=0,
-        high=1e6,
+        within=(0, 1e6),
     )
     task_weights: str = setting(
         "main_aux",
@@ -85,7 +84,7 @@ class TrainConfig(Settings):
         "", "Height x width, such as 96x128, or one number; empty: the data set's own."
     )
     train_examples: int = setting(
-        0, "Train on the first N examples only; 0: all.", low=0, high=MOST_EXAMPLES
+        0, "Train on the first N examples only; 0: all.", within=(0, MOST_EXAMPLES)
     )
     flip: bool = setting(True, "Randomly mirror training examples left-right.")
     crop: str = setting(
@@ -105,8 +104,7 @@ class TrainConfig(Settings):
         "For taskonomy: use this share of the buildings (the last ones; with one "
         "building, of its points) for validation; 0: follow its lists; without "
         "these, the last fifth of several buildings, or the released split of one.",
-        low=0,
-        high=1,
+        within=(0, 1),
     )
     as_released: bool = setting(
         False,
@@ -118,8 +116,7 @@ class TrainConfig(Settings):
         "For rooms: make this many scenes to train on, which takes about 1 GB for each "
         "6 000 of 64 x 64 pixels; 0: 2 000. The first ones are the same, whatever the "
         "number, and so are validation and test.",
-        low=0,
-        high=MOST_EXAMPLES,
+        within=(0, MOST_EXAMPLES),
     )
     # Model.
     model: str = setting(
@@ -131,8 +128,7 @@ class TrainConfig(Settings):
     width: int = setting(
         0,
         "Channels of the first layer; 0: the model's own (ResNets 64, DRNs 16).",
-        low=0,
-        high=1024,
+        within=(0, 1024),
     )
     decoders: str = setting(
         "separate",
@@ -145,8 +141,7 @@ class TrainConfig(Settings):
         "How many stages of the encoder the tasks share, from the image on; each task "
         "has the others to itself. 0: tasks share no weights; -1: all stages. ResNets "
         "have 5 (the stem and layers 1 to 4), DRNs 6 (layers 0 to 5), small 3, tiny 2.",
-        low=-1,
-        high=6,
+        within=(-1, 6),
     )
     sync_batch_norm: bool = setting(
         False, "Share batch-norm statistics between replicas."
@@ -165,18 +160,17 @@ class TrainConfig(Settings):
         "--init, if given, must have weights for them.",
     )
     # Optimisation.
-    epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
+    epochs: int = setting(20, "Passes over the training split.", within=(1, MOST_STEPS))
     batch_size: int = setting(
-        32, "Examples per step, over all replicas.", low=1, high=MOST_EXAMPLES
+        32, "Examples per step, over all replicas.", within=(1, MOST_EXAMPLES)
     )
-    learning_rate: float = setting(2e-3, "Learning rate at the start.", low=0, high=1e6)
+    learning_rate: float = setting(2e-3, "Learning rate at the start.", within=(0, 1e6))
     optimizer: str = setting("adam", "Optimizer.", choices=("adam", "sgd"))
-    momentum: float = setting(0.9, "Momentum of sgd.", low=0, high=1)
+    momentum: float = setting(0.9, "Momentum of sgd.", within=(0, 1))
     weight_decay: float = setting(
         0.0,
         "L2 weight decay, added to the gradient as PyTorch's SGD does (coupled).",
-        low=0,
-        high=1e6,
+        within=(0, 1e6),
     )
     schedule: str = setting(
         "cosine",
@@ -188,10 +182,9 @@ class TrainConfig(Settings):
     lr_epochs: tuple[int, ...] = setting(
         (),
         "Epochs after which the step schedule multiplies the rate.",
-        low=1,
-        high=MOST_STEPS,
+        within=(1, MOST_STEPS),
     )
-    lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
+    lr_factor: float = setting(0.1, "Factor of the step schedule.", within=(0, 1))
     # Adversarial training.
     adversarial_tasks: str = setting(
         "",
@@ -200,17 +193,16 @@ class TrainConfig(Settings):
         "adversarial training.",
     )
     adversarial_eps: float = setting(
-        8.0, "Radius of that attack, in 0-255 levels.", low=0, high=255
+        8.0, "Radius of that attack, in 0-255 levels.", within=(0, 255)
     )
     adversarial_step_size: float = setting(
-        0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
+        0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", within=(0, 255)
     )
-    adversarial_steps: int = setting(5, "Number of its steps.", low=1, high=MOST_STEPS)
+    adversarial_steps: int = setting(5, "Number of its steps.", within=(1, MOST_STEPS))
     adversarial_share: float = setting(
         1.0,
         "Weight of the loss on attacked images; the loss on clean images has the rest.",
-        low=0,
-        high=1,
+        within=(0, 1),
     )
     adversarial_batch_norm: str = setting(
         "inference",
@@ -222,8 +214,7 @@ class TrainConfig(Settings):
     seed: int = setting(
         0,
         "Seed for weights, order of examples, augmentation and attacks.",
-        low=0,
-        high=2**32 - 1,
+        within=(0, 2**32 - 1),
     )
     # Where and how it runs.
     strategy: str = STRATEGY
@@ -239,42 +230,37 @@ class TrainConfig(Settings):
     summary_every: int = setting(
         20,
         "Steps between training summaries; also the most steps in one compiled call.",
-        low=1,
-        high=MOST_EXAMPLES,
+        within=(1, MOST_EXAMPLES),
     )
     eval_every: int = setting(
         0,
         "Steps between evaluations on validation; 0: ten times a run.",
-        low=0,
-        high=MOST_EXAMPLES,
+        within=(0, MOST_EXAMPLES),
     )
     eval_examples: int = setting(
         64,
         "Number of validation examples to evaluate and attack during training (all of "
         "them if there are fewer).",
-        low=1,
-        high=MOST_EXAMPLES,
+        within=(1, MOST_EXAMPLES),
     )
     eval_eps: float = setting(
-        4.0, "Radius of that attack (linf, in 0-255 levels).", low=0, high=255
+        4.0, "Radius of that attack (linf, in 0-255 levels).", within=(0, 255)
     )
-    eval_steps: int = setting(5, "PGD steps of that attack.", low=1, high=MOST_STEPS)
+    eval_steps: int = setting(5, "PGD steps of that attack.", within=(1, MOST_STEPS))
     checkpoint_every: int = setting(
-        0, "Steps between checkpoints; 0: five times a run.", low=0, high=MOST_EXAMPLES
+        0, "Steps between checkpoints; 0: five times a run.", within=(0, MOST_EXAMPLES)
     )
     checkpoint_minutes: float = setting(
         10.0,
         "Also keep a checkpoint after this many minutes, at the next training "
         "summary; 0: never.",
-        low=0,
-        high=1e6,
+        within=(0, 1e6),
         changes=NOTHING,
     )
     keep_checkpoints: int = setting(
         2,
         "Number of newest checkpoints to keep.",
-        low=1,
-        high=MOST_STEPS,
+        within=(1, MOST_STEPS),
         changes=NOTHING,
     )
     best_metric: str = setting(

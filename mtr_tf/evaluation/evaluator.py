@@ -350,7 +350,7 @@ class Evaluator:
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
             judged_tasks = objective.recipe.looked_at
-            if self._objective.restricted:
+            if objective.recipe.restricted:
                 rows["aimed"] = self._statistics(outputs, objective.batch, judged_tasks)
             if objective.recipe.needs_clean:
                 clean_outputs = self._outputs(batch["image"], batch, seed)

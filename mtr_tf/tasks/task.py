@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ import tensorflow as tf
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import is_real
 from mtr_tf.errors import is_whole
 from mtr_tf.tasks import cards
 from mtr_tf.tasks import losses as losses_lib
@@ -140,7 +140,7 @@ class Task:
         for name, (what, fits) in _LISTS.items():
             fill(name, _field_tuple(self, name, what, fits))
         if self.mirror is not None:
-            factors = _field_tuple(self, "mirror", "numbers", _is_number)
+            factors = _field_tuple(self, "mirror", "numbers", is_real)
             fill("mirror", tuple(map(float, factors)))
         for name in ("channels", "places"):  # NumPy's whole numbers, too.
             if is_whole(getattr(self, name)):
@@ -300,10 +300,6 @@ def _field_tuple(
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_color(value: Any) -> bool:
