@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import pathlib
 import re
@@ -174,6 +175,17 @@ class Lease:
         if modified != self._seen:
             self._seen, self._since = modified, time.monotonic()
         return time.monotonic() - self._since > _STALE_SECONDS
+
+
+def library(name: str, executor: str) -> Any:
+    """Imports a library by name, for the executor that needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"--executor={executor} needs {name}, which is not installed; run pip "
+            f"install {name}, on all machines."
+        ) from error
 
 
 class Refused(InputError):
