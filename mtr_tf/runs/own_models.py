@@ -26,11 +26,6 @@ from mtr_tf.tasks import own_code
 _KIND = "a functional Keras model"
 
 
-def check(name: str) -> None:
-    """Raises `InputError` unless the function exists."""
-    reading.own_function(name, "--model")
-
-
 def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras.Model:
     """Builds a model by a user's function `(image_shape, tasks) -> keras.Model`.
 
