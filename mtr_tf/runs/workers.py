@@ -93,15 +93,14 @@ class Workers:
         Raises:
           InputError: This worker or another has raised one, or their facts differ.
         """
+        if not self.several:
+            yield
+            return
         mistake: InputError | None = None
         try:
             yield
         except InputError as error:
-            if not self.several:
-                raise
             mistake = error
-        if not self.several:
-            return
         message = mistake and remote.named(str(mistake))
         reports = self._gather_json({"mistake": message, "facts": facts})
         if mistake:
