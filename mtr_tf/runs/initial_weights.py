@@ -137,9 +137,9 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
 
 def _named_layers(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
     """The layers with weights whose names have a given prefix; nested ones, too."""
-    layers = [layer for layer in model._flatten_layers() if layer is not model]
-    candidates = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
-    return [layer for layer in candidates if layer.weights]
+    layers = model._flatten_layers(include_self=False)
+    layers = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
+    return [layer for layer in layers if layer.weights]
 
 
 def check(path: str) -> pathlib.Path:
