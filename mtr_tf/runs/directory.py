@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories: what they contain, and how files get there.
+"""Run directories: what they contain.
 
     runs/NAME/config.json      settings, facts of the data, code, versions, command
               train.flags      a flagfile that repeats the run
@@ -8,8 +8,7 @@
               train/           TensorBoard events, including those of validation
               attacks/NAME/    what `mtr_tf.attack` writes
 
-Files appear complete or not at all: each is written under another name, flushed, then
-renamed.
+Files appear complete or not at all; see `files`.
 """
 
 from __future__ import annotations
@@ -277,11 +276,10 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
         raise InputError(
             f"{path} is from another version of mtr_tf: {error}."
         ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if path.is_symlink():
-            raise InputError(str(files.what_failed(error))) from error
-        return None
     except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if is_missing and not path.is_symlink():
+            return None
         raise InputError(str(files.what_failed(error))) from error
     except files.DAMAGED as error:
         raise InputError(
