@@ -245,9 +245,7 @@ def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
 def names(path: str | os.PathLike, flag: str) -> set[str]:
     """The names in a folder, or in the folder at an address; nothing is downloaded.
 
-    Args:
-      path: The path or address that the user has given.
-      flag: The flag or argument that it was given to, for messages.
+    For the arguments see `local`.
 
     Raises:
       InputError: The address cannot be reached or read.
