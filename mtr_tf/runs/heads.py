@@ -103,7 +103,7 @@ def outputs_of(model: keras.Model) -> list[Output]:
     """All outputs of a functional model, in the order of its own structure."""
     structure = adapters.structure_of(model)
     return [
-        Output(number, path, _layer_name(tensor), tensor)
+        Output(number, path, tensor._keras_history[0].name, tensor)
         for number, (path, tensor) in enumerate(_flat(structure, ()))
     ]
 
@@ -119,11 +119,6 @@ def _flat(structure: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         return
     for key, part in parts:
         yield from _flat(part, (*path, str(key)))
-
-
-def _layer_name(tensor: Any) -> str:
-    history = getattr(tensor, "_keras_history", None)
-    return history[0].name if history else ""
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, ...]:
