@@ -438,7 +438,7 @@ def older_targets(workdir: pathlib.Path) -> str:
     if (
         config is None
         or (config.dataset, config.depth_target) != ("cityscapes", "released")
-        or "autoencoder" not in canonical(config).tasks
+        or "autoencoder" not in config.tasks
         or "autoencoder" in _dict(_content(workdir).get("ranges"))
         or (workdir / "conversion.json").exists()
     ):
