@@ -160,23 +160,15 @@ def _settings(
     facts: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     """The texts that `write_config` writes, by file name; same arguments."""
-    task_facts: dict[str, Any] = {}
+    content: dict[str, Any] = {"train": config.to_dict()}
     if tasks:
-        ranges = {
+        content["tasks"] = [task.to_dict() for task in tasks.values()]
+        content["ranges"] = {
             name: list(limits)
             for name, limits in (ranges or {}).items()
             if name in tasks
         }
-        task_facts = {
-            "tasks": [task.to_dict() for task in tasks.values()],
-            "ranges": ranges,
-        }
-    content = {
-        "train": config.to_dict(),
-        **task_facts,
-        **(facts or {}),
-        **environment(),
-    }
+    content |= {**(facts or {}), **environment()}
     flags = f"{workdir}/train.flags"
     if remote.named(flags) != flags:  # An address, but flagfiles are read from paths.
         flags = "train.flags"
@@ -488,12 +480,11 @@ def check_code(
     changes = []
     old_code, new_code = _dict(old_facts.get("code")), _dict(new_facts.get("code"))
     if old_code.get("versions") == new_code.get("versions"):
-        names = [
-            name
+        changes += [
+            f"the {name} is another one"
             for name in {**old_code, **new_code}
             if old_code.get(name) != new_code.get(name)
         ]
-        changes += [f"the {name} is another one" for name in names]
     if old_facts.get("init", new_facts.get("init")) != new_facts.get(
         "init", old_facts.get("init")
     ):
