@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import pathlib
 import re
@@ -52,13 +53,11 @@ class Command:
       arguments: Module and flags, such as `("mtr_tf.train", "--tasks=seg")`.
       log: The file that its output is appended to; may be relative to `folder`.
       folder: Its working directory.
-      environment: Variables that are set for it.
     """
 
     arguments: tuple[str, ...]
     log: str
     folder: str = dataclasses.field(default_factory=os.getcwd)
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +175,17 @@ class Lease:
         return time.monotonic() - self._since > _STALE_SECONDS
 
 
+def library(name: str, executor: str) -> Any:
+    """Imports a library by name, for the executor that needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"--executor={executor} needs {name}, which is not installed; run pip "
+            f"install {name}, on all machines."
+        ) from error
+
+
 class Refused(InputError):
     """An engine does not take a command now."""
 
@@ -240,7 +250,7 @@ def run(command: Command) -> Ended:
             "ended, or not all machines see the same files under the same paths."
         )
     processes = getattr(place, "processes", None) or Processes()
-    variables = {**command.environment, **getattr(place, "environment", {})}
+    variables = getattr(place, "environment", {})
     environment = {**os.environ, **variables}
     for name in _WORKER_VARIABLES:
         environment.pop(name, None)

@@ -26,12 +26,11 @@ def slots(workers: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]
     if not gpus:
         return [dict(command.ONE_THREAD) for _ in range(workers or cores)]
     count = workers or len(gpus)
-    environments = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
-    if count > len(gpus):  # Workers that share a GPU must not take all its memory.
-        environments = [
-            slot | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} for slot in environments
-        ]
-    return environments
+    # Workers that share a GPU must not take all its memory.
+    shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if count > len(gpus) else {}
+    return [
+        {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], **shared} for i in range(count)
+    ]
 
 
 def gpus(count: int) -> list[str]:

@@ -23,7 +23,6 @@ from absl import logging
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.executors import command
-from mtr_tf.executors import extras
 
 _RETRIES = 3  # If the node of a command is lost; it continues from its saved work.
 _STOP_SECONDS = 30.0
@@ -47,7 +46,7 @@ class RayExecutor(Executor):
             one GPU if the cluster has any, otherwise one CPU and one thread.
         """
         user_options = dict(options)
-        self._ray = extras.library("ray", "ray")
+        self._ray = command.library("ray", "ray")
         address = user_options.pop("address", None)
         task = self._ray.remote(command.within)
         with _explain_refusals():  # Before anything starts.

@@ -24,7 +24,6 @@ from absl import logging
 
 from mtr_tf.errors import InputError
 from mtr_tf.executors import command
-from mtr_tf.executors import extras
 
 _POLL_SECONDS = 0.5  # submitit itself asks SLURM less often.
 _STOP_SECONDS = 30.0  # For running commands to save their work.
@@ -59,7 +58,7 @@ class Resumable:
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """What submitit queues again after SLURM has stopped the job."""
-        library = extras.library("submitit", "slurm")
+        library = command.library("submitit", "slurm")
         return library.helpers.DelayedSubmission(self, *args, **kwargs)
 
 
@@ -81,7 +80,7 @@ class SlurmExecutor(Executor):
         self._environment = (
             {} if "gpu" in str(job_options) else dict(command.ONE_THREAD)
         )
-        library = extras.library("submitit", "slurm")
+        library = command.library("submitit", "slurm")
         timeout_options = (
             {"slurm_max_num_timeout": _MAX_TIMEOUTS} if cluster == "slurm" else {}
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories: what they contain, and how files get there.
+"""Run directories: what they contain.
 
     runs/NAME/config.json      settings, facts of the data, code, versions, command
               train.flags      a flagfile that repeats the run
@@ -8,8 +8,7 @@
               train/           TensorBoard events, including those of validation
               attacks/NAME/    what `mtr_tf.attack` writes
 
-Files appear complete or not at all: each is written under another name, flushed, then
-renamed.
+Files appear complete or not at all; see `files`.
 """
 
 from __future__ import annotations
@@ -161,23 +160,15 @@ def _settings(
     facts: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     """The texts that `write_config` writes, by file name; same arguments."""
-    task_facts: dict[str, Any] = {}
+    content: dict[str, Any] = {"train": config.to_dict()}
     if tasks:
-        ranges = {
+        content["tasks"] = [task.to_dict() for task in tasks.values()]
+        content["ranges"] = {
             name: list(limits)
             for name, limits in (ranges or {}).items()
             if name in tasks
         }
-        task_facts = {
-            "tasks": [task.to_dict() for task in tasks.values()],
-            "ranges": ranges,
-        }
-    content = {
-        "train": config.to_dict(),
-        **task_facts,
-        **(facts or {}),
-        **environment(),
-    }
+    content |= {**(facts or {}), **environment()}
     flags = f"{workdir}/train.flags"
     if remote.named(flags) != flags:  # An address, but flagfiles are read from paths.
         flags = "train.flags"
@@ -277,11 +268,10 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
         raise InputError(
             f"{path} is from another version of mtr_tf: {error}."
         ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if path.is_symlink():
-            raise InputError(str(files.what_failed(error))) from error
-        return None
     except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if is_missing and not path.is_symlink():
+            return None
         raise InputError(str(files.what_failed(error))) from error
     except files.DAMAGED as error:
         raise InputError(
@@ -440,7 +430,7 @@ def older_targets(workdir: pathlib.Path) -> str:
     if (
         config is None
         or (config.dataset, config.depth_target) != ("cityscapes", "released")
-        or "autoencoder" not in canonical(config).tasks
+        or "autoencoder" not in config.tasks
         or "autoencoder" in _dict(_content(workdir).get("ranges"))
         or (workdir / "conversion.json").exists()
     ):
@@ -490,12 +480,11 @@ def check_code(
     changes = []
     old_code, new_code = _dict(old_facts.get("code")), _dict(new_facts.get("code"))
     if old_code.get("versions") == new_code.get("versions"):
-        names = [
-            name
+        changes += [
+            f"the {name} is another one"
             for name in {**old_code, **new_code}
             if old_code.get(name) != new_code.get(name)
         ]
-        changes += [f"the {name} is another one" for name in names]
     if old_facts.get("init", new_facts.get("init")) != new_facts.get(
         "init", old_facts.get("init")
     ):

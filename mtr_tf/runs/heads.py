@@ -103,7 +103,7 @@ def outputs_of(model: keras.Model) -> list[Output]:
     """All outputs of a functional model, in the order of its own structure."""
     structure = adapters.structure_of(model)
     return [
-        Output(number, path, _layer_name(tensor), tensor)
+        Output(number, path, tensor._keras_history[0].name, tensor)
         for number, (path, tensor) in enumerate(_flat(structure, ()))
     ]
 
@@ -119,11 +119,6 @@ def _flat(structure: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         return
     for key, part in parts:
         yield from _flat(part, (*path, str(key)))
-
-
-def _layer_name(tensor: Any) -> str:
-    history = getattr(tensor, "_keras_history", None)
-    return history[0].name if history else ""
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, ...]:
@@ -194,10 +189,10 @@ def find(
     """
     outputs = outputs_of(model)
     if heads:
-        image = image_shape(model)
-        pairs = [
-            _find_pair(where, outputs, image, *pair, tasks, flag) for pair in heads
-        ]
+        image, pairs = image_shape(model), []
+        for name, task in heads:
+            output = _find_output(where, outputs, name, flag)
+            pairs.append((output, _task(output, image, task, tasks, flag)))
     else:
         pairs = [(o, t) for o in outputs if (t := _task_by_name(o, tasks)) is not None]
         if not pairs and len(outputs) == 1 and len(single_task) == 1:
@@ -243,16 +238,8 @@ def _task_by_name(output: Output, tasks: TaskSet) -> Task | None:
     return None
 
 
-def _find_pair(
-    where: str,
-    outputs: Sequence[Output],
-    image: Sequence[int | None],
-    name: str,
-    task: str,
-    tasks: TaskSet,
-    flag: str,
-) -> tuple[Output, Task]:
-    """Finds the output and the task of one pair of the flag."""
+def _find_output(where: str, outputs: Sequence[Output], name: str, flag: str) -> Output:
+    """Finds the output that one pair of the flag names."""
     for names in itertools.zip_longest(*(output.names for output in outputs)):
         if names.count(name) > 1:
             raise InputError(
@@ -261,8 +248,7 @@ def _find_pair(
                 f"{_format_outputs(outputs)}."
             )
         if name in names:
-            output = outputs[names.index(name)]
-            return output, _task(output, image, task, tasks, flag)
+            return outputs[names.index(name)]
     all_names = [n for output in outputs for n in output.names]
     raise InputError(
         f"{flag} names the output {name!r}, but the outputs of {where} are "

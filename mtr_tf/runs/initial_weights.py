@@ -137,9 +137,9 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
 
 def _named_layers(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
     """The layers with weights whose names have a given prefix; nested ones, too."""
-    layers = [layer for layer in model._flatten_layers() if layer is not model]
-    candidates = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
-    return [layer for layer in candidates if layer.weights]
+    layers = model._flatten_layers(include_self=False)
+    layers = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
+    return [layer for layer in layers if layer.weights]
 
 
 def check(path: str) -> pathlib.Path:
@@ -289,15 +289,12 @@ def _compare_normalization(model: keras.Model, path: str) -> None:
     That is, if mean or std differ by more than a tenth of the std. Only for built-in
     models, and files (`.keras`) of such models.
     """
-    file_stats, model_stats = (
-        _normalization_of(check(path)),
-        models.normalization(model),
-    )
+    file_stats = _normalization_of(check(path))
+    model_stats = models.normalization(model)
     if not file_stats or len(model_stats[0]) != len(file_stats[0]):
         return
-    if (
-        np.abs(np.subtract(model_stats, file_stats)) > 0.1 * np.array(file_stats[1])
-    ).any():
+    differences = np.abs(np.subtract(model_stats, file_stats))
+    if (differences > 0.1 * np.array(file_stats[1])).any():
         logging.warning(
             "The weights of --init=%s were trained on images standardised with mean %s "
             "and std %s, but here images are standardised with mean %s and std %s: "

@@ -603,26 +603,21 @@ def _has_own_code(model: keras.Model) -> bool:
     activations, but not those used only in training.
     """
     layers = model._flatten_layers()
-    operations = [getattr(layer, "operations", ()) for layer in layers]
-    lists = [group for group in operations if isinstance(group, list | tuple)]
-    candidates = [part for parts in lists for part in parts]
-    parts = [
-        *layers,
-        *(part for part in candidates if isinstance(part, keras.Operation)),
-    ]
-    attributes = [
-        value
-        for part in parts
-        for name, value in vars(part).items()
-        if not isinstance(part, keras.Model)
-        and not name.endswith(("_initializer", "_regularizer", "_constraint"))
-    ]
-    attributes += [
-        value
-        for part in parts
-        for node in part._inbound_nodes
-        for value in node.arguments._flat_arguments
-    ]
+    parts = list(layers)
+    for layer in layers:
+        operations = getattr(layer, "operations", ())
+        if isinstance(operations, list | tuple):
+            parts += [part for part in operations if isinstance(part, keras.Operation)]
+    attributes: list[Any] = []
+    for part in parts:
+        if not isinstance(part, keras.Model):
+            attributes += [
+                value
+                for name, value in vars(part).items()
+                if not name.endswith(("_initializer", "_regularizer", "_constraint"))
+            ]
+        for node in part._inbound_nodes:
+            attributes += node.arguments._flat_arguments
     code = [*map(type, parts), *filter(callable, attributes)]
     modules = {getattr(c, "__module__", type(c).__module__) for c in code}
     return any(isinstance(part, _CODE_LAYERS) for part in parts) or not all(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from mtr_tf import files
 from mtr_tf.data.custom import reading
@@ -23,11 +24,6 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import own_code
 
 _KIND = "a functional Keras model"
-
-
-def check(name: str) -> None:
-    """Raises `InputError` unless the function exists."""
-    reading.own_function(name, "--model")
 
 
 def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras.Model:
@@ -74,7 +70,9 @@ def _check_input(
     name: str, model: keras.Model, image_shape: Sequence[int | None]
 ) -> None:
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
-    fits = len(shapes) == 1 and _shapes_agree(shapes[0][1:], image_shape)
+    fits = len(shapes) == 1 and tf.TensorShape(shapes[0][1:]).is_compatible_with(
+        image_shape
+    )
     if not fits or "float" not in str(model.inputs[0].dtype):
         kinds = [f"{s} of {t.dtype}" for s, t in zip(shapes, model.inputs, strict=True)]
         raise InputError(
@@ -113,7 +111,8 @@ def _check_output(
         )
     channels = task.output_channels(None)
     places = tuple(image_shape[:2]) if task.is_map else (None,) * task.axes
-    if not _shapes_agree(output.shape[1:], (*places, channels)):
+    shape = tf.TensorShape(output.shape[1:])
+    if not shape.is_compatible_with((*places, channels)):
         raise InputError(
             f"The output for {task.name} of --model={name} must have shape "
             f"{(None, *places, channels)}, with {channels} channels for each place, "
@@ -165,16 +164,6 @@ def check_logits(name: str, model: keras.Model, tasks: TaskSet) -> None:
                 f"losses and attacks take them, but it has a {activation}; leave out "
                 "that activation."
             )
-
-
-def _shapes_agree(
-    shape: Sequence[int | None], expected_shape: Sequence[int | None]
-) -> bool:
-    """Whether two shapes are compatible; None fits any number."""
-    return len(shape) == len(expected_shape) and all(
-        a is None or b is None or a == b
-        for a, b in zip(shape, expected_shape, strict=True)
-    )
 
 
 def _check_saving(name: str, model: keras.Model) -> None:

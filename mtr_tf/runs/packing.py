@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
@@ -37,14 +38,6 @@ class Unpack(keras.Layer):
         parts = {IMAGE: x[..., : self._layout.image[2]]}
         for name, part in self._layout.unpack(x, keras.ops.reshape).items():
             parts[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
-        return parts
-
-    def compute_output_spec(self, x):
-        """The shapes and dtypes of the parts."""
-        parts = {IMAGE: keras.KerasTensor((x.shape[0], *self._layout.image), x.dtype)}
-        for name, shape in self._layout.shapes:
-            dtype = self._dtypes.get(name, "float32")
-            parts[name] = keras.KerasTensor((x.shape[0], *shape), dtype)
         return parts
 
 
@@ -118,7 +111,17 @@ def _image_name(
     pictures = [name for name in candidates if len(inputs[name].shape) == 4]
     if len(pictures) == 1 or (pictures and not layout_names):
         return pictures[0]
-    raise _missing_input_error(where, inputs, layout, (candidates[1:] or [*inputs])[0])
+    takes = ", ".join(
+        f"{key} {tuple(tensor.shape[1:])}" for key, tensor in inputs.items()
+    )
+    missing_name = (candidates[1:] or [*inputs])[0]
+    raise InputError(
+        f"one input of {where} must be the image, and the others must "
+        f"come with the examples, but it takes {takes}, and the examples have the "
+        f"inputs {layout or 'none'}. Call the image's input image, and give each "
+        f'example "inputs": {{"{missing_name}": ...}} (docs/own_data.md), or give '
+        f"{FILLED}."
+    )
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -148,30 +151,9 @@ def _check_input(
             f"the input {name} of {where} must be numbers, and it is "
             f"{tensor.dtype}; give {FILLED}."
         )
-    fits = len(input_shape) == len(shapes[name]) and all(
-        side in (None, size)
-        for side, size in zip(input_shape, shapes[name], strict=True)
-    )
-    if not fits:
+    if not tf.TensorShape(input_shape).is_compatible_with(shapes[name]):
         raise InputError(
             f"the input {name} of {where} must have shape {input_shape}, but "
             f"in the examples it has {shapes[name]}; reshape it there, or change the "
             "model."
         )
-
-
-def _missing_input_error(
-    where: str,
-    inputs: Mapping[str, keras.KerasTensor],
-    layout: Layout | None,
-    name: str,
-) -> InputError:
-    takes = ", ".join(
-        f"{key} {tuple(tensor.shape[1:])}" for key, tensor in inputs.items()
-    )
-    return InputError(
-        f"one input of {where} must be the image, and the others must "
-        f"come with the examples, but it takes {takes}, and the examples have the "
-        f"inputs {layout or 'none'}. Call the image's input image, and give each "
-        f'example "inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'
-    )

@@ -66,7 +66,11 @@ def create(
         )
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
     if name == "multi_worker" and cluster:
-        return _join_workers(cluster, devices, _communication(devices, ring))
+        # NCCL supports all that is needed: sums of the types that variables may have,
+        # and gathered int32 and int64. The initial values of variables are sent by
+        # TensorFlow's own tree in any case.
+        communication = "NCCL" if gpus and not ring else "RING"
+        return _join_workers(cluster, devices, communication)
     return _mirrored_strategy(devices)
 
 
@@ -102,13 +106,9 @@ def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
 def _mirrored_strategy(devices: Sequence[str]) -> tf.distribute.Strategy:
     if len(devices) == 1:  # XLA cannot compile an update in a mirrored replica.
         return tf.distribute.OneDeviceStrategy(devices[0])
-    if "GPU" in devices[0]:
-        return tf.distribute.MirroredStrategy(devices)
-    return tf.distribute.MirroredStrategy(
-        devices,
-        # The default for CPUs, collectives, fails where their shapes change.
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
+    # The default for CPUs, collectives, fails where their shapes change.
+    reduction = None if "GPU" in devices[0] else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
 def _split_cpu(count: int) -> list[str]:
@@ -161,16 +161,6 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             ),
         )
         tf.distribute.Strategy.__init__(self, extended)
-
-
-def _communication(devices: Sequence[str], ring: bool) -> str:
-    """How replicas of several workers communicate, by TensorFlow's name.
-
-    NCCL supports all that is needed: sums of the types that variables may have, and
-    gathered int32 and int64. The initial values of variables are sent by TensorFlow's
-    own tree in any case.
-    """
-    return "NCCL" if "GPU" in devices[0] and not ring else "RING"
 
 
 def _join_workers(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
-import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -93,15 +93,14 @@ class Workers:
         Raises:
           InputError: This worker or another has raised one, or their facts differ.
         """
+        if not self.several:
+            yield
+            return
         mistake: InputError | None = None
         try:
             yield
         except InputError as error:
-            if not self.several:
-                raise
             mistake = error
-        if not self.several:
-            return
         message = mistake and remote.named(str(mistake))
         reports = self._gather_json({"mistake": message, "facts": facts})
         if mistake:
@@ -140,11 +139,10 @@ class Workers:
         """The arrays that the chief has passed, on all workers."""
         if not self.several:
             return dict(arrays)
-        kinds = {name: (a.dtype.str, a.shape) for name, a in arrays.items()}
-        kinds = self.of_chief(kinds)
+        names = self.of_chief(list(arrays))
         data = _to_bytes(arrays.values()) if self.chief else b""
-        chief_data = self._gather_bytes(data)[0]
-        return dict(zip(kinds, _from_bytes(chief_data, kinds.values()), strict=True))
+        chief_arrays = _from_bytes(self._gather_bytes(data)[0])
+        return dict(zip(names, chief_arrays, strict=True))
 
     def joined(self, arrays: Any) -> Any:
         """Arrays of all workers, joined along their first axis in the workers' order.
@@ -154,11 +152,8 @@ class Workers:
         """
         if not self.several:
             return arrays
-        leaves = tf.nest.flatten(arrays)
-        kinds = [(leaf.dtype.str, leaf.shape) for leaf in leaves]
-        worker_arrays = [
-            _from_bytes(d, kinds) for d in self._gather_bytes(_to_bytes(leaves))
-        ]
+        data = self._gather_bytes(_to_bytes(tf.nest.flatten(arrays)))
+        worker_arrays = map(_from_bytes, data)
         joined_leaves = [
             np.concatenate(parts) for parts in zip(*worker_arrays, strict=True)
         ]
@@ -315,17 +310,17 @@ def _copies(variable: Any) -> tuple[Any, ...]:
 
 
 def _to_bytes(arrays: Iterable[np.ndarray]) -> bytes:
-    return b"".join(array.tobytes() for array in arrays)
+    buffer = io.BytesIO()
+    for array in arrays:
+        np.save(buffer, array)
+    return buffer.getvalue()
 
 
-def _from_bytes(data: bytes, kinds: Iterable[tuple[str, Any]]) -> list[np.ndarray]:
-    """Splits bytes into consecutive arrays of the given (dtype, shape)."""
-    arrays, start = [], 0
-    for dtype, shape in kinds:
-        count = math.prod(shape)
-        array = np.frombuffer(data, dtype, count, start)
-        arrays.append(array.reshape(shape))
-        start += array.nbytes
+def _from_bytes(data: bytes) -> list[np.ndarray]:
+    """The arrays of `_to_bytes`."""
+    buffer, arrays = io.BytesIO(data), []
+    while buffer.tell() < len(data):
+        arrays.append(np.load(buffer))
     return arrays
 
 

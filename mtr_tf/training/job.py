@@ -27,6 +27,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
 from mtr_tf.data.augment import Augment
+from mtr_tf.data.custom import reading
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
@@ -361,7 +362,7 @@ def _check_model(config: TrainConfig) -> None:
     if config.init:
         initial_weights.check(config.init)
     if ":" in config.model:
-        own_models.check(config.model)
+        reading.own_function(config.model, "--model")
         return
     stages = building.shared_stages(config)
     models.check_stages(config.model, config.decoders, stages)

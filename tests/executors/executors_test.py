@@ -280,7 +280,7 @@ def test_commands_on_ray_take_a_gpu_unless_told_otherwise(
         remote=lambda _: types.SimpleNamespace(options=lambda **options: options),
         shutdown=lambda: None,
     )
-    monkeypatch.setattr(executors.on_ray.extras, "library", lambda *_: library)
+    monkeypatch.setattr(command, "library", lambda *_: library)
     executor = executors.on_ray.RayExecutor(tmp_path, given)
     assert executor.room == room
 
