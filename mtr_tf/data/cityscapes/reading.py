@@ -348,15 +348,12 @@ def _maker(
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
     """Logs in one line how many files of some kinds are missing, if any."""
-    counts = []
-    for split, split_jobs in jobs.items():
-        for kind in kinds:
-            missing_count = sum(job[kind.folder] is None for job in split_jobs.values())
-            if missing_count:
-                counts.append(
-                    f"{missing_count} of {len(split_jobs)} in {split} have no "
-                    f"{kind.folder}"
-                )
+    counts = [
+        f"{missing_count} of {len(split_jobs)} in {split} have no {kind.folder}"
+        for split, split_jobs in jobs.items()
+        for kind in kinds
+        if (missing_count := sum(not job[kind.folder] for job in split_jobs.values()))
+    ]
     if counts:
         logging.warning(
             "Cityscapes: of the pictures, %s file; they are used with everything "
