@@ -340,11 +340,7 @@ def write_csv(
     columns: Sequence[str] = (),
 ) -> None:
     """Writes a CSV file whole or not at all; see `csv_text`."""
-    with (
-        whole_file(path) as temp_path,
-        open(temp_path, "w", newline="", encoding="utf-8") as file,
-    ):
-        file.write(csv_text(records, columns))
+    write_text(path, csv_text(records, columns))
 
 
 def csv_text(records: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
@@ -372,20 +368,15 @@ def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if name.endswith("interval"):
             row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
-        elif isinstance(value, Mapping):
-            row[name] = _escape_formula(
-                "+".join(f"{key}:{item}" for key, item in value.items())
-            )
-        elif isinstance(value, list | tuple):
-            row[name] = _escape_formula("+".join(map(str, value)))
-        else:
-            row[name] = _escape_formula(value) if isinstance(value, str) else value
+            continue
+        if isinstance(value, Mapping):
+            value = [f"{key}:{item}" for key, item in value.items()]
+        if isinstance(value, list | tuple):
+            value = "+".join(map(str, value))
+        if isinstance(value, str) and value.startswith(_FORMULA):
+            value = f"'{value}"
+        row[name] = value
     return row
-
-
-def _escape_formula(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 class InUse(InputError):

@@ -26,11 +26,11 @@ from mtr_tf.data import png
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes import resizing
 from mtr_tf.data.cityscapes.files import File
+from mtr_tf.data.cityscapes.resizing import Size
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
 from mtr_tf.files import DAMAGED
 from mtr_tf.files import reason
-
-Size = tuple[int, int]
 
 
 def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -48,22 +48,15 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
     Raises:
       InputError: a file cannot be read, or has invalid content.
     """
-    sources = {
-        kind.folder: File(*job[kind.folder]) if job[kind.folder] else None
-        for kind in layout.KINDS
-    }
+    image_file, label_file, disparity_file, camera_file = (
+        File(*job[kind.folder]) if job[kind.folder] else None for kind in layout.KINDS
+    )
     (height, width), target = job["size"], job["depth_target"]
     size = height, width
-    image = _read(File(*job[layout.IMAGE.folder]), np.uint8, 3, None)
+    image = _read(present(image_file, "the picture"), np.uint8, 3, None)
     original_size = image.shape[0], image.shape[1]
-    train_ids = _train_ids(sources[layout.LABEL.folder], original_size)
-    depth, valid = _depth(
-        sources[layout.DISPARITY.folder],
-        sources[layout.CAMERA.folder],
-        original_size,
-        size,
-        target,
-    )
+    train_ids = _train_ids(label_file, original_size)
+    depth, valid = _depth(disparity_file, camera_file, original_size, size, target)
     labels = resizing.nearest(train_ids, size)
     return {
         "image": np.rint(resizing.area(image, size)).astype(np.uint8),
@@ -140,12 +133,11 @@ def _depth(
 
 def _baseline_times_focal_length(camera: File) -> float:
     """The product in metres times pixels of the original picture."""
+    content = camera.read()
     try:
-        values = json.loads(camera.read())
+        values = json.loads(content)
         baseline = float(values["extrinsic"]["baseline"])
         focal_length = float(values["intrinsic"]["fx"])
-    except InputError:
-        raise
     except DAMAGED as error:
         raise InputError(
             f"'{camera}' must be JSON with extrinsic.baseline and intrinsic.fx, but "

@@ -225,8 +225,8 @@ def _jobs(
     jobs = {}
     for split in layout.SPLITS:
         split_files = {
-            kind: (by_split or {}).get(split, {})
-            for kind, by_split in files_by_kind.items()
+            kind: (files_by_kind.get(kind) or {}).get(split, {})
+            for kind in layout.KINDS
         }
         names = _names({kind: split_files[kind] for kind in kinds}, root, split)
         if not names or (split == "test" and not split_files[layout.LABEL]):
@@ -235,8 +235,7 @@ def _jobs(
             name: {
                 "size": size,
                 "depth_target": depth_target,
-                **dict.fromkeys(kind.folder for kind in layout.KINDS),
-                **{k.folder: _fields(k, split_files[k], name) for k in split_files},
+                **{k.folder: _fields(k, split_files[k], name) for k in layout.KINDS},
             }
             for name in names
         }
@@ -348,15 +347,12 @@ def _maker(
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
     """Logs in one line how many files of some kinds are missing, if any."""
-    counts = []
-    for split, split_jobs in jobs.items():
-        for kind in kinds:
-            missing_count = sum(job[kind.folder] is None for job in split_jobs.values())
-            if missing_count:
-                counts.append(
-                    f"{missing_count} of {len(split_jobs)} in {split} have no "
-                    f"{kind.folder}"
-                )
+    counts = [
+        f"{missing_count} of {len(split_jobs)} in {split} have no {kind.folder}"
+        for split, split_jobs in jobs.items()
+        for kind in kinds
+        if (missing_count := sum(not job[kind.folder] for job in split_jobs.values()))
+    ]
     if counts:
         logging.warning(
             "Cityscapes: of the pictures, %s file; they are used with everything "

@@ -103,11 +103,15 @@ def check(raw: Any, where: str, rules: Rules, first: Example | None = None) -> E
             else first.masks[task].shape
         )
         masks[task] = _mask(raw_masks.get(task), record, places, where)
-        if record.discrete:
-            ignored = rules.ignored.get(task, ())
-            masks[task] = masks[task] & _is_label(target, ignored, places)
-        convert = _labels if record.discrete else _numbers
-        targets[task] = convert(record, target, masks[task], where)
+        if not record.discrete:
+            targets[task] = _numbers(record, target, masks[task], where)
+            continue
+        if target.shape == (*places, 1):
+            target = target[..., 0]
+        if target.shape == places:  # `_labels` refuses other shapes.
+            is_label = ~np.isin(target, rules.ignored.get(task, ()))
+            masks[task] = masks[task] & is_label
+        targets[task] = _labels(record, target, masks[task], where)
     return Example(image, targets, masks, parts["name"], inputs)
 
 
@@ -366,18 +370,7 @@ def _mask(
     return value != 0
 
 
-def _is_label(
-    value: np.ndarray, ignored: tuple[int, ...], shape: tuple[int, ...]
-) -> np.ndarray:
-    """Mask of the places without an ignored label; all if the shape is wrong."""
-    if value.shape not in (shape, (*shape, 1)):
-        return np.ones(shape, bool)  # `_labels` reports the shape.
-    return ~np.isin(value.reshape(shape), ignored)
-
-
 def _labels(task: Task, value: np.ndarray, mask: np.ndarray, where: str) -> np.ndarray:
-    if value.shape == (*mask.shape, 1):
-        value = value[..., 0]
     if value.shape != mask.shape or value.dtype.kind not in "ui":
         cure = "convert it (one-hot: argmax)"
         if value.ndim == mask.ndim and value.shape != mask.shape:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -32,8 +31,6 @@ from mtr_tf.tasks import canonical
 from mtr_tf.tasks import palettes
 from mtr_tf.tasks import task_set
 from mtr_tf.tasks.task import MAP
-
-_Number = TypeVar("_Number", int, float)
 
 KEYS = (
     "tasks",
@@ -68,18 +65,18 @@ def check(facts: Mapping[str, Any]) -> None:
         ),
         "class_weights": (
             lambda value: (
-                _is_by_task(value, tasks, lambda weights: _are_weights(weights, None))
-                or _are_weights(value, count)
+                _is_by_task(value, tasks, lambda row: _is_row(row, 0, np.inf))
+                or _are_within(value, (count,), 0)
             ),
             'a finite number that is not negative for each of the "classes", or a dict '
             "of such lists by task",
         ),
         "mean": (
-            lambda value: _are_within(value, (_length(value),), 0, 1),
+            lambda value: _is_row(value, 0, 1),
             "one number for each channel, for images in [0, 1]",
         ),
         "std": (
-            lambda value: _are_within(value, (_length(value),), 1e-6, 1),
+            lambda value: _is_row(value, 1e-6, 1),
             "one number above 0 for each channel, for images in [0, 1]",
         ),
         "ranges": (
@@ -264,7 +261,9 @@ def groups(
         values = np.asarray(values)
     except ValueError as error:
         raise InputError(f"{rule}{split}; got lists of several lengths.") from error
-    if values.dtype == object and all(map(_is_group, values.flat)):
+    if values.dtype == object and all(
+        isinstance(value, str) or is_whole(value) for value in values.flat
+    ):
         values = np.asarray(values.tolist())  # pandas holds names as objects.
     if is_cut and values.ndim:
         values = values[:count]
@@ -279,11 +278,6 @@ def groups(
 def _one_line(value: Any) -> str:
     """The repr of a value on one line; NumPy writes arrays on several."""
     return " ".join(repr(value).split())
-
-
-def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
-    first, second, third = values
-    return first, second, third
 
 
 def dataset_info(
@@ -301,7 +295,7 @@ def dataset_info(
       InputError: classes cannot be counted, or what the user says does not fit.
     """
     columns = splits.get("train", next(iter(splits.values())))
-    channels = columns.images.shape[3]
+    height, width, channels = columns.images.shape[1:]
     for key in ("mean", "std"):
         if len(facts.get(key, (0,) * channels)) != channels:
             raise InputError(
@@ -319,9 +313,9 @@ def dataset_info(
     colors = facts.get("colors", palettes.distinct_colors(len(classes)))
     return DatasetInfo(
         name=name,
-        image_shape=_triple(columns.images.shape[1:]),
+        image_shape=(height, width, channels),
         classes=tuple(classes),
-        colors=tuple(_triple(map(int, color)) for color in colors),
+        colors=tuple((int(r), int(g), int(b)) for r, g, b in colors),
         tasks=tasks,
         splits={split: len(value) for split, value in splits.items()},
         mean=tuple(map(float, mean)),
@@ -339,10 +333,7 @@ def dataset_info(
 def _tasks(splits: Mapping[str, Columns], columns: Columns, rules: Rules) -> TaskSet:
     """The tasks of the data, with the places, classes and colors of the data.
 
-    Args:
-      splits: the columns by split.
-      columns: the columns of one split.
-      rules: all tasks that there may be, and labels that mean "no label".
+    The places are read off `columns`, those of one of the splits.
     """
     channels = columns.images.shape[3]
     names = {*columns.targets, *picture.of_channels(channels)}
@@ -429,10 +420,6 @@ def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
 
     The number of the task's classes and places is not known, so a row of ones and zeros
     might also be several places of two classes. Masked rows are skipped.
-
-    Args:
-      task: The name of the task.
-      splits: The columns by split.
     """
     shape = next(iter(splits.values())).targets[task].shape[1:]
     if len(shape) in (0, MAP):
@@ -552,17 +539,10 @@ def _is_names(value: Any) -> bool:
     )
 
 
-def _are_weights(value: Any, count: int | None) -> bool:
-    """Whether these are `count` numbers (None: any number) that are not negative."""
-    return _are_within(value, (_length(value) if count is None else count,), 0, np.inf)
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, str) or is_whole(value)
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, Sequence | np.ndarray) else 0
+def _is_row(value: Any, low: float, high: float) -> bool:
+    """Whether this is a row of finite numbers in [low, high], of any length."""
+    length = len(value) if isinstance(value, Sequence | np.ndarray) else 0
+    return _are_within(value, (length,), low, high)
 
 
 def _are_labels(labels: Any) -> bool:
