@@ -99,15 +99,15 @@ def main(config: ReproduceConfig) -> None:
     from mtr_tf.study import claims
     from mtr_tf.study import runner as runner_lib
     from mtr_tf.study import study_file
+    from mtr_tf.study import unchanged
     from mtr_tf.study.report import export
 
-    names = ("dataset", "data_dir", "image_size")
-    overrides = {name: getattr(config, name) for name in names}
-    study = study_file.load(
-        config.study,
-        seeds=config.seeds or None,
-        train={name: value for name, value in overrides.items() if value},
-    )
+    overrides = {
+        name: value
+        for name in ("dataset", "data_dir", "image_size")
+        if (value := getattr(config, name))
+    }
+    study = study_file.load(config.study, seeds=config.seeds or None, train=overrides)
     claims.check(study)  # Shows mistakes now, not after hours.
     if config.dataset:
         study = _fit_study(study)
@@ -142,12 +142,7 @@ def main(config: ReproduceConfig) -> None:
             runner = runner_lib.Runner(study, workdir, config.only)
             _run_cells(runner, study, config, workdir)
     _write_report(workdir, config.export)
-    if any(cell.begins_with for cell in runner.queue.cells):
-        from mtr_tf.study import unchanged
-
-        unchanged.check_starts(
-            runner.queue, workdir
-        )  # Some may have been trained again.
+    unchanged.check_starts(runner.queue, workdir)  # Some may have been trained again.
     failures = runner.failures()
     if failures:
         raise InputError(

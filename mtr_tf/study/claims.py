@@ -97,19 +97,14 @@ class Verdict:
       effect: Mean over seeds, positive as claimed; None if no seed has it. For a claim
         of nearness, the difference from the reference.
       interval: Its 95 % bootstrap interval; None if there is none.
-      over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
+      over, by_seed, clean, gaps, negated, note: As in its `effects.Effect`.
       n: Number of seeds that have the effect.
       p: p of the one-sided sign-flip test that the effect is above 0, or above the
         margin; NaN for a claim of nearness, which is not tested.
       p_corrected: The same, corrected for all directional claims of the study.
       p_opposite: The corrected p that the effect is below 0, or below the margin.
-      by_seed: Effects, `[seeds]`, NaN where there is none.
-      clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
       power: What its seeds can show; None for a claim of nearness or too few seeds.
-      gaps: By how much clean values of `matched` models differ; see `Effect`.
-      negated: For a measure, whether lower values of its metric are better.
-      note: Why the interval is not over images although there are rows; else empty.
     """
 
     claim: Claim
@@ -199,7 +194,7 @@ def _gap_reason(claim: Claim, effect: effects.Effect) -> str:
 def _mixture_reason(claim: Claim, results: Results) -> str:
     """Why numbers of a variant and seed are not of one model; empty if they are."""
     attacks_on: dict[str, set[str]] = {}
-    for point in (point for term in claim.terms for point in term.points):
+    for point in claim.points:
         source = results.study.spec(point.attack).source
         for variant in filter(None, (point.variant, source)):
             attacks_on.setdefault(variant, set()).add(point.attack)

@@ -9,6 +9,7 @@ kind, and the time per unit is learned while the study runs.
 from __future__ import annotations
 
 import bisect
+import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -151,9 +152,7 @@ class Clock:
         """
         for key in _similarity_keys(cell):
             if rates := self._rates.get(key):
-                middle = len(rates) // 2
-                rate = (rates[middle] + rates[~middle]) / 2
-                return _START + rate * self.costs[cell.folder]
+                return _START + statistics.median(rates) * self.costs[cell.folder]
         return None
 
     def left(

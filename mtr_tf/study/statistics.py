@@ -7,6 +7,7 @@ all of them share the same images.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -24,13 +25,13 @@ LEAST_RANKED = 6  # The fewest pairs for which a rank correlation is shown.
 _ROUNDING = 1e-9  # Statistics with a smaller relative difference count as equal.
 
 
-def sign_flips(seeds: int, seed: int = 0) -> np.ndarray:
+def sign_flips(seeds: int) -> np.ndarray:
     """Returns changes of sign, `[flips, seeds]` of 1 and -1; row 0 changes none.
 
     There are all 2^n of them up to n = 16, and 65536 random ones beyond.
     """
     if seeds > EXACT:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         flips = rng.choice((1.0, -1.0), (RANDOM_FLIPS, seeds))
         flips[0] = 1.0
         return flips
@@ -128,24 +129,6 @@ def resampled_images(images: int, resamples: int, seed: int) -> np.ndarray:
     return rng.multinomial(images, np.full(images, 1 / images), resamples).astype(float)
 
 
-def weighted_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means over seeds, weighted by how often each seed is drawn.
-
-    Args:
-      values: `[resamples, seeds]`, or `[1, seeds]` if all resamples have the same; NaN
-        leaves a seed out.
-      counts: `[resamples, seeds]`.
-
-    Returns:
-      float64 `[resamples]`, NaN where no seed is left.
-    """
-    valid = ~np.isnan(values)
-    total = (np.where(valid, values, 0.0) * counts).sum(axis=1)
-    count = (valid * counts).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return total / count
-
-
 def bootstrap(
     effects: np.ndarray,
     on_images: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -176,7 +159,10 @@ def bootstrap(
     values = effects[np.newaxis, valid]
     if on_images and images:
         values = on_images(resampled_images(images, resamples, seed))[:, valid]
-    return weighted_means(values, counts)
+    is_number = ~np.isnan(values)  # A resample may leave a seed without an effect.
+    total = (np.where(is_number, values, 0.0) * counts).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return total / (is_number * counts).sum(axis=1)
 
 
 # Power: how many seeds tell a difference of a given size from none.
@@ -227,16 +213,13 @@ def seeds_needed(
     Returns:
       The number, or None if it is more than `MOST_SEEDS`.
     """
-    low, high = least, MOST_SEEDS
-    if power(deviation, difference, high, level) < POWER:
+
+    def power_of(seeds: int) -> float:
+        return power(deviation, difference, seeds, level)
+
+    if power_of(MOST_SEEDS) < POWER:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if power(deviation, difference, middle, level) < POWER:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return least + bisect.bisect_left(range(least, MOST_SEEDS), POWER, key=power_of)
 
 
 def detectable(deviation: float, seeds: int, level: float) -> float:
@@ -274,17 +257,15 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count - 1) / 2)[inverse.reshape(-1)]
 
 
-def rank_interval(
-    rho: float, pairs: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """The confidence interval of a rank correlation of independent pairs.
+def rank_interval(rho: float, pairs: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a rank correlation of independent pairs.
 
     Fisher's transformation with the variance (1 + rho^2 / 2) / (n - 3) (Bonett and
     Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman
     correlations", 2000).
     """
     error = math.sqrt((1 + rho**2 / 2) / (pairs - 3))
-    reach = float(special.ndtri((1 + confidence) / 2)) * error
+    reach = float(special.ndtri(0.975)) * error
     with np.errstate(divide="ignore"):
         middle = np.arctanh(rho)
     return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
