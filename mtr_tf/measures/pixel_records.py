@@ -85,7 +85,7 @@ def _task_records(
                 "interval": ends[k],
                 "predicted": number(theory[k]),
                 "root_mean_square": number(squares[k]),
-                "relative": number(measure_records.ratio(values[k], values[0])),
+                "relative": number(metrics.divide(values[k], values[0])),
                 "draws": len(draw_means),
                 "deviation_of_draws": number(_deviation(draw_means)),
             }

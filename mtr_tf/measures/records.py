@@ -24,6 +24,7 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.resampling import Units
 from mtr_tf.evaluation.scores import number
 from mtr_tf.measures import gradients as gradients_lib
+from mtr_tf.tasks.metrics import divide
 
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -267,9 +268,10 @@ def of_first_order(
         drawn_units = units or resampling.independent(len(rise))
         columns = np.stack([rise, linear], axis=1)
         draws = intervals.resampled_means(columns, drawn_units, seed=seed)
-        ratios = np.stack([draws[:, 0], ratio(draws[:, 0], draws[:, 1])], axis=1)
+        ratios = np.stack([draws[:, 0], divide(draws[:, 0], draws[:, 1])], axis=1)
         value, theory = gradients_lib.mean(rise), gradients_lib.mean(linear)
-        centre = np.array([value, ratio(value, theory)])
+        ratio = divide(value, theory)
+        centre = np.array([value, ratio])
         ends = pairs_of_ends(ratios, centre, drawn_units.count_known(rise))
         records.append(
             {
@@ -282,22 +284,12 @@ def of_first_order(
                 "value": number(value),
                 "interval": ends[0],
                 "predicted": number(theory),
-                "ratio": number(ratio(value, theory)),
+                "ratio": number(ratio),
                 "ratio_interval": ends[1],
                 "clean": number(gradients_lib.mean(arrays["before"])),
             }
         )
     return records
-
-
-def ratio(numerator: Any, denominator: Any) -> np.ndarray:
-    """Numerator / denominator; NaN where the denominator is 0."""
-    denominator = np.asarray(denominator)
-    return np.where(
-        denominator != 0,
-        numerator / np.where(denominator != 0, denominator, 1.0),
-        np.nan,
-    )
 
 
 def pairs_of_ends(
