@@ -30,10 +30,8 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
-from mtr_tf.measures import corruption_records
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients as gradients_lib
-from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps as steps_lib
 from mtr_tf.measures.passes import Arrays
@@ -277,7 +275,7 @@ def _pixel_gradients(
         collect,
         f"measuring {measure}",
     )
-    return pixel_records.of_pixel_gradients(
+    return measure_records.of_pixel_gradients(
         measure, by_count, tuple(tasks), subject.seed, subject.units
     )
 
@@ -295,7 +293,7 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: Task) -> list[di
         lambda draws: {name: np.stack([m[name] for m in draws]) for name in draws[0]},
         f"attacking {measure} of {task.name}",
     )
-    return pixel_records.of_pixel_attacks(
+    return measure_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units
     )
 
@@ -349,7 +347,7 @@ def _corruptions(job: _Job) -> list[dict]:
     arrays = job.finish(list(parts.values()), "measuring corruptions")
     by_severity = dict(zip(parts, arrays, strict=True))
     subject = job.subject
-    return corruption_records.of_corruptions(
+    return measure_records.of_corruptions(
         subject.tasks, by_severity, subject.seed, subject.units, subject.info.units
     )
 
