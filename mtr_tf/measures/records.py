@@ -21,6 +21,7 @@ import numpy as np
 
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import scores
 from mtr_tf.evaluation.resampling import Units
 from mtr_tf.evaluation.scores import number
 from mtr_tf.measures import gradients as gradients_lib
@@ -32,7 +33,7 @@ from mtr_tf.tasks.metrics import divide
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 NORMS = ("l2", "l1")
-OF_NORMS = (0.0, math.inf)  # The smallest and largest possible norms.
+_OF_NORMS = (0.0, math.inf)  # The smallest and largest possible norms.
 _COSINE_BOUNDS = {"cosine": (-1.0, 1.0), "abs_cosine": (0.0, 1.0)}
 
 
@@ -71,12 +72,12 @@ def of_tasks(
         else:
             sums = gradients_lib.without_missing(l1[normalisation], scale)
         records += [
-            {"measure": "tasks", "norm": norm, "normalisation": normalisation, **record}
+            {"norm": norm, "normalisation": normalisation, **record}
             for record in _norm_records(
                 gradients, sums, normalisation, tasks, seed, units
             )
         ]
-    return records
+    return [{"measure": "tasks", **record} for record in records]
 
 
 def _norm_records(
@@ -96,17 +97,11 @@ def _norm_records(
     covariance = gradients_lib.covariance(gradients["gram"], scale)
     correlations = gradients_lib.correlation(covariance)
     by_set = gradients_lib.predicted(single_norms, correlations)
-    values = gradients_lib.mean(means)
-    draws = intervals.resampled_means(means, units, seed=seed)
-    ends = pairs_of_ends(draws, values, units.count_known(means), OF_NORMS)
+    values, ends, _ = _means(means, seed, units)
     records = [
         {
             "quantity": "norm_of_mean",
-            "tasks": [
-                name
-                for name, is_member in zip(tasks, membership[i], strict=True)
-                if is_member
-            ],
+            "tasks": list(itertools.compress(tasks, membership[i])),
             "count": int(sizes[i]),
             "value": number(values[i]),
             "interval": ends[i],
@@ -134,10 +129,7 @@ def _size_records(
     theory = gradients_lib.by_size(by_set)
     factor = gradients_lib.factor(0.0 if tasks == 1 else rho, count)
     per_image = gradients_lib.by_size(means)
-    draws = intervals.resampled_means(per_image, units, seed=seed)
-    values = gradients_lib.mean(per_image)
-    unit_counts = units.count_known(per_image)
-    ends = pairs_of_ends(draws, values, unit_counts, OF_NORMS)
+    values, ends, draws = _means(per_image, seed, units)
     squares = gradients_lib.mean(gradients_lib.by_size(means**2))
     records = [
         {
@@ -154,12 +146,13 @@ def _size_records(
             count, values, ends, theory, factor, squares, strict=True
         )
     ]
-    records.append(slope(count, values, draws, theory, unit_counts))
+    unit_counts = units.count_known(per_image)
+    records.append(_slope(count, values, draws, theory, unit_counts))
     records.append({"quantity": "rho", "value": number(rho)})
     return records
 
 
-def slope(
+def _slope(
     count: np.ndarray | Sequence[int],
     values: np.ndarray,
     draws: np.ndarray,
@@ -181,7 +174,7 @@ def slope(
     return {
         "quantity": "slope",
         "value": number(value),
-        "interval": pairs_of_ends(slopes, np.array([value]), unit_counts.min())[0],
+        "interval": _pairs_of_ends(slopes, np.array([value]), unit_counts.min())[0],
         "predicted": number(gradients_lib.slope(count, theory)),
     }
 
@@ -210,8 +203,8 @@ def _pair_records(
             unit_counts, bounds = units.count_known(per_image), _COSINE_BOUNDS[quantity]
             ends = intervals.of_draws(draws, matrix, unit_counts, bounds=bounds)
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
-            record: Record = {"measure": "tasks", "quantity": quantity}
-            record |= {"norm": "l2", "tasks": [tasks[i], tasks[j]]}
+            pair = [tasks[i], tasks[j]]
+            record: Record = {"quantity": quantity, "norm": "l2", "tasks": pair}
             record["value"] = number(matrix[i, j])
             if ends is not None:
                 record["interval"] = [number(end) for end in ends[:, i, j]]
@@ -228,18 +221,9 @@ def _pair_means(cosines: np.ndarray, seed: int, units: Units) -> list[Record]:
         ("abs_cosine", np.abs(off_diagonal)),
     ):
         per_image = gradients_lib.mean(values.reshape(len(values), -1).T)[:, np.newaxis]
-        mean = gradients_lib.mean(per_image)
-        draws = intervals.resampled_means(per_image, units, seed=seed)
-        unit_counts, bounds = units.count_known(per_image), _COSINE_BOUNDS[quantity]
-        records.append(
-            {
-                "measure": "tasks",
-                "quantity": f"mean_{quantity}",
-                "norm": "l2",
-                "value": number(mean[0]),
-                "interval": pairs_of_ends(draws, mean, unit_counts, bounds)[0],
-            }
-        )
+        (mean,), (ends,), _ = _means(per_image, seed, units, _COSINE_BOUNDS[quantity])
+        record = {"quantity": f"mean_{quantity}", "norm": "l2"}
+        records.append(record | {"value": number(mean), "interval": ends})
     return records
 
 
@@ -275,7 +259,7 @@ def of_first_order(
         value, theory = gradients_lib.mean(rise), gradients_lib.mean(linear)
         ratio = divide(value, theory)
         centre = np.array([value, ratio])
-        ends = pairs_of_ends(ratios, centre, drawn_units.count_known(rise))
+        ends = _pairs_of_ends(ratios, centre, drawn_units.count_known(rise))
         records.append(
             {
                 "measure": "first_order",
@@ -340,10 +324,7 @@ def _task_records(
     """
     per_image = np.stack([gradients_lib.mean(part) for part in norms], axis=1)
     units = units or resampling.independent(len(per_image))
-    draws = intervals.resampled_means(per_image, units, seed=seed)
-    values, unit_counts = gradients_lib.mean(per_image), units.count_known(per_image)
-    bounds = OF_NORMS
-    ends = pairs_of_ends(draws, values, unit_counts, bounds)
+    values, ends, draws = _means(per_image, seed, units)
     squares = [gradients_lib.root_mean_square(part.ravel()) for part in norms]
     theory, rho_records = np.full(len(counts), np.nan), []
     if is_random:
@@ -366,7 +347,8 @@ def _task_records(
                 "deviation_of_draws": number(_deviation(draw_means)),
             }
         )
-    records.append(slope(counts, values, draws, theory, unit_counts))
+    unit_counts = units.count_known(per_image)
+    records.append(_slope(counts, values, draws, theory, unit_counts))
     return records + rho_records
 
 
@@ -403,31 +385,30 @@ def of_pixel_attacks(
     for (count, arrays), metric in itertools.product(
         sorted(by_count.items()), shown_metrics(task)
     ):
-        record: Record = {
-            "measure": measure,
-            "quantity": "attacked_pixels",
-            "tasks": [task.name],
-            "norm": "linf",
-            "metric": metric.name,
-            "better": metric.better,
-            "count": count,
-            "eps": eps,
-        }
-        for kind, names in (
-            ("clean", ("clean", "clean_interval")),
-            ("attacked", ("value", "interval")),
-        ):
-            rows = arrays[f"{kind}/{metric.name}"].astype(np.float64)
-            pooled = rows.sum(axis=0)  # Statistics are additive, over draws, too.
-            ends = intervals.of_metric(metric, pooled, units, seed=seed)
-            record[names[0]] = number(metric.value(pooled.sum(axis=0)))
-            record[names[1]] = [number(end) for end in ends]
-        draw_values = metric.value(rows.sum(axis=1))
-        record |= {
-            "draws": len(rows),
-            "deviation_of_draws": number(_deviation(draw_values)),
-        }
-        records.append(record)
+        clean_rows, attacked_rows = (
+            arrays[f"{kind}/{metric.name}"].astype(np.float64)
+            for kind in ("clean", "attacked")
+        )
+        # Statistics are additive, over draws, too.
+        clean = scores.of_metric(metric, clean_rows.sum(axis=0), units, seed)
+        draws = metric.value(attacked_rows.sum(axis=1))
+        records.append(
+            {
+                "measure": measure,
+                "quantity": "attacked_pixels",
+                "tasks": [task.name],
+                "norm": "linf",
+                "metric": metric.name,
+                "better": metric.better,
+                "count": count,
+                "eps": eps,
+                "clean": clean["value"],
+                "clean_interval": clean["interval"],
+                **scores.of_metric(metric, attacked_rows.sum(axis=0), units, seed),
+                "draws": len(draws),
+                "deviation_of_draws": number(_deviation(draws)),
+            }
+        )
     return records
 
 
@@ -457,8 +438,6 @@ def of_corruptions(
       units: What the bootstrap draws; None: single images.
       target_units: The data set's units of targets, by task.
     """
-    count = len(next(iter(by_severity["", 0].values())))
-    units = units or resampling.independent(count)
     return [
         record
         for task in tasks.values()
@@ -479,31 +458,46 @@ def _metric_records(
     metric: Metric,
     by_severity: Mapping[tuple[str, int], Arrays],
     seed: int,
-    units: Units,
+    units: Units | None,
     unit: str,
 ) -> list[Record]:
-    rows = {
-        key: arrays[f"{task.name}/{metric.name}"] for key, arrays in by_severity.items()
-    }
-    values = {key: metric.over(metric_rows) for key, metric_rows in rows.items()}
-    clean = number(values.pop(("", 0)))
+    name = f"{task.name}/{metric.name}"
     common: Record = {"measure": "corruptions", "tasks": [task.name]}
     common |= {"metric": metric.name, "better": metric.better, "unit": unit}
-    common |= {"clean": clean}
-    records = []
-    for (name, severity), value in values.items():
-        ends = intervals.of_metric(metric, rows[name, severity], units, seed=seed)
-        details = {"quantity": "corrupted", "corruption": name, "severity": severity}
-        ends = [number(end) for end in ends]
-        records.append(common | details | {"value": number(value), "interval": ends})
-    mean = number(np.mean(list(values.values())))
+    common |= {"clean": number(metric.over(by_severity["", 0][name]))}
+    records = [
+        {
+            **common,
+            "quantity": "corrupted",
+            "corruption": corruption,
+            "severity": severity,
+            **scores.of_metric(metric, arrays[name], units, seed),
+        }
+        for (corruption, severity), arrays in by_severity.items()
+        if corruption
+    ]
+    values = np.array([record["value"] for record in records], float)
+    mean = number(np.mean(values))
     return [*records, common | {"quantity": "mean_corrupted", "value": mean}]
 
 
 # Intervals of means.
 
 
-def pairs_of_ends(
+def _means(
+    per_image: np.ndarray,
+    seed: int,
+    units: Units,
+    bounds: tuple[float, float] = _OF_NORMS,
+) -> tuple[np.ndarray, list[list[float | None]], np.ndarray]:
+    """Means over images of `[N, K]`: (means, their intervals, means of resamples)."""
+    means = gradients_lib.mean(per_image)
+    draws = intervals.resampled_means(per_image, units, seed=seed)
+    ends = _pairs_of_ends(draws, means, units.count_known(per_image), bounds)
+    return means, ends, draws
+
+
+def _pairs_of_ends(
     draws: np.ndarray,
     values: np.ndarray,
     unit_counts: np.ndarray | int,
