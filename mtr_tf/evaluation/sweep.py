@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
@@ -147,19 +147,13 @@ def run(
         part_cells = parts(all_cells, count)[number - 1]
     results = finished(part_cells, store, predictions) if workers.chief else {}
     flags = workers.of_chief([cell in results for cell in part_cells])
-    finished_cells = {
-        cell for cell, is_finished in zip(part_cells, flags, strict=True) if is_finished
-    }
+    finished_cells = set(itertools.compress(part_cells, flags))
     cost = {cell: _cost(subject, cell) for cell in part_cells}
     pending = _sort_by_family(cell for cell in part_cells if cell not in finished_cells)
     if finished_cells:
         logging.info(
             "%d of %d evaluations are finished already", len(finished_cells), len(cost)
         )
-    total, finished_cost = (
-        sum(cost.values()),
-        sum(cost[cell] for cell in finished_cells),
-    )
     jit = _choose_jit(subject, all_cells, pending)
     family, evaluator = None, None
 
@@ -172,7 +166,11 @@ def run(
     with (
         stopping.saying(message),
         progress.bar(
-            total, "attacking", "image passes", finished_cost, shown=workers.chief
+            sum(cost.values()),
+            "attacking",
+            "image passes",
+            sum(cost[cell] for cell in finished_cells),
+            shown=workers.chief,
         ) as advance,
     ):
         for cell in pending:
@@ -203,13 +201,14 @@ def run(
     for cell in cells:
         if cell.members:
             member_results = [results[member] for member in cell.members]
-            result = _worst_result(subject, cell, member_results)
+            choice = worst_case.choose(cell, member_results)
+            result = _worst_result(subject, cell, member_results, choice)
             store.write(result)  # For its rows: ensembles are always combined again.
             results[cell] = store.filed(result)
             if store.save_examples:
-                store.choose_examples(cell, worst_case.choose(cell, member_results))
+                store.choose_examples(cell, choice)
             if predictions:
-                _choose_predictions(predictions, store, cell, member_results)
+                _choose_predictions(predictions, store, cell, member_results, choice)
     return results[None], [results[cell] for cell in cells]
 
 
@@ -289,12 +288,15 @@ def _writers(
 
 
 def _choose_predictions(
-    predictions: Predictions, store: Store, cell: Cell, results: Sequence[Result]
+    predictions: Predictions,
+    store: Store,
+    cell: Cell,
+    results: Sequence[Result],
+    choice: np.ndarray,
 ) -> None:
     """Copies the predictions behind the mean IoU of an ensemble."""
     if predictions.complete(store.label(cell)):
         return
-    choice = worst_case.choose(cell, results)
     choice = worst_case.choose_for_miou(cell, results, cityscapes_export.TASK, choice)
     members = [store.label(member) for member in cell.members]
     predictions.choose(store.label(cell), members, choice)
@@ -308,11 +310,13 @@ def _sort_by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
     return [cell for members in families.values() for cell in members]
 
 
-def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
-    """The worst result per image among those of a cell's members."""
-    choice = worst_case.choose(cell, results)
+def _worst_result(
+    subject: Subject, cell: Cell, results: Sequence[Result], choice: np.ndarray
+) -> Result:
+    """The results of the members chosen for each image, as one result of the cell."""
     wanted_rows = worst_case.take(choice, [result.wanted_rows for result in results])
     rows = worst_case.combine(cell, results, choice)
+    unchanged = [r.unchanged for r in results if r.unchanged is not None]
     return dataclasses.replace(
         results[0],
         cell=cell,
@@ -322,26 +326,12 @@ def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Re
         wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
-        unchanged=_unchanged_images(choice, results),
-        consistent_rows=_consistent_rows(choice, results),
+        # Cells of older versions lack one or the other.
+        unchanged=worst_case.chosen(choice, unchanged)
+        if len(unchanged) == len(results)
+        else None,
+        consistent_rows=worst_case.take(choice, [r.consistent_rows for r in results]),
     )
-
-
-def _consistent_rows(choice: np.ndarray, results: Sequence[Result]) -> Rows:
-    """The rows of the chosen attacks; empty if a result has none."""
-    rows = [result.consistent_rows for result in results]
-    return worst_case.take(choice, rows) if all(rows) else {}
-
-
-def _unchanged_images(
-    choice: np.ndarray, results: Sequence[Result]
-) -> np.ndarray | None:
-    """Which images the chosen attacks left unchanged; None if that is unknown."""
-    by_result = [result.unchanged for result in results]
-    masks = [mask for mask in by_result if mask is not None]
-    if len(masks) < len(by_result):
-        return None
-    return np.stack(masks)[choice, np.arange(len(choice))]
 
 
 def _advance(
