@@ -413,10 +413,7 @@ class Cell:
         for cell in self.members or (self,):
             if cell.eps:  # At 0 nothing is run, and no step is needed.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
-        settings = self.objective_settings(*image_shape[:2])
-        for name in ("tasks", "spare"):
-            settings[name] = TaskSet(self.all_tasks[task] for task in settings[name])
-        objectives.unbound(lambda x: {}, **settings)
+        objectives.unbound(lambda x: {}, **self.objective_settings(*image_shape[:2]))
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
         """The arguments of `attacks.objective` besides model, targets and masks.
@@ -426,7 +423,7 @@ class Cell:
         """
         goal = self.objective
         return {
-            "tasks": goal.tasks,
+            "tasks": TaskSet(self.all_tasks[task] for task in goal.tasks),
             "balance": goal.balance,
             "pixels": self.pixel_mask(height, width),
             "weights": dict(goal.weights) or None,
@@ -435,7 +432,7 @@ class Cell:
             "classes": goal.classes or None,
             "judge": goal.judge,
             "eot": goal.eot,
-            "spare": goal.spare,
+            "spare": TaskSet(self.all_tasks[task] for task in goal.spare),
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -490,8 +487,6 @@ class Cell:
     def _breaks_ties(self) -> bool:
         """Whether points of equal harm are ordered by another criterion."""
         goal, weights = self.objective, dict(self.objective.weights)
-        if goal.judge != judging.HARM:
-            return False
         tasks = {task: self.all_tasks[task] for task in goal.tasks}
         task_weights = [weights.get(task, 1.0) for task in goal.tasks]
         return bool(

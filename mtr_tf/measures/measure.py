@@ -152,15 +152,14 @@ def measure(
 # The measures.
 
 
+@dataclasses.dataclass(frozen=True)
 class _Job:
     """What the measures of a call share: each pass is compiled only once."""
 
-    def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
-        """Takes the subject, the settings and the finished parts."""
-        self.subject = subject
-        self.settings = settings
-        self._parts = parts
-        self._passes: dict[str, Pass] = {}
+    subject: Subject
+    settings: MeasureSettings
+    parts: Parts
+    passes: dict[str, Pass] = dataclasses.field(default_factory=dict)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -171,11 +170,11 @@ class _Job:
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
         """The pass of a name; a new one runs `step` and has this cost."""
-        return self._passes.setdefault(name, Pass(self.subject, step, cost))
+        return self.passes.setdefault(name, Pass(self.subject, step, cost))
 
     def finish(self, parts: Sequence[Part], label: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
-        return self._parts.finish(parts, self.subject.num_examples, label)
+        return self.parts.finish(parts, self.subject.num_examples, label)
 
     def of_masks(
         self,
