@@ -196,12 +196,8 @@ def rows_of(
 ) -> dict[str, dict[str, np.ndarray]]:
     """{"depth+normal": {measure: float64 [batch, 1]}} of a batch's outputs."""
     return {
-        relation.name: {
-            relation.measure: relation.of(*(outputs[task] for task in relation.tasks))[
-                :, None
-            ]
-        }
-        for relation in relations
+        r.name: {r.measure: r.of(*(outputs[task] for task in r.tasks))[:, np.newaxis]}
+        for r in relations
     }
 
 

@@ -199,10 +199,6 @@ def _make_call(model: keras.Model, tasks: Sequence[str], name: str, size: int) -
     """Returns images -> outputs of the tasks, float32; built as a graph only once."""
     graph = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
 
-    @functools.cache
-    def concrete_function(shape):
-        return graph.get_concrete_function(tf.TensorSpec(shape, tf.float32))
-
     def call(images: np.ndarray) -> dict[str, np.ndarray]:
         parts = [call_part(images[i : i + size]) for i in range(0, len(images), size)]
         return {task: np.concatenate([p[task] for p in parts]) for task in tasks}
@@ -211,7 +207,7 @@ def _make_call(model: keras.Model, tasks: Sequence[str], name: str, size: int) -
         try:  # As a graph, because layers themselves warn otherwise.
             images = tf.constant(images, tf.float32)
             with stateless.unchanged(model):
-                outputs = concrete_function(images.shape)(images)
+                outputs = graph.get_concrete_function(images)(images)
         except Exception as error:  # Layers raise errors of any class.
             raise_out_of_memory(error)
             if message := input_error_within(error):
