@@ -149,13 +149,12 @@ def run(
     flags = workers.of_chief([cell in results for cell in part_cells])
     finished_cells = set(itertools.compress(part_cells, flags))
     cost = {cell: _cost(subject, cell) for cell in part_cells}
-    pending = _sort_by_family(cell for cell in part_cells if cell not in finished_cells)
+    pending = _by_family(cell for cell in part_cells if cell not in finished_cells)
     if finished_cells:
         logging.info(
             "%d of %d evaluations are finished already", len(finished_cells), len(cost)
         )
     jit = _choose_jit(subject, all_cells, pending)
-    family, evaluator = None, None
 
     def message() -> str:
         return (
@@ -173,29 +172,28 @@ def run(
             shown=workers.chief,
         ) as advance,
     ):
-        for cell in pending:
-            if evaluator is None or family != (cell and cell.family):
-                family = cell and cell.family  # One graph for all its radii.
-                evaluator = make_evaluator(subject, family, jit=jit[family])
-            evaluation = evaluator.run(
-                subject.columns,
-                batch_size=subject.batch_size,
-                num_examples=subject.num_examples,
-                on_batch=functools.partial(_advance, advance, cell, _passes(cell)),
-                on_outputs=_writers(predictions, store.label(cell), workers.chief),
-                rows_of=functools.partial(consistency.rows_of, subject.relations)
-                if subject.relations
-                else None,
-                keep_examples=max(PAINTED, store.save_examples),
-                numbers=cell.numbers if cell else (),
-            )
-            if cell and evaluation.examples:
-                _check_inside(cell, evaluation.examples)
-            if workers.chief:
-                result = _result(subject, cell, evaluation)
-                store.write(result, evaluation.examples)
-                results[cell] = store.filed(result)
-            finished_cells.add(cell)
+        for family, family_cells in pending.items():
+            evaluator = make_evaluator(subject, family, jit=jit[family])
+            for cell in family_cells:
+                evaluation = evaluator.run(
+                    subject.columns,
+                    batch_size=subject.batch_size,
+                    num_examples=subject.num_examples,
+                    on_batch=functools.partial(_advance, advance, cell, _passes(cell)),
+                    on_outputs=_writers(predictions, store.label(cell), workers.chief),
+                    rows_of=functools.partial(consistency.rows_of, subject.relations)
+                    if subject.relations
+                    else None,
+                    keep_examples=max(PAINTED, store.save_examples),
+                    numbers=cell.numbers if cell else (),
+                )
+                if cell and evaluation.examples:
+                    _check_inside(cell, evaluation.examples)
+                if workers.chief:
+                    result = _result(subject, cell, evaluation)
+                    store.write(result, evaluation.examples)
+                    results[cell] = store.filed(result)
+                finished_cells.add(cell)
     if part or not workers.chief:
         return None
     for cell in cells:
@@ -255,19 +253,20 @@ def _cost(subject: Subject, cell: Cell | None) -> float:
 
 
 def _choose_jit(
-    subject: Subject, all_cells: Sequence[Cell | None], pending: Sequence[Cell | None]
+    subject: Subject,
+    all_cells: Iterable[Cell | None],
+    pending_families: Iterable[Cell | None],
 ) -> dict[Cell | None, bool]:
     """Whether XLA compiles the graph of each family with pending cells.
 
     This depends on all work of the family, even if it is finished or in another part:
     otherwise a sweep that continues, or is spread, would end with other bits.
     """
-    work: dict[Cell | None, float] = {}
-    for cell in all_cells:
-        family = cell and cell.family
-        work[family] = work.get(family, 0) + _cost(subject, cell)
-    families = dict.fromkeys(cell and cell.family for cell in pending)
-    jit = {family: subject.compiled(work[family]) for family in families}
+    cells = _by_family(all_cells)
+    jit = {
+        family: subject.compiled(sum(_cost(subject, cell) for cell in cells[family]))
+        for family in pending_families
+    }
     if jit:
         text = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
         compiling.say(text, subject.jit)
@@ -302,12 +301,12 @@ def _choose_predictions(
     predictions.choose(store.label(cell), members, choice)
 
 
-def _sort_by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
-    """The cells, with those that share a graph side by side."""
+def _by_family(cells: Iterable[Cell | None]) -> dict[Cell | None, list[Cell | None]]:
+    """The cells that share a graph, such as those of all radii, by their family."""
     families: dict[Cell | None, list[Cell | None]] = {}
     for cell in cells:
         families.setdefault(cell and cell.family, []).append(cell)
-    return [cell for members in families.values() for cell in members]
+    return families
 
 
 def _worst_result(
