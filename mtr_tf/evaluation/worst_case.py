@@ -107,7 +107,7 @@ def chosen(choice: np.ndarray, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def take(choice: np.ndarray, rows: Sequence[Rows]) -> dict[str, dict[str, np.ndarray]]:
-    """The rows of each image under the attack chosen for it; empty if any are."""
+    """The rows of each image under the attack chosen for it; empty if one has none."""
     if not all(rows):
         return {}
     return {
