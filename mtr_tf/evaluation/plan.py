@@ -487,6 +487,8 @@ class Cell:
     def _breaks_ties(self) -> bool:
         """Whether points of equal harm are ordered by another criterion."""
         goal, weights = self.objective, dict(self.objective.weights)
+        if goal.judge != judging.HARM:
+            return False
         tasks = {task: self.all_tasks[task] for task in goal.tasks}
         task_weights = [weights.get(task, 1.0) for task in goal.tasks]
         return bool(
