@@ -20,8 +20,6 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.evaluation import results
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
-from mtr_tf.measures import corruption_records
-from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.runs import directory
 from mtr_tf.study import study_file
@@ -322,7 +320,7 @@ def _corruption_records(tasks, seed) -> list[dict]:
             for task in task_objects.values()
             for metric in task.all_metrics
         }
-    return corruption_records.of_corruptions(task_objects, by_severity, seed)
+    return measure_records.of_corruptions(task_objects, by_severity, seed)
 
 
 def _task_records(gradients, tasks, seed) -> list[dict]:
@@ -352,12 +350,12 @@ def _pixel_records(measure, tasks, seed) -> list[dict]:
         size = np.sqrt((1 + 0.05 * (count - 1)) / count)
         shape = (draws, images, len(tasks))
         norms[count] = {n: size * rng.uniform(0.9, 1.1, shape) for n in ("l2", "l1")}
-    records += pixel_records.of_pixel_gradients(measure, norms, tasks, seed)
+    records += measure_records.of_pixel_gradients(measure, norms, tasks, seed)
     for task in tasks:
         rows_by_count = {}
         for count in counts:
             arrays = {}
-            for metric in pixel_records.shown_metrics(TASKS[task]):
+            for metric in measure_records.shown_metrics(TASKS[task]):
                 for kind, level in (
                     ("clean", 0.1),
                     ("attacked", 0.9 / (1 + count / 50)),
@@ -366,7 +364,7 @@ def _pixel_records(measure, tasks, seed) -> list[dict]:
                     rows = _rows(metric, badness).reshape(draws, images, -1)
                     arrays[f"{kind}/{metric.name}"] = rows
             rows_by_count[count] = arrays
-        records += pixel_records.of_pixel_attacks(
+        records += measure_records.of_pixel_attacks(
             measure, TASKS[task], rows_by_count, 8.0, seed
         )
     return records

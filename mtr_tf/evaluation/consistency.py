@@ -24,6 +24,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
+from mtr_tf.tasks.metrics import divide
 
 NEAREST = 0.05  # Smaller depths, in metres, count as this one.
 STEP = 0.3  # Metres of depth that make a full edge.
@@ -78,9 +79,9 @@ def tilt_angle(
     if valid is not None:
         weight = np.where(_interior(valid, 1), weight, 0)
     size = np.hypot(slope_x, slope_y) * np.hypot(x, y)
-    cosine = _divide(slope_x * x + slope_y * y, size, 0.0)
+    cosine = np.nan_to_num(divide(slope_x * x + slope_y * y, size))
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    angles = _divide((angle * weight).sum((1, 2)), weight.sum((1, 2)), np.nan)
+    angles = divide((angle * weight).sum((1, 2)), weight.sum((1, 2)))
     return np.where(_finite(depth) & _finite(normal), angles, np.nan)
 
 
@@ -107,7 +108,7 @@ def edge_correlation(
         for a in (steps, edges)
     )
     size = np.sqrt((steps**2).sum((1, 2)) * (edges**2).sum((1, 2)))
-    agreement = _divide((steps * edges).sum((1, 2)), size, np.nan)
+    agreement = divide((steps * edges).sum((1, 2)), size)
     return np.where(finite, agreement, np.nan)
 
 
@@ -156,14 +157,6 @@ def _slope(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(np.abs(forward) < np.abs(backward), forward, backward)
 
 
-def _divide(
-    numerator: np.ndarray, denominator: np.ndarray, default: float
-) -> np.ndarray:
-    return np.where(
-        denominator > 0, numerator / np.where(denominator > 0, denominator, 1), default
-    )
-
-
 RELATIONS = (
     Relation(("depth", "normal"), "tilt_angle", "deg", "lower", tilt_angle),
     Relation(
@@ -203,12 +196,8 @@ def rows_of(
 ) -> dict[str, dict[str, np.ndarray]]:
     """{"depth+normal": {measure: float64 [batch, 1]}} of a batch's outputs."""
     return {
-        relation.name: {
-            relation.measure: relation.of(*(outputs[task] for task in relation.tasks))[
-                :, None
-            ]
-        }
-        for relation in relations
+        r.name: {r.measure: r.of(*(outputs[task] for task in r.tasks))[:, np.newaxis]}
+        for r in relations
     }
 
 

@@ -84,14 +84,14 @@ class Evaluation:
     """
 
     index: np.ndarray
-    clean: Rows
-    attacked: Rows
-    wanted: Rows
-    unmoved: Rows
-    aimed: Rows
-    before: Rows
-    unchanged: np.ndarray | None
-    examples: Examples | None
+    clean: Rows = dataclasses.field(default_factory=dict)
+    attacked: Rows = dataclasses.field(default_factory=dict)
+    wanted: Rows = dataclasses.field(default_factory=dict)
+    unmoved: Rows = dataclasses.field(default_factory=dict)
+    aimed: Rows = dataclasses.field(default_factory=dict)
+    before: Rows = dataclasses.field(default_factory=dict)
+    unchanged: np.ndarray | None = None
+    examples: Examples | None = None
     derived: Rows = dataclasses.field(default_factory=dict)
 
 
@@ -255,20 +255,13 @@ class Evaluator:
                 if self._stops:
                     self._workers.stop_if_asked()
         rows, image_index = in_order(results, index)
-        return Evaluation(
-            index=image_index,
-            clean=rows.get("clean", {}),
-            attacked=rows.get("attacked", {}),
-            wanted=rows.get("wanted", {}),
-            unmoved=rows.get("unmoved", {}),
-            aimed=rows.get("aimed", {}),
-            before=rows.get("before", {}),
-            unchanged=rows["unchanged"].astype(bool) if "unchanged" in rows else None,
-            examples=_join_examples(examples, keep_examples, self._image_channels)
-            if examples
-            else None,
-            derived=rows.get("derived", {}),
-        )
+        if "unchanged" in rows:
+            rows["unchanged"] = rows["unchanged"].astype(bool)
+        if examples:
+            rows["examples"] = _join_examples(
+                examples, keep_examples, self._image_channels
+            )
+        return Evaluation(image_index, **rows)
 
     def _check_models(self, batch: Mapping[str, Any]) -> None:
         """Checks the attacked model on a few images, before anything is compiled.
@@ -282,8 +275,7 @@ class Evaluator:
         batch = tf.nest.map_structure(
             lambda values: local(values)[0][:_TRIAL_IMAGES], batch
         )
-        goal = batch["wanted"] if self._targeted else batch
-        objective = self._objective.bind(goal, batch)
+        objective = self._bind(batch)
         objective.checked(batch["image"], self._own_losses)
         randomness.say_once(self._model, batch["image"], objective.recipe.eot)
 
@@ -300,8 +292,11 @@ class Evaluator:
             replica_batch = tf.nest.map_structure(
                 lambda values, number=number: local(values)[number], batch
             )
-            goal = replica_batch["wanted"] if self._targeted else replica_batch
-            self._objective.bind(goal, replica_batch).look_at_losses(x)
+            self._bind(replica_batch).look_at_losses(x)
+
+    def _bind(self, batch: Mapping[str, Any]) -> objectives.TaskObjective:
+        """The objective on a batch, towards its wanted targets if there are any."""
+        return self._objective.bind(batch["wanted"] if self._targeted else batch, batch)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""
@@ -339,8 +334,7 @@ class Evaluator:
                 rows["clean"] = self._statistics(outputs, batch)
                 pictures["clean"] = self._float32(outputs)
         if self._attack is not None:
-            goal = batch["wanted"] if self._targeted else batch
-            objective = self._objective.bind(goal, batch)
+            objective = self._bind(batch)
             seeds = threat.image_keys(seed, batch["index"])
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._outputs(x_adv, batch, seed)

@@ -93,7 +93,8 @@ def look_at(
       InputError: A model cannot be called on these images, or takes no other range.
     """
     affine = config.input_affine
-    if affine and all(r.config for r in (run, source_run) if r):
+    has_own_model = any(not r.config for r in (run, source_run) if r)
+    if affine and not has_own_model:
         raise InputError(
             "--input_range, --input_mean and --input_std are only for your own "
             "models; a run of mtr_tf.train normalises images in [0, 1] itself, so "
@@ -103,7 +104,6 @@ def look_at(
     count = min(total, _MOST_IMAGES)
     rows = np.arange(count) * total // count
     data_tasks = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
-    has_own_model = any(not r.config for r in (run, source_run) if r)
     if has_own_model and not (data_tasks or affine) and config.targets == OWN_TARGETS:
         logging.warning(
             "without labels nobody can see which range of images a model takes, so it "
@@ -199,10 +199,6 @@ def _make_call(model: keras.Model, tasks: Sequence[str], name: str, size: int) -
     """Returns images -> outputs of the tasks, float32; built as a graph only once."""
     graph = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
 
-    @functools.cache
-    def concrete_function(shape):
-        return graph.get_concrete_function(tf.TensorSpec(shape, tf.float32))
-
     def call(images: np.ndarray) -> dict[str, np.ndarray]:
         parts = [call_part(images[i : i + size]) for i in range(0, len(images), size)]
         return {task: np.concatenate([p[task] for p in parts]) for task in tasks}
@@ -211,7 +207,7 @@ def _make_call(model: keras.Model, tasks: Sequence[str], name: str, size: int) -
         try:  # As a graph, because layers themselves warn otherwise.
             images = tf.constant(images, tf.float32)
             with stateless.unchanged(model):
-                outputs = concrete_function(images.shape)(images)
+                outputs = graph.get_concrete_function(images)(images)
         except Exception as error:  # Layers raise errors of any class.
             raise_out_of_memory(error)
             if message := input_error_within(error):
@@ -358,10 +354,6 @@ class _FirstLook:
         image, packed = np.split(x, [self.channels], axis=-1)
         return np.concatenate([change(image), packed], -1) if packed.size else change(x)
 
-    @property
-    def _count(self) -> int:
-        return len(self.batch["image"])
-
     @functools.cached_property
     def outputs(self) -> dict[str, np.ndarray]:
         return self.call(self.batch["image"])
@@ -380,10 +372,7 @@ class _FirstLook:
     @functools.cached_property
     def constants(self) -> dict[str, np.ndarray]:
         """The scores of a constant for each sound task; see `_constant_scores`."""
-        return {
-            name: _constant_scores(self.tasks[name], self.batch, self.num_classes)
-            for name in self.sound
-        }
+        return {name: self._constant_scores(self.tasks[name]) for name in self.sound}
 
     @functools.cached_property
     def judged(self) -> list[str]:
@@ -433,17 +422,15 @@ class _FirstLook:
         """
         warnings = []
         for task in self.sound:
-            scores, guess = self._scores(task, self.outputs), self.constants[task]
-            errors, guess_errors = (
-                _errors(self.tasks[task], values) for values in (scores, guess)
-            )
+            record, guess = self.tasks[task], self.constants[task]
+            scores = self._scores(record, self.outputs[task])
+            errors, guess_errors = _errors(record, scores), _errors(record, guess)
             # Better in no metric.
             if guess_errors[0] != 0 and np.all(errors >= guess_errors):
-                headline = self.tasks[task].metrics[0].name
                 warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{causes} "
-                    f"({headline} {scores[0]:.3g}, a constant's is {guess[0]:.3g}, on "
-                    f"{self._count} images)."
+                    f"({record.metrics[0].name} {scores[0]:.3g}, a constant's is "
+                    f"{guess[0]:.3g}, on {len(self.batch['image'])} images)."
                 )
         return warnings
 
@@ -463,13 +450,15 @@ class _FirstLook:
         if best is None:
             return []
         cure, outputs = best
-        task = judged[0]
-        cured_score, score = (self._scores(task, o)[0] for o in (outputs, self.outputs))
-        headline = self.tasks[task].metrics[0].name
+        task = self.tasks[judged[0]]
+        cured_score, score = (
+            self._scores(task, o[task.name])[0] for o in (outputs, self.outputs)
+        )
         return [
             f"{self.name} does far better on images {cure.images}, so it is probably "
-            f"attacked in the wrong way; {cure.advice} ({task} {headline} "
-            f"{cured_score:.2g} instead of {score:.2g}, on {self._count} images)."
+            f"attacked in the wrong way; {cure.advice} ({task.name} "
+            f"{task.metrics[0].name} {cured_score:.2g} instead of {score:.2g}, on "
+            f"{len(self.batch['image'])} images)."
         ]
 
     def _best_cure(
@@ -495,7 +484,7 @@ class _FirstLook:
         """The headline's error as a share of a constant's, mean over judged tasks."""
         shares = []
         for task in self.judged:
-            error = self._error(task, self._scores(task, outputs))
+            error = self._error(task, self._scores(self.tasks[task], outputs[task]))
             shares.append(error / self._error(task, self.constants[task]))
         return float(np.mean(shares))
 
@@ -514,7 +503,7 @@ class _FirstLook:
             return tape.gradient(list(losses.values()), images)
 
         count = 0
-        for i in range(0, self._count, self.size):
+        for i in range(0, len(self.batch["image"]), self.size):
             arguments = tf.nest.map_structure(
                 lambda array, i=i: tf.constant(array[i : i + self.size]),
                 [self.batch[kind] for kind in ("image", "targets", "masks")],
@@ -529,16 +518,56 @@ class _FirstLook:
         return [
             f"the gradient of {self.name}'s losses is not finite, although its "
             f"outputs are: attacks treat NaN as 0, and may be too weak ({count} of "
-            f"{self._count} images)."
+            f"{len(self.batch['image'])} images)."
         ]
 
     def _error(self, task: str, scores: np.ndarray) -> float:
         """The error of the headline metric."""
         return _errors(self.tasks[task], scores)[0]
 
-    def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        record = self.tasks[task]
-        return _scores(record, outputs[task], self.batch, self.num_classes)
+    def _scores(self, task: Task, output: np.ndarray) -> np.ndarray:
+        """All metrics of a task but the loss, headline first, float64 `[metrics]`."""
+        rows = tasks_lib.statistics(
+            TaskSet((task,)),
+            {task.name: tf.constant(output)},
+            self.batch["targets"],
+            self.batch["masks"],
+            self.num_classes,
+        )
+        rows = tf.nest.map_structure(np.asarray, rows)
+        values = evaluator.values(rows, {task.name: task})[task.name]
+        return np.array([values[metric.name] for metric in task.metrics[:-1]])
+
+    def _constant_scores(self, task: Task) -> np.ndarray:
+        """The best score of a constant output in each metric, `[metrics]`.
+
+        For classes the constant is the commonest one of the batch, otherwise the median
+        or the mean of the targets, by channel. Some pixel of the task must be valid.
+        """
+        mask = self.batch["masks"][task.name]
+        values = self.batch["targets"][task.name][mask > 0]
+        if task.discrete:
+            count = task.output_channels(self.num_classes)
+            counts = np.bincount(values.astype(np.int64), minlength=count)
+            commonest = counts[:count].argmax()
+            guesses = [np.eye(count, dtype=np.float32)[commonest]]
+        elif task.kind == "labels":  # Logits: the sign says whether a label is there.
+            majority = np.mean(values, axis=0) > 0.5
+            guesses = [np.where(majority, 1, -1).astype(np.float32)]
+        else:
+            guesses = [np.median(values, axis=0), np.mean(values, axis=0)]
+        shape = (*mask.shape, len(guesses[0]))
+        candidates = np.stack(
+            [self._scores(task, np.broadcast_to(g, shape)) for g in guesses]
+        )
+        best = _errors(task, candidates).argmin(axis=0)
+        return candidates[best, np.arange(len(best))]
+
+
+def _errors(task: Task, scores: np.ndarray) -> np.ndarray:
+    """Scores `[..., metrics]` as errors: 1 - score where higher is better."""
+    higher = [metric.better == "higher" for metric in task.metrics[:-1]]
+    return np.where(higher, 1 - scores, scores)
 
 
 def _count_not_finite(values: np.ndarray) -> int:
@@ -619,56 +648,3 @@ _CURES = (
         lambda x: 255 * x[..., ::-1] - np.array(_CAFFE, np.float32),
     ),
 )
-
-
-# Scores, and the scores of a guess that ignores the image.
-
-
-def _scores(
-    task: Task, output: np.ndarray, batch: Mapping[str, Any], num_classes: int
-) -> np.ndarray:
-    """All metrics of a task but the loss, the headline first, float64 `[metrics]`."""
-    rows = tasks_lib.statistics(
-        TaskSet((task,)),
-        {task.name: tf.constant(output)},
-        batch["targets"],
-        batch["masks"],
-        num_classes,
-    )
-    rows = tf.nest.map_structure(np.asarray, rows)
-    values = evaluator.values(rows, {task.name: task})[task.name]
-    return np.array([values[metric.name] for metric in task.metrics[:-1]])
-
-
-def _errors(task: Task, scores: np.ndarray) -> np.ndarray:
-    """Scores `[..., metrics]` as errors: 1 - score where higher is better."""
-    higher = [metric.better == "higher" for metric in task.metrics[:-1]]
-    return np.where(higher, 1 - scores, scores)
-
-
-def _constant_scores(
-    task: Task, batch: Mapping[str, Any], num_classes: int
-) -> np.ndarray:
-    """The best score of a constant output in each metric, `[metrics]`.
-
-    For classes the constant is the commonest one of the batch, otherwise the median or
-    the mean of the targets, by channel. Some pixel of the task must be valid.
-    """
-    mask = batch["masks"][task.name]
-    values = batch["targets"][task.name][mask > 0]
-    if task.discrete:
-        count = task.output_channels(num_classes)
-        counts = np.bincount(values.astype(np.int64), minlength=count)
-        commonest = counts[:count].argmax()
-        guesses = [np.eye(count, dtype=np.float32)[commonest]]
-    elif task.kind == "labels":  # Logits: the sign says whether a label is there.
-        majority = np.mean(values, axis=0) > 0.5
-        guesses = [np.where(majority, 1, -1).astype(np.float32)]
-    else:
-        guesses = [np.median(values, axis=0), np.mean(values, axis=0)]
-    shape = (*mask.shape, len(guesses[0]))
-    candidates = np.stack(
-        [_scores(task, np.broadcast_to(g, shape), batch, num_classes) for g in guesses]
-    )
-    best = _errors(task, candidates).argmin(axis=0)
-    return candidates[best, np.arange(len(best))]

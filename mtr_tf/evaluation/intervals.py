@@ -60,23 +60,22 @@ def of_metric(
     low, high = float(np.maximum(low, lower)), float(np.minimum(high, upper))
     is_share = metric.is_mean and np.max(np.asarray(rows)[:, 1], initial=0) <= 1
     if is_share and low == high and (lower, upper) == (0, 1):
-        return _clopper_pearson(centre, unit_count, metric.bounds, confidence)
+        return _clopper_pearson(centre, unit_count, confidence)
     return low, high
 
 
 def _clopper_pearson(
-    value: float, count: int, bounds: tuple[float, float], confidence: float
+    value: float, count: int, confidence: float
 ) -> tuple[float, float]:
-    """The interval of a mean if all of `count` values are at the same bound.
+    """The interval of a share if all of `count` values are 0, or all are 1.
 
     No resample shows another value, although others may exist (Clopper and Pearson,
     "The use of confidence or fiducial limits", 1934).
     """
-    lower, upper = bounds
-    margin = (upper - lower) * (1 - ((1 - confidence) / 2) ** (1 / count))
-    if value == upper:
-        return upper - margin, upper
-    return (lower, lower + margin) if value == lower else (value, value)
+    margin = 1 - ((1 - confidence) / 2) ** (1 / count)
+    if value == 1:
+        return 1 - margin, 1.0
+    return (0.0, margin) if value == 0 else (value, value)
 
 
 def summed(metric: Metric, rows: np.ndarray, units: resampling.Units) -> np.ndarray:

@@ -147,11 +147,9 @@ def _task_shape(shape: Shape, task: Task, num_classes: int) -> Shape | None:
     Both shapes lack the axis of the batch.
     """
     channels = task.output_channels(num_classes)
-    channel_counts = {
-        None,
-        channels,
-        *((1,) if _allows_one_logit(task, channels) else ()),
-    }
+    channel_counts = {None, channels}
+    if task.discrete and channels == 2:  # The logit of the second class is enough.
+        channel_counts.add(1)
     if not channels:
         channel_counts |= set(shape[-1:])
     if len(shape) == task.axes + 1 and shape[-1] in channel_counts:
@@ -162,11 +160,6 @@ def _task_shape(shape: Shape, task: Task, num_classes: int) -> Shape | None:
     if task.axes == 0 and len(shape) == 3 and shape[:2] == (1, 1):
         return shape[2:] if shape[2] in channel_counts else None
     return None
-
-
-def _allows_one_logit(task: Task, channels: int) -> bool:
-    """Whether one number is enough for all channels: the logit of the second class."""
-    return task.discrete and channels == 2
 
 
 def _misfit(

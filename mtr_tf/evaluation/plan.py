@@ -338,7 +338,6 @@ class Cell:
 
     def judged(self, judge: str) -> Cell:
         """The cell judged by "harm" or "loss", with "auto" resolved to one of them."""
-        judging.check(judge)
         goal = dataclasses.replace(self.objective, judge=self._judge(judge))
         return dataclasses.replace(self, objective=goal)
 
@@ -408,10 +407,7 @@ class Cell:
         for cell in self.members or (self,):
             if cell.eps:  # At 0 nothing is run, and no step is needed.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
-        settings = self.objective_settings(*image_shape[:2])
-        for name in ("tasks", "spare"):
-            settings[name] = TaskSet(self.all_tasks[task] for task in settings[name])
-        objectives.unbound(lambda x: {}, **settings)
+        objectives.unbound(lambda x: {}, **self.objective_settings(*image_shape[:2]))
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
         """The arguments of `attacks.objective` besides model, targets and masks.
@@ -421,7 +417,7 @@ class Cell:
         """
         goal = self.objective
         return {
-            "tasks": goal.tasks,
+            "tasks": TaskSet(self.all_tasks[task] for task in goal.tasks),
             "balance": goal.balance,
             "pixels": self.pixel_mask(height, width),
             "weights": dict(goal.weights) or None,
@@ -430,7 +426,7 @@ class Cell:
             "classes": goal.classes or None,
             "judge": goal.judge,
             "eot": goal.eot,
-            "spare": goal.spare,
+            "spare": TaskSet(self.all_tasks[task] for task in goal.spare),
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:

@@ -168,10 +168,8 @@ def without_targets(clean: Result) -> list[str]:
 
 def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
     """Warnings about attacks that compare negative losses or errors by their ratios."""
-    warnings, cells = (
-        [],
-        [member for cell in cells for member in cell.members or (cell,)],
-    )
+    warnings = []
+    cells = [member for cell in cells for member in cell.members or (cell,)]
     for task in clean.scores:
         for name, rows in clean.rows.get(task, {}).items():
             balances = {

@@ -348,19 +348,11 @@ class _Evaluations:
         return attack(objective, x, seed)
 
     def pgd(
-        self,
-        epsilon: float,
-        step_size: float,
-        steps: int,
-        *,
-        seed: int | None = None,
-        single_images: bool = False,
+        self, epsilon: float, step_size: float, steps: int, **settings: Any
     ) -> Evaluation:
         """The last points of PGD; with `single_images`, of a few images one by one."""
         numbers = (epsilon, step_size, steps)
-        return self._run(
-            self._pgd, numbers=numbers, seed=seed, single_images=single_images
-        )
+        return self._run(self._pgd, numbers=numbers, **settings)
 
     def far(self, epsilon: float, steps: int) -> Evaluation:
         """PGD far from the image; for classes with a loss that leaves no pixel right.
@@ -424,17 +416,11 @@ class _Evaluations:
 
     def _run(self, evaluator, *, single_images: bool = False, **settings) -> Evaluation:
         subject = self._subject
-        size = subject.workers.replicas
-        count = (
-            min(_SINGLE_IMAGES, subject.num_examples)
-            if single_images
-            else subject.num_examples
-        )
+        count, size = subject.num_examples, subject.batch_size
+        if single_images:
+            count, size = min(_SINGLE_IMAGES, count), self.workers.replicas
         return evaluator.run(
-            subject.columns,
-            batch_size=size if single_images else subject.batch_size,
-            num_examples=count,
-            **settings,
+            subject.columns, batch_size=size, num_examples=count, **settings
         )
 
 

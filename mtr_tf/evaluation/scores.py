@@ -14,6 +14,7 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
+from mtr_tf.tasks.metrics import Metric
 
 
 def of_rows(
@@ -22,22 +23,22 @@ def of_rows(
     units: resampling.Units | None = None,
     tasks: Mapping[str, Task] = TASKS,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Each metric's value with its 95 % bootstrap interval; None for NaN."""
+    """Each metric's value with its interval, as `of_metric` gives them."""
     return {
         task: {
-            metric.name: {
-                "value": number(metric.over(by_metric[metric.name])),
-                "interval": [
-                    number(end)
-                    for end in intervals.of_metric(
-                        metric, by_metric[metric.name], units, seed=seed
-                    )
-                ],
-            }
+            metric.name: of_metric(metric, by_metric[metric.name], units, seed)
             for metric in tasks[task].all_metrics
         }
         for task, by_metric in rows.items()
     }
+
+
+def of_metric(
+    metric: Metric, rows: np.ndarray, units: resampling.Units | None, seed: int
+) -> dict[str, Any]:
+    """A metric's value with its 95 % bootstrap interval; None for NaN."""
+    ends = intervals.of_metric(metric, rows, units, seed=seed)
+    return {"value": number(metric.over(rows)), "interval": [number(e) for e in ends]}
 
 
 def wanted(

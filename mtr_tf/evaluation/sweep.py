@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
@@ -147,21 +147,14 @@ def run(
         part_cells = parts(all_cells, count)[number - 1]
     results = finished(part_cells, store, predictions) if workers.chief else {}
     flags = workers.of_chief([cell in results for cell in part_cells])
-    finished_cells = {
-        cell for cell, is_finished in zip(part_cells, flags, strict=True) if is_finished
-    }
+    finished_cells = set(itertools.compress(part_cells, flags))
     cost = {cell: _cost(subject, cell) for cell in part_cells}
-    pending = _sort_by_family(cell for cell in part_cells if cell not in finished_cells)
+    pending = _by_family(cell for cell in part_cells if cell not in finished_cells)
     if finished_cells:
         logging.info(
             "%d of %d evaluations are finished already", len(finished_cells), len(cost)
         )
-    total, finished_cost = (
-        sum(cost.values()),
-        sum(cost[cell] for cell in finished_cells),
-    )
     jit = _choose_jit(subject, all_cells, pending)
-    family, evaluator = None, None
 
     def message() -> str:
         return (
@@ -172,44 +165,48 @@ def run(
     with (
         stopping.saying(message),
         progress.bar(
-            total, "attacking", "image passes", finished_cost, shown=workers.chief
+            sum(cost.values()),
+            "attacking",
+            "image passes",
+            sum(cost[cell] for cell in finished_cells),
+            shown=workers.chief,
         ) as advance,
     ):
-        for cell in pending:
-            if evaluator is None or family != (cell and cell.family):
-                family = cell and cell.family  # One graph for all its radii.
-                evaluator = make_evaluator(subject, family, jit=jit[family])
-            evaluation = evaluator.run(
-                subject.columns,
-                batch_size=subject.batch_size,
-                num_examples=subject.num_examples,
-                on_batch=functools.partial(_advance, advance, cell, _passes(cell)),
-                on_outputs=_writers(predictions, store.label(cell), workers.chief),
-                rows_of=functools.partial(consistency.rows_of, subject.relations)
-                if subject.relations
-                else None,
-                keep_examples=max(PAINTED, store.save_examples),
-                numbers=cell.numbers if cell else (),
-            )
-            if cell and evaluation.examples:
-                _check_inside(cell, evaluation.examples)
-            if workers.chief:
-                result = _result(subject, cell, evaluation)
-                store.write(result, evaluation.examples)
-                results[cell] = store.filed(result)
-            finished_cells.add(cell)
+        for family, family_cells in pending.items():
+            evaluator = make_evaluator(subject, family, jit=jit[family])
+            for cell in family_cells:
+                evaluation = evaluator.run(
+                    subject.columns,
+                    batch_size=subject.batch_size,
+                    num_examples=subject.num_examples,
+                    on_batch=functools.partial(_advance, advance, cell, _passes(cell)),
+                    on_outputs=_writers(predictions, store.label(cell), workers.chief),
+                    rows_of=functools.partial(consistency.rows_of, subject.relations)
+                    if subject.relations
+                    else None,
+                    keep_examples=max(PAINTED, store.save_examples),
+                    numbers=cell.numbers if cell else (),
+                )
+                if cell and evaluation.examples:
+                    _check_inside(cell, evaluation.examples)
+                if workers.chief:
+                    result = _result(subject, cell, evaluation)
+                    store.write(result, evaluation.examples)
+                    results[cell] = store.filed(result)
+                finished_cells.add(cell)
     if part or not workers.chief:
         return None
     for cell in cells:
         if cell.members:
             member_results = [results[member] for member in cell.members]
-            result = _worst_result(subject, cell, member_results)
+            choice = worst_case.choose(cell, member_results)
+            result = _worst_result(subject, cell, member_results, choice)
             store.write(result)  # For its rows: ensembles are always combined again.
             results[cell] = store.filed(result)
             if store.save_examples:
-                store.choose_examples(cell, worst_case.choose(cell, member_results))
+                store.choose_examples(cell, choice)
             if predictions:
-                _choose_predictions(predictions, store, cell, member_results)
+                _choose_predictions(predictions, store, cell, member_results, choice)
     return results[None], [results[cell] for cell in cells]
 
 
@@ -256,19 +253,20 @@ def _cost(subject: Subject, cell: Cell | None) -> float:
 
 
 def _choose_jit(
-    subject: Subject, all_cells: Sequence[Cell | None], pending: Sequence[Cell | None]
+    subject: Subject,
+    all_cells: Iterable[Cell | None],
+    pending_families: Iterable[Cell | None],
 ) -> dict[Cell | None, bool]:
     """Whether XLA compiles the graph of each family with pending cells.
 
     This depends on all work of the family, even if it is finished or in another part:
     otherwise a sweep that continues, or is spread, would end with other bits.
     """
-    work: dict[Cell | None, float] = {}
-    for cell in all_cells:
-        family = cell and cell.family
-        work[family] = work.get(family, 0) + _cost(subject, cell)
-    families = dict.fromkeys(cell and cell.family for cell in pending)
-    jit = {family: subject.compiled(work[family]) for family in families}
+    cells = _by_family(all_cells)
+    jit = {
+        family: subject.compiled(sum(_cost(subject, cell) for cell in cells[family]))
+        for family in pending_families
+    }
     if jit:
         text = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
         compiling.say(text, subject.jit)
@@ -289,30 +287,35 @@ def _writers(
 
 
 def _choose_predictions(
-    predictions: Predictions, store: Store, cell: Cell, results: Sequence[Result]
+    predictions: Predictions,
+    store: Store,
+    cell: Cell,
+    results: Sequence[Result],
+    choice: np.ndarray,
 ) -> None:
     """Copies the predictions behind the mean IoU of an ensemble."""
     if predictions.complete(store.label(cell)):
         return
-    choice = worst_case.choose(cell, results)
     choice = worst_case.choose_for_miou(cell, results, cityscapes_export.TASK, choice)
     members = [store.label(member) for member in cell.members]
     predictions.choose(store.label(cell), members, choice)
 
 
-def _sort_by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
-    """The cells, with those that share a graph side by side."""
+def _by_family(cells: Iterable[Cell | None]) -> dict[Cell | None, list[Cell | None]]:
+    """The cells that share a graph, such as those of all radii, by their family."""
     families: dict[Cell | None, list[Cell | None]] = {}
     for cell in cells:
         families.setdefault(cell and cell.family, []).append(cell)
-    return [cell for members in families.values() for cell in members]
+    return families
 
 
-def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
-    """The worst result per image among those of a cell's members."""
-    choice = worst_case.choose(cell, results)
+def _worst_result(
+    subject: Subject, cell: Cell, results: Sequence[Result], choice: np.ndarray
+) -> Result:
+    """The results of the members chosen for each image, as one result of the cell."""
     wanted_rows = worst_case.take(choice, [result.wanted_rows for result in results])
     rows = worst_case.combine(cell, results, choice)
+    unchanged = [r.unchanged for r in results if r.unchanged is not None]
     return dataclasses.replace(
         results[0],
         cell=cell,
@@ -322,26 +325,12 @@ def _worst_result(subject: Subject, cell: Cell, results: Sequence[Result]) -> Re
         wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
-        unchanged=_unchanged_images(choice, results),
-        consistent_rows=_consistent_rows(choice, results),
+        # Cells of older versions lack one or the other.
+        unchanged=worst_case.chosen(choice, unchanged)
+        if len(unchanged) == len(results)
+        else None,
+        consistent_rows=worst_case.take(choice, [r.consistent_rows for r in results]),
     )
-
-
-def _consistent_rows(choice: np.ndarray, results: Sequence[Result]) -> Rows:
-    """The rows of the chosen attacks; empty if a result has none."""
-    rows = [result.consistent_rows for result in results]
-    return worst_case.take(choice, rows) if all(rows) else {}
-
-
-def _unchanged_images(
-    choice: np.ndarray, results: Sequence[Result]
-) -> np.ndarray | None:
-    """Which images the chosen attacks left unchanged; None if that is unknown."""
-    by_result = [result.unchanged for result in results]
-    masks = [mask for mask in by_result if mask is not None]
-    if len(masks) < len(by_result):
-        return None
-    return np.stack(masks)[choice, np.arange(len(choice))]
 
 
 def _advance(

@@ -101,15 +101,18 @@ def _round_up(losses: np.ndarray) -> np.ndarray:
     return losses + _ROUNDING * np.abs(losses)
 
 
+def chosen(choice: np.ndarray, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The row of each image, `[N, ...]`, in the array of the attack chosen for it."""
+    return np.stack(arrays)[choice, np.arange(len(choice))]
+
+
 def take(choice: np.ndarray, rows: Sequence[Rows]) -> dict[str, dict[str, np.ndarray]]:
-    """The rows of each image under the attack chosen for it."""
-    images = np.arange(len(choice))
+    """The rows of each image under the attack chosen for it; empty if one has none."""
+    if not all(rows):
+        return {}
     return {
-        task: {
-            name: np.stack([r[task][name] for r in rows])[choice, images]
-            for name in rows[0][task]
-        }
-        for task in rows[0]
+        task: {name: chosen(choice, [r[task][name] for r in rows]) for name in by_name}
+        for task, by_name in rows[0].items()
     }
 
 
@@ -122,8 +125,8 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
         for metric in cell.all_tasks[task].metrics:
             if metric.name == "miou":
                 miou_choice = choose_for_miou(cell, results, task, choice)
-                matrices = np.stack([r.rows[task]["miou"] for r in results])
-                rows[task]["miou"] = matrices[miou_choice, np.arange(len(miou_choice))]
+                matrices = [result.rows[task]["miou"] for result in results]
+                rows[task]["miou"] = chosen(miou_choice, matrices)
     return rows
 
 
@@ -188,11 +191,9 @@ def greedy(
 
 def pictures(choice: np.ndarray, results: Sequence[Result]) -> dict[str, np.ndarray]:
     """The painted examples of each image under the attack chosen for it."""
-    count = len(results[0].pictures["image"])
+    choice = choice[: len(results[0].pictures["image"])]
     return {
-        name: np.stack([r.pictures[name] for r in results])[
-            choice[:count], np.arange(count)
-        ]
+        name: chosen(choice, [result.pictures[name] for result in results])
         for name in results[0].pictures
     }
 

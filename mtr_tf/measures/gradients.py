@@ -37,6 +37,7 @@ from mtr_tf.models import folding
 from mtr_tf.models import stateless
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import losses as losses_lib
+from mtr_tf.tasks import metrics
 
 NORMALISATIONS = ("raw", "unit", "dataset")
 MOST_TASKS = 14  # They have 16 383 sets.
@@ -220,9 +221,8 @@ def root_mean_square(values: np.ndarray) -> np.ndarray:
 def mean(values: np.ndarray) -> np.ndarray:
     """The mean over the first axis without NaN; NaN where all are NaN."""
     has_value = ~np.isnan(values)
-    count = has_value.sum(axis=0)
     total = np.where(has_value, values, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return metrics.divide(total, has_value.sum(axis=0))
 
 
 def l2_of_sums(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -344,5 +344,4 @@ def by_size(norms: np.ndarray) -> np.ndarray:
 
 def _inverse(values: np.ndarray) -> np.ndarray:
     """1 / values; NaN for 0."""
-    positive = values > 0
-    return np.where(positive, 1 / np.where(positive, values, 1.0), np.nan)
+    return metrics.divide(np.ones_like(values), values)

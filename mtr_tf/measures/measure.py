@@ -30,10 +30,8 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
-from mtr_tf.measures import corruption_records
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients as gradients_lib
-from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps as steps_lib
 from mtr_tf.measures.passes import Arrays
@@ -154,15 +152,14 @@ def measure(
 # The measures.
 
 
+@dataclasses.dataclass(frozen=True)
 class _Job:
     """What the measures of a call share: each pass is compiled only once."""
 
-    def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
-        """Takes the subject, the settings and the finished parts."""
-        self.subject = subject
-        self.settings = settings
-        self._parts = parts
-        self._passes: dict[str, Pass] = {}
+    subject: Subject
+    settings: MeasureSettings
+    parts: Parts
+    passes: dict[str, Pass] = dataclasses.field(default_factory=dict)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -173,11 +170,11 @@ class _Job:
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
         """The pass of a name; a new one runs `step` and has this cost."""
-        return self._passes.setdefault(name, Pass(self.subject, step, cost))
+        return self.passes.setdefault(name, Pass(self.subject, step, cost))
 
     def finish(self, parts: Sequence[Part], label: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
-        return self._parts.finish(parts, self.subject.num_examples, label)
+        return self.parts.finish(parts, self.subject.num_examples, label)
 
     def of_masks(
         self,
@@ -277,7 +274,7 @@ def _pixel_gradients(
         collect,
         f"measuring {measure}",
     )
-    return pixel_records.of_pixel_gradients(
+    return measure_records.of_pixel_gradients(
         measure, by_count, tuple(tasks), subject.seed, subject.units
     )
 
@@ -295,7 +292,7 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: Task) -> list[di
         lambda draws: {name: np.stack([m[name] for m in draws]) for name in draws[0]},
         f"attacking {measure} of {task.name}",
     )
-    return pixel_records.of_pixel_attacks(
+    return measure_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units
     )
 
@@ -349,7 +346,7 @@ def _corruptions(job: _Job) -> list[dict]:
     arrays = job.finish(list(parts.values()), "measuring corruptions")
     by_severity = dict(zip(parts, arrays, strict=True))
     subject = job.subject
-    return corruption_records.of_corruptions(
+    return measure_records.of_corruptions(
         subject.tasks, by_severity, subject.seed, subject.units, subject.info.units
     )
 

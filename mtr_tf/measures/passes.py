@@ -98,7 +98,7 @@ class Parts:
                 if results[place] is None:
                     arrays = part.make(functools.partial(_advance, advance, part))
                     if self.workers.chief:
-                        self._write(part, arrays)
+                        store.Store(self.folder).write(self._key(part), {}, arrays)
                     results[place] = arrays
         return [present(arrays, "a finished part") for arrays in results]
 
@@ -131,9 +131,6 @@ class Parts:
         except files.DAMAGED as error:
             files.say_damaged(path, error)
             return None
-
-    def _write(self, part: Part, arrays: Arrays) -> None:
-        store.Store(self.folder).write(self._key(part), {}, arrays)
 
 
 def _advance(advance: Callable[..., None], part: Part, images: int) -> None:
@@ -169,23 +166,20 @@ class Pass:
 
     def __call__(self, advance: Callable[[int], None], *arguments: tf.Tensor) -> Arrays:
         """All images' results in the order of the split, {name: `[N, ...]`}."""
-        with stateless.unchanged(self._subject.model), base.input_errors():
-            return self._run(advance, arguments)
-
-    def _run(self, advance, arguments) -> Arrays:
         subject, results = self._subject, []
         strategy, workers = subject.workers.local, subject.workers
-        for batch in strategy.distribute_datasets_from_function(self._batches):
-            batch = {key: batch[key] for key in _BATCH_KEYS}
-            if self._compiled is None:
-                inputs = (batch, *arguments)
-                self._compiled = compiling.replicated(
-                    strategy, self._step, inputs, self._jit, "a measure"
-                )
-            result = self._compiled(batch, *arguments) | {"index": batch["index"]}
-            results.append(workers.joined(strategy_lib.gathered(strategy, result)))
-            advance(int((results[-1]["index"] >= 0).sum()))
-            workers.stop_if_asked()
+        with stateless.unchanged(subject.model), base.input_errors():
+            for batch in strategy.distribute_datasets_from_function(self._batches):
+                batch = {key: batch[key] for key in _BATCH_KEYS}
+                if self._compiled is None:
+                    inputs = (batch, *arguments)
+                    self._compiled = compiling.replicated(
+                        strategy, self._step, inputs, self._jit, "a measure"
+                    )
+                result = self._compiled(batch, *arguments) | {"index": batch["index"]}
+                results.append(workers.joined(strategy_lib.gathered(strategy, result)))
+                advance(int((results[-1]["index"] >= 0).sum()))
+                workers.stop_if_asked()
         arrays, _ = in_order(results, [part.pop("index") for part in results])
         return arrays
 

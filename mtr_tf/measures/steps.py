@@ -22,7 +22,7 @@ from mtr_tf.attacks import threat
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients as gradients_lib
-from mtr_tf.measures import pixel_records
+from mtr_tf.measures import records
 from mtr_tf.models import stateless
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import table
@@ -105,7 +105,7 @@ def pixel_attack(
         rows = {}
         for kind, image in images.items():
             output = stateless.outputs(subject.model, image)[name]
-            for metric in pixel_records.shown_metrics(task):
+            for metric in records.shown_metrics(task):
                 rows[f"{kind}/{metric.name}"] = metric.statistics(
                     target,
                     output,

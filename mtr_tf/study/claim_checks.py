@@ -20,7 +20,6 @@ from mtr_tf.evaluation import plan
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients
 from mtr_tf.measures import measure as measure_lib
-from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
@@ -213,7 +212,7 @@ def _check_metric(
     """Refuses metrics that records lack, or that differ in which values are better."""
     better = {}
     for task in measure.get("tasks", tasks):
-        metrics = pixel_records.shown_metrics(TASKS[task])
+        metrics = records.shown_metrics(TASKS[task])
         if measure["measure"] not in _OUTPUT_MEASURES:
             metrics = metrics_of(study, measure["attack"], variant, task)
         better |= {metric.name: metric.better for metric in metrics}

@@ -13,8 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from mtr_tf.attacks import threat
-from mtr_tf.measures import corruption_records
 from mtr_tf.measures import corruptions
+from mtr_tf.measures import records as measure_records
 from mtr_tf.show import tables
 from mtr_tf.show import theory
 from mtr_tf.tasks import TASKS
@@ -164,7 +164,7 @@ def test_records_by_hand():
         }
 
     arrays = {("", 0): rows(1, 3), ("jpeg", 1): rows(2, 4), ("jpeg", 2): rows(3, 7)}
-    records = corruption_records.of_corruptions(tasks, arrays, seed=0)
+    records = measure_records.of_corruptions(tasks, arrays, seed=0)
     mae = [r for r in records if r["metric"] == "mae"]
     assert [r["quantity"] for r in mae] == ["corrupted", "corrupted", "mean_corrupted"]
     assert [r["clean"] for r in mae] == [1.0] * 3
@@ -174,7 +174,5 @@ def test_records_by_hand():
     assert "depth mae [m]\n" in "\n".join(tables.measures(records).split("  "))
     (axes,) = theory.corruptions_of_run(records).axes
     assert axes.get_xlabel() == "mae [m], lower is better"
-    px_records = corruption_records.of_corruptions(
-        tasks, arrays, 0, None, {"depth": "px"}
-    )
+    px_records = measure_records.of_corruptions(tasks, arrays, 0, None, {"depth": "px"})
     assert {r["unit"] for r in px_records if r["metric"] == "mae"} == {"px"}

@@ -31,7 +31,6 @@ from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import measure as measure_lib
 from mtr_tf.measures import passes
-from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps
 from mtr_tf.runs import directory
@@ -325,7 +324,7 @@ def test_a_task_with_mean_iou_alone_is_judged_by_its_loss_once():
         (miou_task, ["loss"]),
         (KNOWN["seg"], ["pixel_accuracy", "loss"]),
     ):
-        assert [m.name for m in pixel_records.shown_metrics(task)] == names
+        assert [m.name for m in measure_records.shown_metrics(task)] == names
 
 
 @pytest.mark.parametrize("name", ["tasks", "pixels", "blocks", "first_order"])
@@ -452,7 +451,7 @@ def test_one_task_and_no_pixels_give_numbers_that_json_takes():
         1: {"l2": nan_norms, "l1": nan_norms},
         4: {"l2": nan_norms, "l1": nan_norms},
     }
-    records += pixel_records.of_pixel_gradients("pixels", norms, TASKS[:1], 0)
+    records += measure_records.of_pixel_gradients("pixels", norms, TASKS[:1], 0)
     json.dumps(records, allow_nan=False)
     figure = theory.sizes_of_run(records)
     assert len(figure.axes) == 6
