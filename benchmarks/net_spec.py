@@ -8,7 +8,6 @@ are settings of that convolution.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ _Arrays = dict[str, np.ndarray]
 
 
 def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
-    """Returns the specification and {name of a node/name of a weight: array}."""
+    """Returns the specification and {name of a node.name of a weight: array}."""
     image = model.layers[0].name
     nodes = [{"name": image, "inputs": [], "op": "input"}]
     arrays, names = {}, {id(model.input): image}
@@ -35,14 +34,9 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
             continue
         names[id(output)] = layer.name
         nodes.append({"name": layer.name, "inputs": inputs, **settings})
-        arrays |= {f"{layer.name}/{key}": np.array(a) for key, a in weights.items()}
+        arrays |= {f"{layer.name}.{key}": np.array(a) for key, a in weights.items()}
     outputs = {task: names[id(tensor)] for task, tensor in model.output.items()}
     return {"nodes": _merge_padding(nodes, outputs), "outputs": outputs}, arrays
-
-
-def save(path: pathlib.Path, arrays: _Arrays) -> None:
-    """Writes the weights as .npz, in which slashes are dots."""
-    np.savez(path, **{name.replace("/", "."): array for name, array in arrays.items()})
 
 
 def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
