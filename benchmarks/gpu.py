@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -132,11 +133,12 @@ class _Process:
         # PyTorch compiles in this time, too.
         self._seconds = args.seconds * (2 if self._part.startswith("torch") else 1)
         self._what: Record = {"part": self._part, "what": name}
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read at the end)
         self._process = subprocess.Popen(
             [sys.executable, __file__, *flags, *["--tiny"] * args.tiny],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             start_new_session=True,
         )
@@ -144,18 +146,12 @@ class _Process:
         self._ended = False
         self._said: queue.Queue[Record | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self._errors: list[str] = []
-        self._reader = threading.Thread(target=self._read_errors, daemon=True)
-        self._reader.start()
 
     def _listen(self) -> None:
         for line in self._process.stdout:
             if (record := _parse_record(line)) is not None:
                 self._said.put(record)
         self._said.put(None)
-
-    def _read_errors(self) -> None:
-        self._errors.extend(self._process.stderr)
 
     def _next(self, deadline: float) -> Record | None:
         """The next record of the process; None at its end, or after the deadline.
@@ -185,7 +181,7 @@ class _Process:
         while not self._ended and (record := self._next(deadline)) is not None:
             yield {"part": self._part, **record}
         if self._process.wait() and "error" not in self._what:
-            self._reader.join(5)
+            self._errors.seek(0)
             error_lines = [line.strip() for line in self._errors if line.strip()]
             self._what["error"] = (error_lines or ["no word"])[-1][:300]
         if "error" in self._what:
@@ -472,34 +468,34 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
 _ALL_TASKS = "all"  # Tasks.
 
 
-def _train(args: argparse.Namespace) -> list[list[Case]]:
-    """Training steps at 64 px: the library's loop with its input, and the bare step."""
-    return [
-        _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
-        _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _ALL_TASKS, "on", "float32"),
-    ]
+# {part: (model, tasks, jit, policy) of each group of cases}.
+_TRAININGS = {
+    "train": [
+        ("resnet18", "seg,depth", "on", "float32"),
+        ("resnet18", "seg,depth", "off", "float32"),
+        ("resnet18", _ALL_TASKS, "on", "float32"),
+    ],
+    "more_train": [
+        ("small", "seg,depth", "on", "float32"),
+        ("small", "seg,depth", "off", "float32"),
+        ("resnet18", _ALL_TASKS, "off", "float32"),
+        ("resnet18", "seg,depth", "on", "mixed_bfloat16"),
+    ],
+    # As the paper does. The tasks share a decoder: this is the net of `_problem`, and
+    # so PyTorch's.
+    "drn_train": [
+        ("drn_d_22", "seg,depth,autoencoder", "on", "float32"),
+        ("drn_d_22", "seg,depth,autoencoder", "on", "mixed_bfloat16"),
+    ],
+}
 
 
-def _more_train(args: argparse.Namespace) -> list[list[Case]]:
-    """Training steps of a small net, of all tasks without XLA, and in bfloat16."""
-    return [
-        _training_cases(args, "small", "seg,depth", "on", "float32"),
-        _training_cases(args, "small", "seg,depth", "off", "float32"),
-        _training_cases(args, "resnet18", _ALL_TASKS, "off", "float32"),
-        _training_cases(args, "resnet18", "seg,depth", "on", "mixed_bfloat16"),
-    ]
+def _train(part: str, args: argparse.Namespace) -> list[list[Case]]:
+    """Training steps, at 64 px or of DRN-D-22 on crops of 256, batch 16.
 
-
-def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
-    """Training DRN-D-22 on crops of 256, batch 16, as the paper does.
-
-    The tasks share a decoder: this is the net of `_problem`, and so PyTorch's.
+    Of each net the bare step, and the library's loop with its input.
     """
-    return [
-        _training_cases(args, "drn_d_22", "seg,depth,autoencoder", "on", policy)
-        for policy in ("float32", "mixed_bfloat16")
-    ]
+    return [_training_cases(args, *training) for training in _TRAININGS[part]]
 
 
 def _training_cases(
@@ -629,40 +625,50 @@ class _Steps:
         return {**record, "gflop": self._gflop}
 
 
-def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
-    """PyTorch's eager PGD on the same net."""
-    cases = [
-        {"kind": "pgd", "dtype": d, "channels_last": c, "compile": False, "batch": b}
-        for b in _batch_sizes(args)
-        for d, c in (
+# {part: (kind, whether torch.compile is used, (dtype, channels_last) of the cases)}.
+_TORCH = {
+    "torch": (
+        "pgd",
+        False,
+        [
             ("bfloat16", False),
             ("float32", False),
             ("bfloat16", True),
             ("float32", True),
-        )
-    ]
-    return [_torch_cases(args, cases, args.image_size)]
+        ],
+    ),
+    "torch_train": (
+        "train",
+        False,
+        [
+            ("float32", False),
+            ("float32", True),
+            ("bfloat16", False),
+            ("bfloat16", True),
+        ],
+    ),
+    "torch_compile": ("pgd", True, [("bfloat16", True), ("float32", True)]),
+}
 
 
-def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
-    """PyTorch's eager training steps of DRN-D-22, crops of 256, batch 16."""
+def _torch(part: str, args: argparse.Namespace) -> list[Iterator[Case]]:
+    """PyTorch's PGD on the same net, or training steps as ours of DRN-D-22."""
+    kind, compiles, layouts = _TORCH[part]
+    batches, size = _batch_sizes(args), args.image_size
+    if kind == "train":
+        batches, size = ([2], "32") if args.tiny else ([16], "256")
     cases = [
-        {"kind": "train", "dtype": d, "channels_last": c, "compile": False, "batch": b}
-        for b in ((2,) if args.tiny else (16,))
-        for d in ("float32", "bfloat16")
-        for c in (False, True)
+        {
+            "kind": kind,
+            "dtype": dtype,
+            "channels_last": channels_last,
+            "compile": compiles,
+            "batch": batch,
+        }
+        for batch in batches
+        for dtype, channels_last in layouts
     ]
-    return [_torch_cases(args, cases, "32" if args.tiny else "256")]
-
-
-def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
-    """PGD with torch.compile."""
-    cases = [
-        {"kind": "pgd", "dtype": d, "channels_last": True, "compile": True, "batch": b}
-        for b in _batch_sizes(args)
-        for d in ("bfloat16", "float32")
-    ]
-    return [_torch_cases(args, cases, args.image_size)]
+    return [_torch_cases(args, cases, size)]
 
 
 def _torch_cases(
@@ -720,17 +726,17 @@ def _torch_environment() -> dict[str, str]:
 _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "matmul": _matmul,
     "attack": _attack,
-    "train": _train,
-    "torch": _torch,
-    "more_train": _more_train,
-    "drn_train": _drn_train,
+    "train": functools.partial(_train, "train"),
+    "torch": functools.partial(_torch, "torch"),
+    "more_train": functools.partial(_train, "more_train"),
+    "drn_train": functools.partial(_train, "drn_train"),
     "float16": _float16,
     "limit": _limit,
     "free_attack": _attack,
-    "free_train": _train,
-    "free_drn_train": _drn_train,
-    "torch_train": _torch_train,
-    "torch_compile": _torch_compile,
+    "free_train": functools.partial(_train, "train"),
+    "free_drn_train": functools.partial(_train, "drn_train"),
+    "torch_train": functools.partial(_torch, "torch_train"),
+    "torch_compile": functools.partial(_torch, "torch_compile"),
 }
 # Parts whose kernels need not be deterministic; the others use deterministic ones, as
 # the commands do.

@@ -31,6 +31,7 @@ startup.import_tensorflow()  # Without its start-up noise.
 
 import keras
 import numpy as np
+import problems
 import tensorflow as tf
 import timing
 
@@ -124,11 +125,7 @@ def _train(model: keras.Model, steps: int) -> None:
 
 def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
     def prepare(model, x, y, args):
-        # A classifier is a segmentation net of one pixel.
-        logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
-        dense = keras.Model(model.input, {"seg": logits})
-        targets, masks = {"seg": y[:, None, None]}, {"seg": tf.ones((len(y), 1, 1))}
-        objective = attacks.objective(dense, targets, masks)
+        objective = _problem(model, x, y).objective()
         attack = attacks.PGD(
             args.epsilon / 255,
             args.step_size / 255,
@@ -139,6 +136,14 @@ def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
         return lambda: attack(objective, x)
 
     return prepare
+
+
+def _problem(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> problems.Problem:
+    """The classifier as a segmentation net of one pixel."""
+    logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
+    dense = keras.Model(model.input, {"seg": logits})
+    targets, masks = {"seg": y[:, None, None]}, {"seg": tf.ones((len(y), 1, 1))}
+    return problems.Problem(dense, ("seg",), x, targets, masks)
 
 
 def _peer_model(model: keras.Model, compiled: bool) -> Callable[..., tf.Tensor]:
@@ -240,7 +245,7 @@ def _measure(
 ) -> list[dict]:
     """Returns the rows of one batch size: the limit, the library, then the peers."""
     x, y = _patterns(size, args.image_size, -2)
-    runs = {"limit": _limit(model, x, y, args.steps)}
+    runs = {"limit": _problem(model, x, y).passes(args.steps, plain=True)}
     for name, prepare in contestants.items():
         runs[name] = prepare(model, x, y, args)
     times = timing.alternate(runs, args.rounds)
@@ -255,25 +260,6 @@ def _measure(
         }
         for name, duration in times.items()
     ]
-
-
-def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
-    """Returns a function that runs a compiled forward-backward pass `steps` times."""
-
-    @tf.function
-    def gradient(x, y):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            logits = model(x, training=False)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        return tape.gradient(loss, x)
-
-    def run():
-        for _ in range(steps):
-            result = gradient(x, y)
-        return result
-
-    return run
 
 
 def _loss(model, images: np.ndarray, y) -> float:
