@@ -147,11 +147,16 @@ class Comparison:
 
 def _setup(facts: Record) -> str:
     """An attack's norm, unit of radii, steps, restarts and `details`, in words."""
-    norm, restarts = facts["norm"], facts.get("restarts") or 1
-    parts = [f"{norm}, eps: {style.unit_of(norm)}"]
-    parts += [f"{facts['steps']} steps"] if facts.get("steps") else []
-    parts += [f"{restarts} restarts"] if restarts > 1 else []
-    return "; ".join([*parts, *details(facts)])
+    norm = facts["norm"]
+    parts = [f"{norm}, eps: {style.unit_of(norm)}", *effort(facts), *details(facts)]
+    return "; ".join(parts)
+
+
+def effort(facts: Record) -> list[str]:
+    """Phrases for an attack's steps and restarts."""
+    restarts = facts.get("restarts") or 1
+    parts = [f"{facts['steps']} steps"] if facts.get("steps") else []
+    return [*parts, f"{restarts} restarts"] if restarts > 1 else parts
 
 
 def details(facts: Record) -> list[str]:
@@ -372,6 +377,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_text_list(value: Any) -> bool:
+    """Whether `value` is a list of texts."""
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_images(value: Any) -> bool:
     """Whether `value` is the size of images followed by means; see `cell_store`."""
     if not _is_text(value):
@@ -384,19 +394,12 @@ def _is_images(value: Any) -> bool:
 
 # {field that is read from a record: check of its value}.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "attack": _is_text,
-    "task": _is_text,
-    "metric": _is_text,
-    "norm": _is_text,
-    "dataset": _is_text,
-    "split": _is_text,
+    **dict.fromkeys(("attack", "task", "metric", "norm", "dataset", "split"), _is_text),
     "n": lambda value: type(value) is int,
     "eps": lambda value: value is not None and _is_number(value),
-    "attacked": lambda value: isinstance(value, list) and all(map(_is_text, value)),
-    "clean": _is_number,
-    "attacked_value": _is_number,
-    "clean_interval": _is_interval,
-    "attacked_interval": _is_interval,
+    "attacked": is_text_list,
+    **dict.fromkeys(("clean", "attacked_value"), _is_number),
+    **dict.fromkeys(("clean_interval", "attacked_interval"), _is_interval),
 }
 # The same for optional fields.
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
@@ -404,7 +407,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "images": _is_images,
     "restarts": lambda value: type(value) is int,
     "weights": lambda value: isinstance(value, dict),
-    "ensemble": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "ensemble": is_text_list,
     **dict.fromkeys(
         ("attack_block", "attack_classes"), lambda value: isinstance(value, list)
     ),
@@ -665,14 +668,7 @@ def _comparison(
             return None
         facts = facts or matches[0]
         _check_comparable(facts, models[0].label, matches[0], model.label)
-        clean_point = (0.0, matches[0]["clean"], *matches[0]["clean_interval"])
-        attacked_points = [
-            (r["eps"], r["attacked_value"], *r["attacked_interval"]) for r in matches
-        ]
-        points[model.label] = [
-            clean_point,
-            *sorted(attacked_points, key=lambda point: point[0]),
-        ]
+        points[model.label] = curves.points_of(matches)
     return Comparison(task, facts, points) if facts else None
 
 
@@ -756,21 +752,17 @@ def _cell(value: float | None, ends: Sequence[float | None]) -> str:
 def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as plain text."""
     parts = [
-        f"{comparison.title}\n\n{tables.aligned(comparison.rows(), 'r')}"
-        for comparison in comparisons
+        f"{title}\n\n{tables.aligned(rows, 'r')}"
+        for title, rows in _all_tables(comparisons, models)
     ]
-    for title, rows in _joint_tables(comparisons, models):
-        parts.append(f"{title}\n\n{tables.aligned(rows, 'r')}")
     return "\n\n".join([*parts, _CAUTION])
 
 
 def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as Markdown."""
-    titled_rows = [(comparison.title, comparison.rows()) for comparison in comparisons]
-    titled_rows += _joint_tables(comparisons, models)
     parts = [
         f"**{escaped(title)}**\n\n{tables.markdown(rows)}"
-        for title, rows in titled_rows
+        for title, rows in _all_tables(comparisons, models)
     ]
     return "\n\n".join([*parts, _CAUTION])
 
@@ -783,14 +775,14 @@ _CAUTION = (
 )
 
 
-def _joint_tables(
+def _all_tables(
     comparisons: Sequence[Comparison], models: Sequence[Model]
 ) -> list[tuple[str, list[list[str]]]]:
-    """The titles and tables of joint attacks, for the models that have any."""
+    """(title, rows) of the comparisons, and of the joint attacks that models have."""
     shared_settings = dict.fromkeys(
         _settings_key(comparison.facts) for comparison in comparisons
     )
-    titled_rows = []
+    titled_rows = [(comparison.title, comparison.rows()) for comparison in comparisons]
     for settings in shared_settings:
         for model in models:
             for records in _joint_records(model.attacks, settings, shared_settings):
