@@ -100,7 +100,10 @@ def loss_scalars(
 ) -> dict[str, float]:
     """{<task>/loss: loss} of {task: loss}, and `total/loss`, their weighted sum."""
     scalars = {f"{task}/loss": float(value) for task, value in losses.items()}
-    return scalars | {"total/loss": _total_loss(losses, weights)}
+    terms = ((1.0 if weights is None else weights[t]) * v for t, v in losses.items())
+    # Without tasks that no image has, whose loss is NaN.
+    total = float(sum(term for term in terms if not math.isnan(term)))
+    return scalars | {"total/loss": total}
 
 
 def evaluation_scalars(
@@ -122,15 +125,7 @@ def evaluation_scalars(
         for metric, value in metrics.items()
     }
     losses = {task: metrics["loss"] for task, metrics in values.items()}
-    return scalars | {"total/loss": _total_loss(losses, weights)}
-
-
-def _total_loss(
-    losses: Mapping[str, float], weights: Mapping[str, float] | None
-) -> float:
-    """The weighted sum, without tasks that no image has, whose loss is NaN."""
-    terms = ((1.0 if weights is None else weights[t]) * v for t, v in losses.items())
-    return float(sum(term for term in terms if not math.isnan(term)))
+    return scalars | loss_scalars(losses, weights)
 
 
 def of_kind(tag: str, kind: str) -> str:
@@ -258,7 +253,10 @@ def sheet(columns: Columns) -> np.ndarray:
     height = max(tile.shape[1] for tile in columns.values())  # Cards are larger.
     width = max(tile.shape[2] for tile in columns.values())
     factor = math.ceil(_TILE / min(height, width))
-    tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
+    tiles = []
+    for tile in columns.values():
+        scale = factor * height // tile.shape[1]
+        tiles.append(tile.repeat(scale, 1).repeat(scale, 2))
     padding = ((_HEADING, 0), (0, 0), (0, 0))
     canvas = Image.fromarray(np.pad(_grid(tiles), padding, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
@@ -269,12 +267,6 @@ def sheet(columns: Columns) -> np.ndarray:
             (middle, _HEADING / 2), lines, "black", font, "mm", 2, "center"
         )
     return np.asarray(canvas)
-
-
-def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
-    """The tiles `[rows, H, W, 3]` enlarged to `height`, a multiple of their height."""
-    factor = height // tiles.shape[1]
-    return tiles.repeat(factor, 1).repeat(factor, 2)
 
 
 def _grid(columns: Sequence[np.ndarray]) -> np.ndarray:
