@@ -57,7 +57,12 @@ class Module:
     @property
     def room(self) -> str:
         """The package that it is in, or its name on the top level; "" for the root."""
-        return self.name.partition(".")[2].partition(".")[0]
+        return room(self.name)
+
+
+def room(name: str) -> str:
+    """The package that a module is in, or its name on the top level; "": the root."""
+    return name.partition(".")[2].partition(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +145,9 @@ def rooms(module_arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """The arrows between packages and modules of the top level."""
     graph = collections.defaultdict(set)
     for source, targets in module_arrows.items():
-        room = source.split(".")[1:2]
-        heads = {tuple(target.split(".")[1:2]) for target in targets}
-        graph["".join(room)] |= {"".join(head) for head in heads} - {"".join(room)}
+        graph[room(source)] |= set(map(room, targets)) - {room(source), ""}
     graph.pop("", None)  # The package itself, which gives its version.
-    return {room: heads - {""} for room, heads in graph.items()}
+    return dict(graph)
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
