@@ -510,23 +510,19 @@ def _training_cases(
         name = f"{model}, all tasks, jit={jit}"
     description = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
     description |= {"jit": jit, "model": model}
-    state: dict[str, Any] = {}
 
-    def bare() -> Record:
+    @functools.cache
+    def steps() -> _Steps:
         from mtr_tf import tasks
 
         task_names = tuple(tasks.TASKS) if names == _ALL_TASKS else tasks.resolve(names)
-        state["steps"] = _Steps(
+        return _Steps(
             model, task_names, jit == "on", policy, (side, side), batch, width
         )
-        return state["steps"].bare(args)
-
-    def product() -> Record:
-        return state["steps"].product(args)
 
     return [
-        ({**description, "what": f"step, {name}"}, bare),
-        ({**description, "what": f"loop, {name}"}, product),
+        ({**description, "what": f"step, {name}"}, lambda: steps().bare(args)),
+        ({**description, "what": f"loop, {name}"}, lambda: steps().product(args)),
     ]
 
 

@@ -40,7 +40,6 @@ from mtr_tf.models import layers
 from mtr_tf.models import resnet
 
 _CLASSES = 8
-_PEERS = ("foolbox", "foolbox compiled", "art", "art compiled", "cleverhans")
 _KEEPS = {"limit": "", "mtr_tf": "best"}  # Which point is returned; else the last.
 _EQUAL = 0.999  # Of the highest loss: rounding changes some signs.
 _COLUMNS = {
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "peers", rounds=7)
-    parser.add_argument("--peers", default=",".join(_PEERS), help="comma-separated")
+    parser.add_argument("--peers", default=",".join(_ADAPTERS), help="comma-separated")
     parser.add_argument("--image_size", type=int, default=64, help="height and width")
     parser.add_argument("--width", type=int, default=16, help="of the first layer")
     parser.add_argument("--epsilon", type=float, default=8, help="l-inf, of 255")

@@ -112,13 +112,14 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """A head, and a row for each radius with a cell for each model."""
         radii = sorted({eps for line in self.points.values() for eps, *_ in line})
+        columns = [
+            {eps: _cell(value, ends) for eps, value, *ends in line}
+            for line in self.points.values()
+        ]
         rows = [["eps", *self.points]]
         for eps in radii:
-            row = [f"{eps:g}" if eps else "clean"]
-            for line in self.points.values():
-                cells = {radius: _cell(value, ends) for radius, value, *ends in line}
-                row.append(cells.get(eps, "-"))
-            rows.append(row)
+            cells = (column.get(eps, "-") for column in columns)
+            rows.append([f"{eps:g}" if eps else "clean", *cells])
         return rows
 
     def records(self) -> list[dict[str, Any]]:
@@ -481,7 +482,7 @@ def _newest_model_files(path: str, paths: Sequence[pathlib.Path]) -> list[pathli
     copying changes the times, and so the order, of files.
     """
     models = [_model_identity(file) for file in paths]
-    steps = [_attack_settings(file.parent).get("checkpoint_step") for file in paths]
+    steps = [_setting_of(file.parent, "checkpoint_step") for file in paths]
     complete_attacks = [index for index, step in enumerate(steps) if step is None]
     newest_index = max(complete_attacks, default=len(paths) - 1)
     is_newest = [_may_be_same(model, models[newest_index]) for model in models]
@@ -540,20 +541,14 @@ def _has_attack_on(file: pathlib.Path, folder: pathlib.Path) -> bool:
 
     True if no attack has stored the file's digest, as none did until version 0.2.
     """
-    all_settings = [
-        _attack_settings(attack) for attack in files.listed(folder / "attacks")
-    ]
-    digests = {
-        settings["ckpt_sha256"]
-        for settings in all_settings
-        if "ckpt_sha256" in settings
-    }
+    attacks = files.listed(folder / "attacks")
+    digests = {_setting_of(attack, "ckpt_sha256") for attack in attacks} - {None}
     return not digests or not file.is_file() or store.file_digest(file) in digests
 
 
-def _attack_settings(attack: pathlib.Path) -> Mapping[str, Any]:
-    """The content of an attack's settings.json; empty if there is none."""
-    return files.read_object(attack / "settings.json")
+def _setting_of(attack: pathlib.Path, name: str) -> Any:
+    """A value in an attack's settings.json; None if it is not there."""
+    return files.read_object(attack / "settings.json").get(name)
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
