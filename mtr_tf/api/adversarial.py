@@ -188,8 +188,7 @@ class AdversarialModel(keras.Model):
                 "says which places are ignored; call compile first."
             )
         batch = {"targets": {}, "masks": {}}
-        for name in self._adversary.tasks:
-            task = self._tasks[name]
+        for name, task in self._adversary.tasks.items():
             target = _target(task, targets[name])
             mask = _mask(task, target, weights.get(name))
             if task.discrete:
