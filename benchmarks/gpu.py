@@ -399,23 +399,23 @@ def _batch_sizes(args: argparse.Namespace) -> list[int]:
     return sorted(map(int, args.batch_sizes.split(",")), reverse=True)
 
 
-def _attack(args: argparse.Namespace) -> list[list[Case]]:
-    """The library's PGD, with XLA and without, in float32 and with --fast."""
+# {part: (jit, dtype) of the cases of each group}; bfloat16 is --fast.
+_ATTACKS = {
+    "attack": [
+        [("on", "float32")],
+        [("on", "bfloat16")],
+        [("off", "float32"), ("off", "bfloat16")],
+    ],
+    "float16": [[("on", "float16")]],
+}
+
+
+def _attack(part: str, args: argparse.Namespace) -> list[list[Case]]:
+    """The library's PGD."""
     return [
         [_attack_case(args, batch, dtype, jit) for jit, dtype in group]
         for batch in _batch_sizes(args)
-        for group in (
-            [("on", "float32")],
-            [("on", "bfloat16")],
-            [("off", "float32"), ("off", "bfloat16")],
-        )
-    ]
-
-
-def _float16(args: argparse.Namespace) -> list[list[Case]]:
-    """The library's PGD in float16."""
-    return [
-        [_attack_case(args, batch, "float16", "on")] for batch in _batch_sizes(args)
+        for group in _ATTACKS[part]
     ]
 
 
@@ -721,14 +721,14 @@ def _torch_environment() -> dict[str, str]:
 
 _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "matmul": _matmul,
-    "attack": _attack,
+    "attack": functools.partial(_attack, "attack"),
     "train": functools.partial(_train, "train"),
     "torch": functools.partial(_torch, "torch"),
     "more_train": functools.partial(_train, "more_train"),
     "drn_train": functools.partial(_train, "drn_train"),
-    "float16": _float16,
+    "float16": functools.partial(_attack, "float16"),
     "limit": _limit,
-    "free_attack": _attack,
+    "free_attack": functools.partial(_attack, "attack"),
     "free_train": functools.partial(_train, "train"),
     "free_drn_train": functools.partial(_train, "drn_train"),
     "torch_train": functools.partial(_torch, "torch_train"),
