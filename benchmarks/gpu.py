@@ -621,29 +621,16 @@ class _Steps:
         return {**record, "gflop": self._gflop}
 
 
+_HALF, _FULL = "bfloat16", "float32"
 # {part: (kind, whether torch.compile is used, (dtype, channels_last) of the cases)}.
 _TORCH = {
-    "torch": (
-        "pgd",
-        False,
-        [
-            ("bfloat16", False),
-            ("float32", False),
-            ("bfloat16", True),
-            ("float32", True),
-        ],
-    ),
+    "torch": ("pgd", False, [(d, c) for c in (False, True) for d in (_HALF, _FULL)]),
     "torch_train": (
         "train",
         False,
-        [
-            ("float32", False),
-            ("float32", True),
-            ("bfloat16", False),
-            ("bfloat16", True),
-        ],
+        [(d, c) for d in (_FULL, _HALF) for c in (False, True)],
     ),
-    "torch_compile": ("pgd", True, [("bfloat16", True), ("float32", True)]),
+    "torch_compile": ("pgd", True, [(_HALF, True), (_FULL, True)]),
 }
 
 
