@@ -560,7 +560,6 @@ class _Steps:
         learner = step_lib.Learner(net, optimizer, losses, weighting, 0.0, batch)
         self._step = step_lib.compile_step(learner, self._strategy, jit)
         self._steps = step_lib.compile_steps(learner, self._strategy, step=self._step)
-        self._batch = batch
         spec, _ = net_spec.describe(net)
         self._gflop = 3e-9 * net_spec.forward_flops(spec, *sides)
         rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     for node in folding._nodes(model, model.output.values()):
         layer, (output,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
-        settings, weights = _node(layer, nodes, inputs)
+        settings, weights = _node(layer)
         if settings is None:  # The layer changes nothing.
             names[id(output)] = inputs[0]
             continue
@@ -39,7 +39,7 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     return {"nodes": _merge_padding(nodes, outputs), "outputs": outputs}, arrays
 
 
-def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
+def _node(layer: Any) -> tuple[dict | None, dict]:
     """Returns the settings and weights of a layer; None for one that does nothing."""
     if isinstance(layer, keras.layers.Rescaling):
         weights = {"scale": layer.scale, "offset": layer.offset}
@@ -54,7 +54,7 @@ def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
         return {"op": "pad", "size": layer.padding[0][0]}, {}
     if isinstance(layer, keras.layers.MaxPooling2D):
         size, stride = layer.pool_size[0], layer.strides[0]
-        return {"op": "pool", "size": size, "stride": stride, "same": True}, {}
+        return {"op": "pool", "size": size, "stride": stride}, {}
     if isinstance(layer, own_layers.BilinearUpSampling):
         return {"op": "up", "factor": layer.factor, "edge": layer.replicate}, {}
     if isinstance(layer, keras.layers.BatchNormalization):

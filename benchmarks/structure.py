@@ -458,8 +458,8 @@ def measure(root: pathlib.Path, trace: bool = True) -> list[dict[str, Any]]:
         for kind, module_names in crossings(root).items():
             crossed = [name for name in module_names if not _is_reader(name)]
             readers = [f"reader: {name}" for name in module_names if _is_reader(name)]
-            row(f"files crossed, {kind}", crossed + readers, 9, len(crossed))
-            rows[-1]["goal"] = goals.get(kind, 9)
+            goal = goals.get(kind, 9)
+            row(f"files crossed, {kind}", crossed + readers, goal, len(crossed))
     row("branches on an attack's name", attack_branches(root), "")
     row("tables of attacks' names", attack_tables(root), 1)
     row("_DAMAGED, _PLACE_ONLY", mechanisms(root), "")
