@@ -242,12 +242,12 @@ def compare(
     if not shared_settings:
         raise InputError(_difference(models, attacks))
     task_names = tasks or _tasks_alone(models, shared_settings)
-    comparisons = []
-    for settings in shared_settings:
-        for task in task_names:
-            comparison = _comparison(models, settings, task, metric)
-            if comparison:
-                comparisons.append(comparison)
+    comparisons = [
+        comparison
+        for settings in shared_settings
+        for task in task_names
+        if (comparison := _comparison(models, settings, task, metric))
+    ]
     if not comparisons:
         raise InputError(_empty_reason(models, shared_settings, tasks, metric))
     return comparisons
