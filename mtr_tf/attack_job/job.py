@@ -247,10 +247,10 @@ class Job:
         if attacked.consistency:
             files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
-        style.save(lambda: curves.of_run(records, self.details), plots["curves"])
+        curves.save_run(records, plots["curves"], self.details)
         colors = gallery.class_colors(subject.tasks.values(), subject.info)
-        shown = (clean, gallery.shown_result(results), colors, self.details)
-        style.save(lambda: gallery.of_run(*shown), folder / "gallery.png")
+        arguments = (clean, results, folder / "gallery.png", colors, self.details)
+        gallery.save_run(*arguments)
         settings, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(
             settings, clean, results, folder, units, plots, subject.tasks, self.details

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -114,6 +115,11 @@ def _quantity(facts: Mapping[str, Any], name: str = "") -> str:
     unit = f" [{facts['unit']}]" if facts.get("unit") else ""
     better = f"\n{facts['better']} is better" if facts.get("better") else ""
     return f"{name or facts['metric']}{unit}{better}"
+
+
+def save_run(records: Sequence[Record], path: pathlib.Path, more: str = "") -> None:
+    """Writes the figure of `of_run` as a PNG file."""
+    style.save(lambda: of_run(records, more), path)
 
 
 def of_run(records: Sequence[Record], more: str = "") -> Figure:

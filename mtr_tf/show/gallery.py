@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -24,6 +25,17 @@ OUTPUTS = ("target", "output, clean", "output, attacked")
 
 Color = tuple[int, int, int]
 """Red, green and blue, 0-255."""
+
+
+def save_run(
+    clean: Result,
+    results: Sequence[Result],
+    path: pathlib.Path,
+    colors: Mapping[str, Mapping[str, Color]],
+    more: str = "",
+) -> None:
+    """Writes the figure of `of_run` for one of the results as a PNG file."""
+    style.save(lambda: of_run(clean, shown_result(results), colors, more), path)
 
 
 def class_colors(

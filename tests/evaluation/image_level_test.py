@@ -27,7 +27,6 @@ from mtr_tf.measures import measure
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import curves
 from mtr_tf.show import gallery
-from mtr_tf.show import style
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
@@ -217,9 +216,8 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
     if not config.targeted:
         harmed = [r["attacked_value"] > r["clean"] for r in losses]
         assert np.mean(harmed) > 0.6
-    style.save(lambda: curves.of_run(records), tmp_path / "curves.png")
-    shown = gallery.shown_result(results)
-    style.save(lambda: gallery.of_run(clean, shown), tmp_path / "gallery.png")
+    curves.save_run(records, tmp_path / "curves.png")
+    gallery.save_run(clean, results, tmp_path / "gallery.png", {})
     settings = config.to_dict() | {"split": "test"}
     tensorboard.write_attacks(
         settings, clean, results, tmp_path / "board", tasks=subject.tasks
