@@ -188,8 +188,7 @@ class AdversarialModel(keras.Model):
                 "says which places are ignored; call compile first."
             )
         batch = {"targets": {}, "masks": {}}
-        for name in self._adversary.tasks:
-            task = self._tasks[name]
+        for name, task in self._adversary.tasks.items():
             target = _target(task, targets[name])
             mask = _mask(task, target, weights.get(name))
             if task.discrete:
@@ -419,18 +418,12 @@ class AdversarialModel(keras.Model):
         """
         tasks = [*self._tasks]
         if self._keys is None:
-            order, kind, other_kind = (
-                [*getattr(self, "output_names", ())],
-                "dict",
-                "list",
-            )
+            order = [*getattr(self, "output_names", ())]
+            kind, other_kind = "dict", "list"
             may_differ = isinstance(values, Mapping) and {*order} == {*tasks}
         else:
-            order, kind, other_kind = (
-                [n for n in self._keys if n in tasks],
-                "list",
-                "dict",
-            )
+            order = [name for name in self._keys if name in tasks]
+            kind, other_kind = "list", "dict"
             may_differ = isinstance(values, list | tuple)
         if may_differ and order != tasks:
             raise InputError(

@@ -91,29 +91,21 @@ def one_by_one(
     names = canonical(names, all_tasks.values()) if names else ()
     for part in _parts(examples):
         image, targets, masks = _triple(part, names, all_tasks)
-        raw_inputs = part.get("inputs") if isinstance(part, Mapping) else None
-        inputs = (
-            _arrays("input", raw_inputs)
-            if isinstance(raw_inputs, Mapping)
-            else raw_inputs
-        )
+        inputs = part.get("inputs") if isinstance(part, Mapping) else None
         inputs = {} if inputs is None else inputs
+        if isinstance(inputs, Mapping):
+            inputs = _arrays("input", inputs)
+        by_name = {"targets": targets, "masks": masks, "inputs": inputs}
         if np.ndim(image) != _BATCH:
-            yield {
-                "image": image,
-                "targets": targets,
-                "masks": masks,
-                "inputs": inputs,
-            }
+            yield {"image": image, **by_name}
             continue
-        _check_rows({"target": targets, "mask": masks, "input": inputs}, len(image))
+        _check_rows(by_name, len(image))
         for i in range(len(image)):
-            yield {
-                "image": image[i],
-                "targets": {task: values[i] for task, values in targets.items()},
-                "masks": {task: values[i] for task, values in masks.items()},
-                "inputs": {name: values[i] for name, values in inputs.items()},
+            rows = {
+                key: {name: values[i] for name, values in arrays.items()}
+                for key, arrays in by_name.items()
             }
+            yield {"image": image[i], **rows}
 
 
 def _check_rows(parts: Mapping[str, Any], count: int) -> None:
@@ -121,7 +113,7 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
     for what, values in parts.items():
         if not isinstance(values, Mapping):
             raise InputError(
-                f"The {what}s of a batch must be a dict by name, such as "
+                f"The {what} of a batch must be a dict by name, such as "
                 f'{{"camera": array}}, of arrays; got one of type '
                 f"{type(values).__name__}."
             )
@@ -130,7 +122,8 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
             if rows != count:
                 raise InputError(
                     "A batch must have one row for each of its images, but its "
-                    f"{what} {name} has {rows} rows for {count} images; give as many."
+                    f"{what[:-1]} {name} has {rows} rows for {count} images; give as "
+                    "many."
                 )
 
 
@@ -247,10 +240,8 @@ def _triple(
             f"{type(part).__name__}."
         )
     raw_targets = targets if isinstance(targets, Mapping) else ()
-    targets, masks = (
-        _full_names(targets, all_tasks),
-        _full_names(masks, all_tasks, raw_targets),
-    )
+    targets = _full_names(targets, all_tasks)
+    masks = _full_names(masks, all_tasks, raw_targets)
     mask_names = list(targets) if isinstance(targets, Mapping) else names
     targets = by_task(targets, names, "targets")
     check_named(masks, mask_names, "mask")

@@ -42,6 +42,7 @@ from mtr_tf.runs import store as files_store
 from mtr_tf.show import curves
 from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
+from mtr_tf.show import style
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import Task
@@ -265,11 +266,11 @@ class Job:
     def title(self) -> str:
         """The heading of tables."""
         config, subject = self.config, self.subject
-        unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         details = f", {self.details}" if self.details else ""
         return (
             f"{config.ckpt} on {self.images} of {subject.info.name} {config.split}"
-            f"{details}\neps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{details}\neps: {config.norm}, {style.unit_of(config.norm)}; "
+            "loss: attacked / clean"
         )
 
     @property

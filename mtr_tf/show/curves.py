@@ -174,18 +174,26 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
     lines = {}
     for attack, group in series.distinct(records, "attack", "attacked"):
         line_records = series.chosen(records, attack=attack, attacked=list(group))
-        points = [
-            (record["eps"], record["attacked_value"], *record["attacked_interval"])
-            for record in line_records
-            if record["eps"]
-        ]
-        if points:
-            first = line_records[0]
-            clean = (0.0, first["clean"], *first["clean_interval"])
+        points = points_of(line_records)
+        if len(points) > 1:
             group_index, attack_index = groups.index(group), attacks.index(attack)
             look = style.attack_look(attack_index, group_index, len(attacks) == 1)
-            lines[attack, group] = from_points(attack, [clean, *sorted(points)], look)
+            lines[attack, group] = from_points(attack, points, look)
     return lines
+
+
+def points_of(records: Sequence[Record]) -> list[tuple[float, float | None, Any, Any]]:
+    """(eps, value, low, high) of each radius, ascending, first the clean one at 0.
+
+    The records are of one task and metric under one attack.
+    """
+    clean = (0.0, records[0]["clean"], *records[0]["clean_interval"])
+    attacked = [
+        (record["eps"], record["attacked_value"], *record["attacked_interval"])
+        for record in records
+        if record["eps"]
+    ]
+    return [clean, *sorted(attacked, key=lambda point: point[0])]
 
 
 def from_points(label: str, points: Sequence[tuple], look: Mapping[str, Any]) -> Line:

@@ -32,6 +32,8 @@ from mtr_tf.show import style
 from mtr_tf.show import text
 from mtr_tf.show.side_by_side import SAME
 from mtr_tf.show.side_by_side import details
+from mtr_tf.show.side_by_side import effort
+from mtr_tf.show.side_by_side import is_text_list
 from mtr_tf.show.side_by_side import size_of
 
 Record = Mapping[str, Any]
@@ -253,10 +255,6 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 def _is_number_list(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -270,7 +268,7 @@ def _is_type(*kinds: type) -> Callable[[Any], bool]:
 
 
 _TEXT = "a text", _is_type(str)
-_TEXTS = "a list of texts", _is_text_list
+_TEXTS = "a list of texts", is_text_list
 # {required field: (what it must be, in words; check of a value)}.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("name", "attack", "norm", "task", "metric"), _TEXT),
@@ -437,12 +435,9 @@ def _mean(record: Record, seeds: Sequence[int]) -> float:
 def _row(place: int, record: Record, attack_count: int) -> Row:
     values = record["attacked_value"]
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    attack = [record["attack"]]
-    attack += [f"{record['steps']} steps"] if record.get("steps") else []
-    restarts = record.get("restarts", 1)
-    attack += [f"{restarts} restarts"] if restarts > 1 else []
+    # The board's title says whose targets count.
     facts = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
-    attack += details(facts)  # The board's title says whose targets count.
+    attack = [record["attack"], *effort(record), *details(facts)]
     attack += ["transferred"] if "transfer" in record else []
     return Row(
         place=place,

@@ -53,8 +53,7 @@ def over(
     for record in records:
         index = seeds.index(record.get("seed", 0)), np.searchsorted(x, record[along])
         for row, name in zip(values, names, strict=True):
-            number = record.get(name)
-            row[index] = np.nan if number is None else number
+            row[index] = record.get(name)  # None becomes NaN.
     return x, values
 
 
@@ -83,8 +82,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 def by_seed(records: Iterable[Record], name: str = "value") -> np.ndarray:
     """One number per record, `[records]`; NaN where there is none."""
-    values = [record.get(name) for record in records]
-    return np.array([np.nan if value is None else value for value in values], float)
+    return np.array([record.get(name) for record in records], float)
 
 
 def matrix(

@@ -112,13 +112,14 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """A head, and a row for each radius with a cell for each model."""
         radii = sorted({eps for line in self.points.values() for eps, *_ in line})
+        columns = [
+            {eps: _cell(value, ends) for eps, value, *ends in line}
+            for line in self.points.values()
+        ]
         rows = [["eps", *self.points]]
         for eps in radii:
-            row = [f"{eps:g}" if eps else "clean"]
-            for line in self.points.values():
-                cells = {radius: _cell(value, ends) for radius, value, *ends in line}
-                row.append(cells.get(eps, "-"))
-            rows.append(row)
+            cells = (column.get(eps, "-") for column in columns)
+            rows.append([f"{eps:g}" if eps else "clean", *cells])
         return rows
 
     def records(self) -> list[dict[str, Any]]:
@@ -147,11 +148,16 @@ class Comparison:
 
 def _setup(facts: Record) -> str:
     """An attack's norm, unit of radii, steps, restarts and `details`, in words."""
-    norm, restarts = facts["norm"], facts.get("restarts") or 1
-    parts = [f"{norm}, eps: {style.unit_of(norm)}"]
-    parts += [f"{facts['steps']} steps"] if facts.get("steps") else []
-    parts += [f"{restarts} restarts"] if restarts > 1 else []
-    return "; ".join([*parts, *details(facts)])
+    norm = facts["norm"]
+    parts = [f"{norm}, eps: {style.unit_of(norm)}", *effort(facts), *details(facts)]
+    return "; ".join(parts)
+
+
+def effort(facts: Record) -> list[str]:
+    """Phrases for an attack's steps and restarts."""
+    restarts = facts.get("restarts") or 1
+    parts = [f"{facts['steps']} steps"] if facts.get("steps") else []
+    return [*parts, f"{restarts} restarts"] if restarts > 1 else parts
 
 
 def details(facts: Record) -> list[str]:
@@ -236,12 +242,12 @@ def compare(
     if not shared_settings:
         raise InputError(_difference(models, attacks))
     task_names = tasks or _tasks_alone(models, shared_settings)
-    comparisons = []
-    for settings in shared_settings:
-        for task in task_names:
-            comparison = _comparison(models, settings, task, metric)
-            if comparison:
-                comparisons.append(comparison)
+    comparisons = [
+        comparison
+        for settings in shared_settings
+        for task in task_names
+        if (comparison := _comparison(models, settings, task, metric))
+    ]
     if not comparisons:
         raise InputError(_empty_reason(models, shared_settings, tasks, metric))
     return comparisons
@@ -372,6 +378,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_text_list(value: Any) -> bool:
+    """Whether `value` is a list of texts."""
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_images(value: Any) -> bool:
     """Whether `value` is the size of images followed by means; see `cell_store`."""
     if not _is_text(value):
@@ -384,19 +395,12 @@ def _is_images(value: Any) -> bool:
 
 # {field that is read from a record: check of its value}.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "attack": _is_text,
-    "task": _is_text,
-    "metric": _is_text,
-    "norm": _is_text,
-    "dataset": _is_text,
-    "split": _is_text,
+    **dict.fromkeys(("attack", "task", "metric", "norm", "dataset", "split"), _is_text),
     "n": lambda value: type(value) is int,
     "eps": lambda value: value is not None and _is_number(value),
-    "attacked": lambda value: isinstance(value, list) and all(map(_is_text, value)),
-    "clean": _is_number,
-    "attacked_value": _is_number,
-    "clean_interval": _is_interval,
-    "attacked_interval": _is_interval,
+    "attacked": is_text_list,
+    **dict.fromkeys(("clean", "attacked_value"), _is_number),
+    **dict.fromkeys(("clean_interval", "attacked_interval"), _is_interval),
 }
 # The same for optional fields.
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
@@ -404,7 +408,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "images": _is_images,
     "restarts": lambda value: type(value) is int,
     "weights": lambda value: isinstance(value, dict),
-    "ensemble": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "ensemble": is_text_list,
     **dict.fromkeys(
         ("attack_block", "attack_classes"), lambda value: isinstance(value, list)
     ),
@@ -478,7 +482,7 @@ def _newest_model_files(path: str, paths: Sequence[pathlib.Path]) -> list[pathli
     copying changes the times, and so the order, of files.
     """
     models = [_model_identity(file) for file in paths]
-    steps = [_attack_settings(file.parent).get("checkpoint_step") for file in paths]
+    steps = [_setting_of(file.parent, "checkpoint_step") for file in paths]
     complete_attacks = [index for index, step in enumerate(steps) if step is None]
     newest_index = max(complete_attacks, default=len(paths) - 1)
     is_newest = [_may_be_same(model, models[newest_index]) for model in models]
@@ -537,20 +541,14 @@ def _has_attack_on(file: pathlib.Path, folder: pathlib.Path) -> bool:
 
     True if no attack has stored the file's digest, as none did until version 0.2.
     """
-    all_settings = [
-        _attack_settings(attack) for attack in files.listed(folder / "attacks")
-    ]
-    digests = {
-        settings["ckpt_sha256"]
-        for settings in all_settings
-        if "ckpt_sha256" in settings
-    }
+    attacks = files.listed(folder / "attacks")
+    digests = {_setting_of(attack, "ckpt_sha256") for attack in attacks} - {None}
     return not digests or not file.is_file() or store.file_digest(file) in digests
 
 
-def _attack_settings(attack: pathlib.Path) -> Mapping[str, Any]:
-    """The content of an attack's settings.json; empty if there is none."""
-    return files.read_object(attack / "settings.json")
+def _setting_of(attack: pathlib.Path, name: str) -> Any:
+    """A value in an attack's settings.json; None if it is not there."""
+    return files.read_object(attack / "settings.json").get(name)
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
@@ -665,14 +663,7 @@ def _comparison(
             return None
         facts = facts or matches[0]
         _check_comparable(facts, models[0].label, matches[0], model.label)
-        clean_point = (0.0, matches[0]["clean"], *matches[0]["clean_interval"])
-        attacked_points = [
-            (r["eps"], r["attacked_value"], *r["attacked_interval"]) for r in matches
-        ]
-        points[model.label] = [
-            clean_point,
-            *sorted(attacked_points, key=lambda point: point[0]),
-        ]
+        points[model.label] = curves.points_of(matches)
     return Comparison(task, facts, points) if facts else None
 
 
@@ -756,21 +747,17 @@ def _cell(value: float | None, ends: Sequence[float | None]) -> str:
 def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as plain text."""
     parts = [
-        f"{comparison.title}\n\n{tables.aligned(comparison.rows(), 'r')}"
-        for comparison in comparisons
+        f"{title}\n\n{tables.aligned(rows, 'r')}"
+        for title, rows in _all_tables(comparisons, models)
     ]
-    for title, rows in _joint_tables(comparisons, models):
-        parts.append(f"{title}\n\n{tables.aligned(rows, 'r')}")
     return "\n\n".join([*parts, _CAUTION])
 
 
 def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as Markdown."""
-    titled_rows = [(comparison.title, comparison.rows()) for comparison in comparisons]
-    titled_rows += _joint_tables(comparisons, models)
     parts = [
         f"**{escaped(title)}**\n\n{tables.markdown(rows)}"
-        for title, rows in titled_rows
+        for title, rows in _all_tables(comparisons, models)
     ]
     return "\n\n".join([*parts, _CAUTION])
 
@@ -783,14 +770,14 @@ _CAUTION = (
 )
 
 
-def _joint_tables(
+def _all_tables(
     comparisons: Sequence[Comparison], models: Sequence[Model]
 ) -> list[tuple[str, list[list[str]]]]:
-    """The titles and tables of joint attacks, for the models that have any."""
+    """(title, rows) of the comparisons, and of the joint attacks that models have."""
     shared_settings = dict.fromkeys(
         _settings_key(comparison.facts) for comparison in comparisons
     )
-    titled_rows = []
+    titled_rows = [(comparison.title, comparison.rows()) for comparison in comparisons]
     for settings in shared_settings:
         for model in models:
             for records in _joint_records(model.attacks, settings, shared_settings):

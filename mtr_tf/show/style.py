@@ -131,17 +131,16 @@ def attack_look(attack: int, group: int, single: bool = False) -> dict:
     }
 
 
-def multiples(count: int, size: tuple[float, float], **settings):
+def multiples(count: int, size: tuple[float, float]):
     """A figure of small multiples with few empty places; returns (figure, axes).
 
     Args:
       count: The number of axes.
       size: Of each of them, in inches.
-      **settings: Of `Figure.subplots`.
     """
     columns = min(range(min(count, 2), 5), key=lambda c: (-count % c, abs(c - 3)))
     rows = -(-count // columns)
-    figure, grid = grid_of(rows, columns, size, **settings)
+    figure, grid = grid_of(rows, columns, size)
     for axes in grid.flat[count:]:
         axes.remove()
     return figure, grid.flat[:count]

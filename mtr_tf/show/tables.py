@@ -95,8 +95,8 @@ def printed(
     """What a command prints about a sweep.
 
     Args:
-      form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
-        "json": the records, as in the files.
+      form: "text": `about` it, and where its results are; "markdown": a table of all
+        tasks, without the rest; "csv" or "json": the records, as in the files.
       title: Stands above the tables.
       records: As `evaluation.results.make_records` returns them.
       folder: Where the results are; None: they are not stored.
@@ -110,13 +110,6 @@ def printed(
         if extra_columns:
             lines += ["", markdown(_rows(records, extra_columns))]
         return "\n".join(lines)
-    return text(title, records, folder, more)
-
-
-def text(
-    title: str, records: Sequence[Record], folder: Path | None, more: Sequence[str] = ()
-) -> str:
-    """A sweep as text: `about` it, and where its results are (None: not stored)."""
     report = about(title, records, shutil.get_terminal_size((100, 24)).columns, more)
     if folder is None:
         return report

@@ -349,10 +349,7 @@ def corrupted(axes, records: Sequence[Record]) -> None:
         severity_records = series.chosen(records, severity=severity)
         color = str(0.75 * (1 - place / max(len(severities) - 1, 1)))
         y = [names.index(record["corruption"]) for record in severity_records]
-        x = [
-            np.nan if record["value"] is None else record["value"]
-            for record in severity_records
-        ]
+        x = series.by_seed(severity_records)
         axes.plot(x, y, "o", color=color, label=f"severity {severity}")
     if records[0]["clean"] is not None:
         axes.axvline(records[0]["clean"], color=_THEORY, ls="--", label="clean")

@@ -79,7 +79,7 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
         ("of all.",),
         ("of all.", *cell.warnings),
     }
-    text = tables.text("title", records, tmp_path)
+    text = tables.printed("text", "title", records, tmp_path)
     assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
