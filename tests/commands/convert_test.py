@@ -21,6 +21,7 @@ from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
+from mtr_tf.models.torch_weights import names as weight_names
 from mtr_tf.models.torch_weights import reading as torch_files
 from mtr_tf.models.torch_weights import transfer as torch_weights
 from mtr_tf.runs import directory
@@ -85,7 +86,7 @@ def arrays(state):
     ],
 )
 def test_names_of_variables(path, part, weight):
-    assert torch_weights.of_variable(path) == (part, weight)
+    assert weight_names.of_variable(path) == (part, weight)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_names_of_variables(path, part, weight):
     ],
 )  # fmt: skip
 def test_names_in_files(name, model, expected):
-    assert torch_weights.of_tensor(name, model) == expected
+    assert weight_names.of_tensor(name, model) == expected
 
 
 def test_without_torch_it_is_said(monkeypatch, tmp_path):

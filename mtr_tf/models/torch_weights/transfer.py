@@ -1,74 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch's files put into our models; `reading` reads them.
-
-Names in files of DRN and ResNet and names of our variables are brought to a name in
-common, `Name(part, weight)`: the weight is spelled as the published classification
-networks spell it (`layer3.0.conv1.weight`, `layer0.1.bias`, `conv1.weight`;
-`head.weight` for a task's last convolution), and the part says whose it is: the
-encoder's, a task's, or all tasks'. What the files call it:
-
-    released multi-task        encoder.3.0.conv1     task_to_decoder.TASK.0.1.bn2
-    official segmentation      base.3.0.conv1        base.6.1.bn2, seg
-    official classification    layer3.0.conv1        layer6.1.bn2, fc
-    released, ResNet           encoder.layer1.0.bn1  task_to_decoder.TASK.upconv0
-    torchvision, ResNet        layer1.0.bn1          fc
-
-A number after `encoder`, `base` and `task_to_decoder.TASK` counts the modules of the
-network: layers 0 to 8 in DRN-D; in DRN-C layer 0 is three modules of its own.
-"""
+"""Weights of PyTorch's files put into our models; `reading` reads them."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
-from mtr_tf.models import MODELS
+from mtr_tf.models.torch_weights import names as weight_names
+from mtr_tf.models.torch_weights.names import CLASSIFIER
+from mtr_tf.models.torch_weights.names import ENCODER
+from mtr_tf.models.torch_weights.names import SHARED
+from mtr_tf.models.torch_weights.names import Name
 
-ENCODER = "encoder"
-SHARED = "shared"  # Belongs to the decoders of all tasks.
-CLASSIFIER = "classifier"  # Belongs to a task that is none of ours.
-_KINDS = {  # PyTorch's names of a Keras layer's variables.
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-_IN_BLOCKS = [  # Our names in blocks, then those of plain convolutions.
-    (r"_block(\d+)_([123])_conv$", r".\1.conv\2"),
-    (r"_block(\d+)_([123])_norm$", r".\1.bn\2"),
-    (r"_block(\d+)_shortcut_conv$", r".\1.downsample.0"),
-    (r"_block(\d+)_shortcut_norm$", r".\1.downsample.1"),
-    (r"^(layer\d)_conv$", r"\1.0"),
-    (r"^(layer\d)_norm$", r"\1.1"),
-    (r"^stem_conv$", "conv1"),
-    (r"^stem_norm$", "bn1"),
-    (r"^up(\d)_conv$", r"upconv\1"),
-    (r"^up(\d)_norm$", r"bn_upconv\1"),
-    (r"^stage(\d)_conv$", r"conv_decode\1"),
-    (r"^stage(\d)_norm$", r"bn_decode\1"),
-]
 _MAX_NAMES = 6  # Names in a message.
 # Why a file does not fit, in the order of the message.
 _MISSING, _UNEXPECTED, _SHAPE = "missing", "unexpected", "of another shape"
 _DIFFERING = "to be shared, but different (give --decoders=separate)"
 _Problems = dict[str, list[str]]  # {one of these: names of weights}
-
-
-class Name(NamedTuple):
-    """A weight's name in common: `part` is ENCODER, SHARED, CLASSIFIER or a task."""
-
-    part: str
-    weight: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +83,7 @@ def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
     for name, array in arrays.items():
         if name.endswith("num_batches_tracked"):
             continue
-        common_name = of_tensor(name, model)
+        common_name = weight_names.of_tensor(name, model)
         if common_name is None or common_name in tensors:
             unknown.append(name)
         else:
@@ -168,7 +121,7 @@ def assign(
     kinds = (_MISSING, _UNEXPECTED, _SHAPE, _DIFFERING)
     problems: _Problems = {kind: [] for kind in kinds}
     for variable in model.variables:
-        name = of_variable(variable.path)
+        name = weight_names.of_variable(variable.path)
         tensors = _tensors(weights, name, problems)
         if not tensors:
             has_none = not (weights.tasks if _is_per_task(name) else weights.decoders())
@@ -290,81 +243,3 @@ def _torch_shape(shape: Iterable[int]) -> list[int]:
 def _listing(names: list[str]) -> str:
     excess = len(names) - _MAX_NAMES
     return ", ".join(names[:_MAX_NAMES]) + (f" and {excess} more" if excess > 0 else "")
-
-
-# Names.
-
-
-def of_variable(path: str) -> Name:
-    """The common name of a variable, by its Keras path such as `head_seg/bias`."""
-    layer, kind = path.split("/")
-    kind = _KINDS[kind]
-    if layer.startswith("head_"):
-        return Name(layer.removeprefix("head_"), f"head.{kind}")
-    if layer.startswith("encoder_"):
-        part, layer = ENCODER, layer.removeprefix("encoder_")
-    else:
-        match = re.match(r"decoder_(\w+?)_((?:layer|up|stage)\d.*)", layer)
-        if match is None:
-            raise ValueError(f"not a variable of a model of ours: {path}")
-        part, layer = match.groups()
-    for pattern, replacement in _IN_BLOCKS:
-        layer = re.sub(pattern, replacement, layer)
-    return Name(part, f"{layer}.{kind}")
-
-
-def of_tensor(name: str, model: str) -> Name | None:
-    """The common name of a tensor in a file; None if it has none.
-
-    Args:
-      name: As in the file, without `module.`.
-      model: Key of MODELS, a DRN or a ResNet.
-    """
-    if match := re.match(r"task_to_decoder\.(\w+)\.(.+)", name):
-        weight = _decoder_weight(match[2], model)
-        return Name(_task(match[1]), weight) if weight else None
-    if name.startswith("fc."):
-        return Name(CLASSIFIER, name)
-    if MODELS[model].family == "resnet":
-        name = name.removeprefix("encoder.")
-        is_encoder = re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name)
-        return Name(ENCODER, name) if is_encoder else None
-    return _drn_name(name, model)
-
-
-def _drn_name(name: str, model: str) -> Name | None:
-    if match := re.match(r"(seg|up)\.(.+)", name):
-        part = "head" if match[1] == "seg" else "up"
-        return Name("seg", f"{part}.{match[2]}")
-    if match := re.match(r"(?:encoder|base)\.(\d+)\.(.+)", name):
-        weight = _module_weight(int(match[1]), match[2], model)
-    else:  # Layer 0 of DRN-C has no name.
-        weight = re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name))
-    layer = re.match(r"layer([0-8])\.", weight)
-    if not layer:
-        return None
-    return Name(ENCODER if int(layer[1]) < 6 else SHARED, weight)
-
-
-def _module_weight(number: int, suffix: str, model: str) -> str:
-    """Returns a module's weight name, by the module's number in the whole network."""
-    if MODELS[model].family != "drn_c":
-        return f"layer{number}.{suffix}"
-    # Convolution, norm and ReLU come before layer 1.
-    return f"layer0.{number}.{suffix}" if number < 2 else f"layer{number - 2}.{suffix}"
-
-
-def _decoder_weight(suffix: str, model: str) -> str | None:
-    if MODELS[model].family == "resnet":
-        return re.sub(r"^conv_decode4\.", "head.", suffix)
-    number, _, weight = suffix.partition(".")
-    layers = {"0": "layer6", "1": "layer7", "2": "layer8", "3": "head", "4": "up"}
-    return f"{layers[number]}.{weight}" if number in layers else None
-
-
-def _task(name: str) -> str:
-    """Returns our name of a task in a file; the file's name if it is none of ours."""
-    try:
-        return task_table.resolve([name])[0]
-    except InputError:
-        return name
