@@ -18,10 +18,6 @@ from mtr_tf.models.torch_weights.names import SHARED
 from mtr_tf.models.torch_weights.names import Name
 
 _MAX_NAMES = 6  # Names in a message.
-# Why a file does not fit, in the order of the message.
-_MISSING, _UNEXPECTED, _SHAPE = "missing", "unexpected", "of another shape"
-_DIFFERING = "to be shared, but different (give --decoders=separate)"
-_Problems = dict[str, list[str]]  # {one of these: names of weights}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +113,17 @@ def assign(
       InputError: Something is missing, left over, or has another shape; the model is
         as it was.
     """
-    values, used_keys, kept_paths = {}, set(), []
-    kinds = (_MISSING, _UNEXPECTED, _SHAPE, _DIFFERING)
-    problems: _Problems = {kind: [] for kind in kinds}
+    values, used_keys, kept_paths, problems = {}, set(), [], _Problems()
     for variable in model.variables:
         name = weight_names.of_variable(variable.path)
         tensors = _tensors(weights, name, problems)
         if not tensors:
             has_none = not (weights.tasks if _is_per_task(name) else weights.decoders())
             is_optional = name.part != ENCODER and has_none
-            if is_optional:
-                kept_paths.append(variable.path)
-            else:
-                problems[_MISSING].append(f"{name.part}: {name.weight}")
+            names = kept_paths if is_optional else problems.missing
+            names.append(
+                variable.path if is_optional else f"{name.part}: {name.weight}"
+            )
             continue
         used_keys.update(key for key, _ in tensors)
         key, array = tensors[0]
@@ -137,7 +131,7 @@ def assign(
             array = array[:-1]
         values[variable.path] = _keras_array(key, array, variable.shape, problems)
     sentences = _omissions(weights, used_keys, tuple(model.output), problems)
-    _raise_if_any(problems, model.name, weights)
+    problems.raise_if_any(model.name, weights)
     for variable in model.variables:
         if variable.path in values:
             variable.assign(values[variable.path])
@@ -156,7 +150,7 @@ def _keras_array(
     if array.ndim == 4:  # [out, in, h, w], or [in, out, h, w] where transposed.
         array = array.transpose(2, 3, 1, 0)
     if array.shape != tuple(shape):
-        problems[_SHAPE].append(
+        problems.shapes.append(
             f"{key} is {_torch_shape(array.shape)} and must be {_torch_shape(shape)}"
         )
     return array
@@ -171,7 +165,7 @@ def _tensors(weights: Contents, name: Name, problems: _Problems) -> list:
         return [tensor] if tensor else []
     tensors = weights.decoders().get(name.weight, [])
     if any(not np.array_equal(tensors[0][1], array) for _, array in tensors):
-        problems[_DIFFERING].extend(key for key, _ in tensors)
+        problems.differing.extend(key for key, _ in tensors)
     return tensors
 
 
@@ -196,10 +190,10 @@ def _omissions(
         elif name.part not in (ENCODER, SHARED, *tasks):
             other_tasks[name.part] = None
         elif name.weight != "up.weight":
-            problems[_UNEXPECTED].append(key)
+            problems.unexpected.append(key)
         elif not _is_bilinear(array):
-            problems[_UNEXPECTED].append(f"{key} (not the fixed bilinear kernel)")
-    problems[_UNEXPECTED].extend(weights.unknown)
+            problems.unexpected.append(f"{key} (not the fixed bilinear kernel)")
+    problems.unexpected.extend(weights.unknown)
     sentences = []
     if classifier:
         sentences.append(
@@ -220,18 +214,33 @@ def _is_bilinear(kernel: np.ndarray) -> bool:
     )
 
 
-def _raise_if_any(problems: _Problems, model: str, weights: Contents) -> None:
-    parts = [
-        f"{len(names)} {kind}: {_listing(names)}"
-        for kind, names in problems.items()
-        if names
-    ]
-    if parts:
-        raise InputError(
-            f"the file does not fit --model={model}; it has heads for "
-            f"{', '.join(weights.tasks) or 'no task'}. Weights "
-            f"{'; '.join(parts)}. Check --model, --tasks and --num_classes."
-        )
+@dataclasses.dataclass
+class _Problems:
+    """Why a file does not fit, by kind."""
+
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    shapes: list[str] = dataclasses.field(default_factory=list)
+    differing: list[str] = dataclasses.field(default_factory=list)
+
+    def raise_if_any(self, model: str, weights: Contents) -> None:
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.shapes,
+            "to be shared, but different (give --decoders=separate)": self.differing,
+        }
+        parts = [
+            f"{len(names)} {kind}: {_listing(names)}"
+            for kind, names in kinds.items()
+            if names
+        ]
+        if parts:
+            raise InputError(
+                f"the file does not fit --model={model}; it has heads for "
+                f"{', '.join(weights.tasks) or 'no task'}. Weights "
+                f"{'; '.join(parts)}. Check --model, --tasks and --num_classes."
+            )
 
 
 def _torch_shape(shape: Iterable[int]) -> list[int]:
