@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -55,19 +54,6 @@ def _resnet(*depths: int, bottleneck: bool = False) -> Architecture:
     )
 
 
-def _of_module(module: Any, **options: Any) -> Architecture:
-    """The architecture whose parts are all in a module, such as `small`."""
-    return Architecture(
-        module.STRIDE,
-        module.WIDTH,
-        module.STAGES,
-        module.stage,
-        module.decoder,
-        module.head,
-        **options,
-    )
-
-
 MODELS = {
     "resnet18": _resnet(2, 2, 2, 2),
     "resnet34": _resnet(3, 4, 6, 3),
@@ -77,8 +63,25 @@ MODELS = {
     "drn_d_38": _drn("d", 3, 4, 6, 3),
     "drn_d_54": _drn("d", 3, 4, 6, 3, bottleneck=True),
     "drn_d_105": _drn("d", 3, 4, 23, 3, bottleneck=True),
-    "small": _of_module(small, upsample=small.STRIDE, replicate=True),
-    "tiny": _of_module(tiny, upsample=tiny.STRIDE),
+    "small": Architecture(
+        small.STRIDE,
+        small.WIDTH,
+        small.STAGES,
+        small.stage,
+        small.decoder,
+        small.head,
+        small.STRIDE,
+        replicate=True,
+    ),
+    "tiny": Architecture(
+        tiny.STRIDE,
+        tiny.WIDTH,
+        tiny.STAGES,
+        tiny.stage,
+        tiny.decoder,
+        tiny.head,
+        tiny.STRIDE,
+    ),
 }
 
 
