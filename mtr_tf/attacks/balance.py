@@ -100,26 +100,31 @@ def _positive(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
 
-# What is climbed: functions as `Balance.combine` takes them, `_` for what is not used.
+# What is climbed.
 
 
-def _sum(losses, *_) -> tf.Tensor:
+def _sum(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_sum(losses, axis=0)
 
 
-def _mean(losses, *_) -> tf.Tensor:
+def _mean(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_mean(losses, axis=0)
 
 
-def _dgba(losses, *_) -> tf.Tensor:
+def _dgba(losses, reference, progress) -> tf.Tensor:
+    del reference, progress
     return _sum(losses / _positive(tf.stop_gradient(losses)))
 
 
-def _total_growth(losses, reference, *_) -> tf.Tensor:
+def _total_growth(losses, reference, progress=0.0) -> tf.Tensor:
+    del progress
     return _sum(losses / reference)
 
 
-def _wgd(losses, start, _) -> tf.Tensor:
+def _wgd(losses, start, progress) -> tf.Tensor:
+    del progress
     current = tf.stop_gradient(losses)
     mean = tf.reduce_mean(current / start, axis=0)
     # A loss of 0 (perhaps of a task without a target) stays; its weight is above 0.
@@ -146,12 +151,13 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
-def _mean_log(losses, _) -> tf.Tensor:
+def _mean_log(losses, clean) -> tf.Tensor:
     """The mean of log L_t: the e-folds by which losses have grown, up to a constant.
 
     Dividing each loss by that of the clean image would change the score by the same
     number at all points. So it is left out.
     """
+    del clean
     return tf.reduce_mean(_log(losses), axis=0)
 
 
