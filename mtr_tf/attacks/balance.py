@@ -262,12 +262,13 @@ def sum_of_steepest(
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
-    That takes one backward pass per task, through heads and trunk alike; see
-    `base.with_gradient`. Entries of a g_t that are not finite count as 0, so that one
-    broken task does not hide the others.
+    That takes one backward pass per task, through heads and trunk alike, but only if a
+    gradient is taken. Entries of a g_t that are not finite count as 0, so that one
+    broken task does not hide the others. There is no gradient towards anything else,
+    nor a second derivative.
 
     Args:
-      tape: As for `base.with_gradient`.
+      tape: As for `base.with_replaced_gradient`.
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
@@ -275,8 +276,8 @@ def sum_of_steepest(
         move everywhere.
     """
 
-    def combine(slope_of):
+    def make_gradient(slope_of):
         slopes = [slope_of(loss) for loss in losses]
         return tf.add_n([steepest(movable(s) if movable else s) for s in slopes])
 
-    return base.with_gradient(tape, x, tf.add_n(list(losses)), combine)
+    return base.with_replaced_gradient(tape, x, tf.add_n(list(losses)), make_gradient)

@@ -576,25 +576,26 @@ def image_gradient(
     return tape.gradient(loss, x, unconnected_gradients=zero)
 
 
-def with_gradient(
+def with_replaced_gradient(
     tape: tf.GradientTape,
     x: tf.Tensor,
     values: tf.Tensor,
-    combine: Callable[[Callable[[tf.Tensor], tf.Tensor]], tf.Tensor],
+    make_gradient: Callable[[Callable[[tf.Tensor], tf.Tensor]], tf.Tensor],
 ) -> tf.Tensor:
-    """Returns `values` with another gradient towards `x`, made of those of losses.
+    """Returns `values` with another gradient towards `x` than their own.
 
-    Each loss takes a backward pass, but only if a gradient is taken: a score still
-    costs one forward pass. There is no gradient towards anything else, nor a second
-    derivative.
+    Each loss that `make_gradient` asks for takes a backward pass, but only if a
+    gradient is taken: a score still costs one forward pass. There is no gradient
+    towards anything else, nor a second derivative.
 
     Args:
-      tape: A persistent tape that watched `x` while the losses were computed.
+      tape: A persistent tape that watched `x` while `values` and the losses were
+        computed, and has ended.
       x: Images [batch, ...].
-      values: [batch].
-      combine: Returns the gradient, like `x`. It gets a function that returns the
-        gradient of a loss, [batch] -> [batch, ...], with 0 for entries that are not
-        finite.
+      values: [batch]; their own gradient is dropped.
+      make_gradient: Returns the gradient, like `x`. Its argument is a function that
+        takes a loss, [batch], and returns its gradient, like `x`, with 0 for entries
+        that are not finite.
     """
     half = computes_in_float16(graph_operations())
 
@@ -605,7 +606,8 @@ def with_gradient(
     @tf.custom_gradient
     def replaced(_):
         def backward(upstream):
-            return threat.per_image(tf.cast(upstream, x.dtype), x) * combine(slope_of)
+            scale = threat.per_image(tf.cast(upstream, x.dtype), x)
+            return scale * make_gradient(slope_of)
 
         return tf.stop_gradient(values), backward
 

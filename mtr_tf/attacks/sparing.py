@@ -85,10 +85,11 @@ def with_bent_gradient(
 ) -> tf.Tensor:
     """Returns `ascend` with a bent gradient with respect to `x` (see the module).
 
-    This takes one more backward pass per spared task; see `base.with_gradient`.
+    This takes one more backward pass per spared task, but only if a gradient is taken.
+    There is no gradient with respect to anything else, and no second derivative.
 
     Args:
-      tape: As for `base.with_gradient`.
+      tape: As for `base.with_replaced_gradient`.
       x: Images [batch, ...].
       ascend: What the attack raises, [batch].
       losses: Of the spared tasks, [batch] each.
@@ -96,13 +97,13 @@ def with_bent_gradient(
       move: How the attack moves along a gradient.
     """
 
-    def combine(slope_of):
+    def make_gradient(slope_of):
         slope = slope_of(ascend)
         spared_slopes = [slope_of(loss) for loss in losses.values()]
         room = [clean[task] - loss for task, loss in losses.items()]
         return bent(slope, spared_slopes, room, move)
 
-    return base.with_gradient(tape, x, ascend, combine)
+    return base.with_replaced_gradient(tape, x, ascend, make_gradient)
 
 
 def bent(

@@ -348,7 +348,8 @@ def _ends_in(layer: Any, activation: str, axis: int, rank: int) -> bool:
         return name.lower() == activation and (
             activation == "sigmoid" or layer_axis == axis
         )
-    matches = getattr(layer, "activation", None) in _FUNCTIONS[activation]
+    value = getattr(layer, "activation", None)  # Perhaps an array: == is no bool.
+    matches = any(value is function for function in _FUNCTIONS[activation])
     return matches and (activation == "sigmoid" or axis == rank - 1)
 
 

@@ -356,3 +356,20 @@ def test_two_outputs_get_their_logits(make, shares):
         np.testing.assert_allclose(
             tf.nn.softmax(logits[task]), outputs[task], atol=1e-6
         )
+
+
+@pytest.mark.parametrize("kind", ["weight", "array"])
+def test_a_layer_may_keep_anything_as_its_activation(kind):
+    """Comparing that with a function by == would fail, or give no single answer."""
+
+    class Scaled(keras.layers.Layer):
+        def build(self, _):
+            weight = self.add_weight(shape=(2,), name="scale")
+            self.activation = weight if kind == "weight" else np.ones(2)
+
+        def call(self, x):
+            return x * keras.ops.convert_to_tensor(self.activation, "float32")
+
+    image = keras.Input((4, 4, 3))
+    output = Scaled()(keras.layers.Conv2D(2, 1)(image))
+    assert probabilities.activation_of(output) == ""
