@@ -40,6 +40,14 @@ class Unpack(keras.Layer):
             parts[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
         return parts
 
+    def compute_output_spec(self, x):
+        """The shapes and dtypes of the parts."""
+        parts = {IMAGE: keras.KerasTensor((x.shape[0], *self._layout.image), x.dtype)}
+        for name, shape in self._layout.shapes:
+            dtype = self._dtypes.get(name, "float32")
+            parts[name] = keras.KerasTensor((x.shape[0], *shape), dtype)
+        return parts
+
 
 def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model:
     """Returns a functional model of any inputs as a model of packed images.
