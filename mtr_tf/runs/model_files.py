@@ -193,13 +193,7 @@ def _saved_model(path: pathlib.Path) -> File:
     signature = signatures["serving_default"]
     specs = signature.structured_input_signature[1]
     if len(specs) != 1:
-        shapes = [str(tuple(spec.shape)) for spec in specs.values()]
-        raise InputError(
-            f"{path} must have one input, images of shape (batch, height, "
-            f"width, channels), but it has {len(shapes)}: {', '.join(shapes)}. "
-            "Give a .keras file, whose further inputs may come with the examples, or "
-            f"{packing.FILLED}."
-        )
+        raise _input_count_error(str(path), [tuple(s.shape) for s in specs.values()])
     ((argument, spec),) = specs.items()
     packing.check_dtype(str(path), spec.dtype.name)
     batch, *shape = tuple(spec.shape) if spec.shape.rank else (None,)
@@ -269,16 +263,19 @@ def functional(
                 "keras.layers.Permute((3, 1, 2)) in front of its image."
             )
         model = packing.packed(model, layout, file.name)
-    (image,) = model.inputs
-    if len(image.shape) != 4:
+    inputs = model.inputs
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    if not shapes:
+        raise _input_count_error(file.name, shapes)
+    if len(shapes[0]) != 4:
         raise InputError(
             f"{file.name} must take images of shape (batch, height, "
-            f"width, channels), but it takes {tuple(image.shape)}. Put layers in "
-            f"front that turn an image into that, or give {_FUNCTION_HINT}."
+            f"width, channels), but it takes {shapes[0]}. Put layers in front that "
+            f"turn an image into that, or give {_FUNCTION_HINT}."
         )
-    packing.check_dtype(file.name, str(image.dtype))
-    if image.shape[0]:
-        model = adapters.any_batch(model, image.shape[0])
+    packing.check_dtype(file.name, str(inputs[0].dtype))
+    if shapes[0][0]:
+        model = adapters.any_batch(model, shapes[0][0])
     if channels_first or adapters.channels_first(model):
         model = adapters.channels_last(model)
     return model
@@ -333,6 +330,16 @@ def _model_shape(model: Any) -> tuple[int | None, ...]:
     except Exception:  # It may raise anything, or lack the memory.
         return tuple(build_shape[1:])
     return ()
+
+
+def _input_count_error(name: str, shapes: Sequence[tuple]) -> InputError:
+    """The error for a model that has not exactly one input."""
+    return InputError(
+        f"{name} must have one input, images of shape (batch, height, "
+        f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
+        "Give a .keras file, whose further inputs may come with the examples, or "
+        f"{packing.FILLED}."
+    )
 
 
 def noise(
