@@ -460,13 +460,8 @@ class _HeldFolder:
                 writer.get("host"),
                 writer.get("since"),
             )
-        with (
-            addresses.explained(self._address, "written"),
-            tempfile.NamedTemporaryFile("w") as file,
-        ):
-            json.dump(self._me, file)
-            file.flush()
-            self._place.put(pathlib.Path(file.name), self._inner + RUNNING)
+        with addresses.explained(self._address, "written"):
+            self._put_text(RUNNING, json.dumps(self._me))
 
     def download(self) -> None:
         """Downloads the folder; deletes at its address what killed processes left."""
@@ -603,6 +598,12 @@ class _HeldFolder:
         except OSError as error:
             return isinstance(error, PermissionError)
         return True
+
+    def _put_text(self, file_name: str, text: str) -> None:
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(text)
+            file.flush()
+            self._place.put(pathlib.Path(file.name), self._inner + file_name)
 
 
 def _raise_error(error: OSError) -> None:
