@@ -314,13 +314,21 @@ def _fetch_model(all_copies: _Copies, address: str, flag: str) -> pathlib.Path:
 def _fetch_run(copy: _Copy, inner_path: str) -> None:
     """Downloads what is needed to load a run, or what is at `inner_path` in it."""
     copy.get(list(_SETTINGS_FILES))
-    folder, file_name = f"{inner_path}/", inner_path or _MODEL
-    if not folder.startswith(_CHECKPOINTS) and copy.place.exists(file_name):
-        copy.get([file_name])
-        return
-    if not inner_path or folder.startswith(_CHECKPOINTS):
-        folder = _CHECKPOINTS  # All of them, whichever is asked for.
-    copy.get([name for name in _names_of_run(copy) if name.startswith(folder)])
+    if f"{inner_path}/".startswith(_CHECKPOINTS):
+        names = [name for name in _names_of_run(copy) if name.startswith(_CHECKPOINTS)]
+    elif inner_path:
+        names = [inner_path]
+        if not copy.place.exists(inner_path):  # A folder (a SavedModel) or nothing.
+            names = [
+                name
+                for name in _names_of_run(copy)
+                if name.startswith(f"{inner_path}/")
+            ]
+    elif copy.place.exists(_MODEL):
+        names = [_MODEL]
+    else:
+        names = [name for name in _names_of_run(copy) if name.startswith(_CHECKPOINTS)]
+    copy.get(names)
 
 
 def fetched_results(path: str | os.PathLike, flag: str) -> pathlib.Path:
@@ -508,14 +516,7 @@ class _HeldFolder:
             self._check_copy(state)
             writer = self._writer()
             if writer != self._me:
-                new_owner = "another process"
-                if writer:
-                    new_owner = f"process {writer.get('pid')} on {writer.get('host')}"
-                raise NotUploaded(
-                    f"{self._address} has been taken over by {new_owner}, so this "
-                    "process ends; what it has not uploaded is in "
-                    f"{self.folder}."
-                )
+                raise self._takeover_error(writer)
             changed_names = [
                 name for name in state if state[name] != self._known.get(name)
             ]
@@ -528,7 +529,6 @@ class _HeldFolder:
                 self._place.remove(name)
                 del self._known[name]
         except NotUploaded:
-            self._all_copies.keep()
             raise
         except Exception as error:  # Its type depends on the file system.
             cause = error.__cause__ if isinstance(error, InputError) else error
@@ -556,6 +556,7 @@ class _HeldFolder:
         )
         if self.folder.is_dir() and self._all_copies.is_whole() and not lost_config:
             return
+        self._all_copies.keep()
         raise NotUploaded(
             f"{self._address} stays as it was at the last upload, because something "
             f"else has deleted files of its copy in {self.folder}; let TMPDIR name a "
@@ -604,6 +605,16 @@ class _HeldFolder:
             file.write(text)
             file.flush()
             self._place.put(pathlib.Path(file.name), self._inner + file_name)
+
+    def _takeover_error(self, writer: dict | None) -> NotUploaded:
+        self._all_copies.keep()
+        new_owner = "another process"
+        if writer:
+            new_owner = f"process {writer.get('pid')} on {writer.get('host')}"
+        return NotUploaded(
+            f"{self._address} has been taken over by {new_owner}, so this process "
+            f"ends; what it has not uploaded is in {self.folder}."
+        )
 
 
 def _raise_error(error: OSError) -> None:
