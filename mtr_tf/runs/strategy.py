@@ -106,9 +106,13 @@ def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
 def _mirrored_strategy(devices: Sequence[str]) -> tf.distribute.Strategy:
     if len(devices) == 1:  # XLA cannot compile an update in a mirrored replica.
         return tf.distribute.OneDeviceStrategy(devices[0])
-    # The default for CPUs, collectives, fails where their shapes change.
-    reduction = None if "GPU" in devices[0] else tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+    if "GPU" in devices[0]:
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.MirroredStrategy(
+        devices,
+        # The default for CPUs, collectives, fails where their shapes change.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
 
 
 def _split_cpu(count: int) -> list[str]:
