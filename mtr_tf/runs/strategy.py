@@ -66,11 +66,7 @@ def create(
         )
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
     if name == "multi_worker" and cluster:
-        # NCCL supports all that is needed: sums of the types that variables may have,
-        # and gathered int32 and int64. The initial values of variables are sent by
-        # TensorFlow's own tree in any case.
-        communication = "NCCL" if gpus and not ring else "RING"
-        return _join_workers(cluster, devices, communication)
+        return _join_workers(cluster, devices, _communication(devices, ring))
     return _mirrored_strategy(devices)
 
 
@@ -165,6 +161,16 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             ),
         )
         tf.distribute.Strategy.__init__(self, extended)
+
+
+def _communication(devices: Sequence[str], ring: bool) -> str:
+    """How replicas of several workers communicate, by TensorFlow's name.
+
+    NCCL supports all that is needed: sums of the types that variables may have, and
+    gathered int32 and int64. The initial values of variables are sent by TensorFlow's
+    own tree in any case.
+    """
+    return "NCCL" if "GPU" in devices[0] and not ring else "RING"
 
 
 def _join_workers(
