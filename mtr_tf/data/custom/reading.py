@@ -53,18 +53,7 @@ def open_source(
       InputError: there is no such function, it fails, or what it returns does not have
         the form described in docs/own_data.md.
     """
-    function = own_function(name)
-    arguments = {}
-    if data_dir:
-        if "data_dir" not in inspect.signature(function).parameters:
-            raise InputError(
-                f"--data_dir is passed to {name} as the argument data_dir, but it "
-                "does not take one; add the argument to the function, or leave out "
-                "the flag."
-            )
-        arguments["data_dir"] = data_dir
-    data = called(name, function, "a dict", **arguments)
-    return open_given(name, data, image_size, tasks)
+    return open_given(name, _call_function(name, data_dir), image_size, tasks)
 
 
 def open_given(
@@ -125,6 +114,21 @@ def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
     return dataclasses.replace(columns, targets=targets, masks=masks)
 
 
+def _call_function(name: str, data_dir: str | None) -> Any:
+    """Calls the user's function and returns its result."""
+    function = own_function(name)
+    arguments = {}
+    if data_dir:
+        if "data_dir" not in inspect.signature(function).parameters:
+            raise InputError(
+                f"--data_dir is passed to {name} as the argument data_dir, but it "
+                "does not take one; add the argument to the function, or leave out "
+                "the flag."
+            )
+        arguments["data_dir"] = data_dir
+    return called(name, function, "a dict", **arguments)
+
+
 def called(name: str, function: Callable[..., Any], what: str, **arguments: Any) -> Any:
     """Calls a user's function and returns its result; errors say it must give `what`.
 
@@ -160,16 +164,15 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
     importlib.invalidate_caches()  # The file may be new.
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
-        path = f"{module_name}."
-        if isinstance(error, ModuleNotFoundError) and path.startswith(f"{error.name}."):
-            raise InputError(
-                f"There is no module {error.name!r} for {flag}={name}; run the "
-                f"command in its directory (this is {os.getcwd()!r}), or install it."
-            ) from error
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise _import_error(name, flag, error) from error
         raise InputError(
-            f"The module of {flag}={name} cannot be imported: {_describe(error)}"
+            f"There is no module {error.name!r} for {flag}={name}; run the command in "
+            f"its directory (this is {os.getcwd()!r}), or install it."
         ) from error
+    except Exception as error:
+        raise _import_error(name, flag, error) from error
     function = getattr(module, function_name, None)
     if callable(function):
         return function
@@ -178,6 +181,12 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
     raise InputError(
         f"The module {module_name!r} must have a function {function_name!r}, but has "
         f"{actual}.{hint}"
+    )
+
+
+def _import_error(name: str, flag: str, error: Exception) -> InputError:
+    return InputError(
+        f"The module of {flag}={name} cannot be imported: {_describe(error)}"
     )
 
 
