@@ -333,7 +333,10 @@ def dataset_info(
 def _tasks(splits: Mapping[str, Columns], columns: Columns, rules: Rules) -> TaskSet:
     """The tasks of the data, with the places, classes and colors of the data.
 
-    The places are read off `columns`, those of one of the splits.
+    Args:
+      splits: the columns by split.
+      columns: the columns of one split.
+      rules: all tasks that there may be, and labels that mean "no label".
     """
     channels = columns.images.shape[3]
     names = {*columns.targets, *picture.of_channels(channels)}
@@ -420,6 +423,10 @@ def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
 
     The number of the task's classes and places is not known, so a row of ones and zeros
     might also be several places of two classes. Masked rows are skipped.
+
+    Args:
+      task: The name of the task.
+      splits: The columns by split.
     """
     shape = next(iter(splits.values())).targets[task].shape[1:]
     if len(shape) in (0, MAP):

@@ -2,8 +2,11 @@
 """A user's own data: `--dataset=package.module:function`.
 
 The function returns a dict with one entry per split and, if needed, facts about the
-data set. docs/own_data.md is the manual; `examples` says what an example must be, and
-`columns` how a split is read: example by example, or into memory at once.
+data set. docs/own_data.md is the manual; `examples` says what an example must be.
+
+A split that has a length and can be indexed is read lazily: its examples are read and
+checked when a batch needs them (the first one at once), by one thread or by as many as
+"readers" says. Any other split is read into memory at once.
 """
 
 from __future__ import annotations
