@@ -172,6 +172,9 @@ def train_batches(
     n = _example_count(columns, num_examples)
     tasks = tasks_lib.task_set(tasks)
     train_indices(n, batch_size, seed, first_step)  # complains now, not in a thread
+    if augment is not None:
+        height, width = columns.images.shape[1:3]
+        augment.check(height, width, tasks)
     batches = _read_shares(
         columns,
         tasks,
