@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import pathlib
 import secrets
@@ -51,27 +50,37 @@ def turn(
       OSError: the lock or the claim cannot be written.
     """
     claim = path.with_suffix(".claim")
-
-    @functools.cache  # Only the first time.
-    def help_or_wait() -> None:
-        logging.info("Another process is making %s; helping, or waiting for it.", what)
-        meanwhile()
-
     with path.open("w") as file:
+        notice = _Notice(
+            f"Another process is making {what}; helping, or waiting for it."
+        )
         try:
             without_locks = files.flock(file)
         except BlockingIOError:
-            help_or_wait()
+            notice.say(meanwhile)
             without_locks = files.flock(file, wait=True)
         token = f"{machine()} {os.getpid()} {secrets.token_hex(8)}"
         watch = _Watch(claim, mine=None if without_locks else machine())
         while not _create(claim, token):
             if watch.is_dead() and watch.remove(what):
                 continue
-            help_or_wait()
+            notice.say(meanwhile)
             time.sleep(_LOOK_SECONDS)
         with _heartbeat(claim, token):
             yield
+
+
+class _Notice:
+    """Logs a notice and runs a function, but only the first time."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def say(self, action: Callable[[], None]) -> None:
+        if self._words:
+            logging.info("%s", self._words)
+            self._words = ""
+            action()
 
 
 class _Watch:
