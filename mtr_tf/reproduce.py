@@ -99,7 +99,6 @@ def main(config: ReproduceConfig) -> None:
     from mtr_tf.study import claims
     from mtr_tf.study import runner as runner_lib
     from mtr_tf.study import study_file
-    from mtr_tf.study import unchanged
     from mtr_tf.study.report import export
 
     overrides = {
@@ -142,6 +141,8 @@ def main(config: ReproduceConfig) -> None:
             runner = runner_lib.Runner(study, workdir, config.only)
             _run_cells(runner, study, config, workdir)
     _write_report(workdir, config.export)
+    from mtr_tf.study import unchanged
+
     unchanged.check_starts(runner.queue, workdir)  # Some may have been trained again.
     failures = runner.failures()
     if failures:

@@ -408,7 +408,15 @@ def _read_task(
 def _check_labels(
     task: str, target: np.ndarray, mask: np.ndarray, rows: np.ndarray, num_classes: int
 ) -> None:
-    """Raises `InputError` for a known label of `rows` that is not a valid class."""
+    """Raises `InputError` for a known label that is not a valid class.
+
+    Args:
+      task: The name of the task.
+      target: Integer [n, *places].
+      mask: [n, *places], zero where the label is not known.
+      rows: The numbers of the n examples.
+      num_classes: How many classes there are.
+    """
     invalid = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
     if invalid.any():
         place = np.argwhere(invalid)[0]

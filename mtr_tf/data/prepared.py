@@ -5,7 +5,10 @@
 folder and renames it at the end, so that a killed process leaves nothing that looks
 complete. What is expensive about an example can be kept in parts (`mtr_tf.data.parts`),
 so that several processes share the work, and the next one continues where a killed one
-stopped. A prepared split is read feature by feature (`Column`).
+stopped.
+
+`Column` reads one feature of a prepared split as if it were an array, from sharded
+array_record files, without holding it in memory.
 """
 
 from __future__ import annotations
@@ -468,7 +471,7 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> _Records:
 
 
 class Column:
-    """One feature of a prepared split: an array in files, not in memory.
+    """One feature of a prepared split, read when it is asked for.
 
     Attributes:
       shape: (examples, *shape of the feature).

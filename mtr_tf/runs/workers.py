@@ -312,7 +312,7 @@ def _copies(variable: Any) -> tuple[Any, ...]:
 def _to_bytes(arrays: Iterable[np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     for array in arrays:
-        np.save(buffer, array)
+        np.save(buffer, np.asarray(array, order="C"))  # So sums are in one order.
     return buffer.getvalue()
 
 

@@ -119,8 +119,8 @@ def test_views_are_those_of_the_files(tmp_path):
         assert views[key].path("seg") is None
     selection = listing.views.select([3, 0])
     names = ["/".join(map(str, (k[0], views[k].stem))) for k in views]
-    assert list(finding.names_of(selection)) == [names[3], names[0]]
-    assert list(finding.names_of(listing.views)[1:4]) == names[1:4]
+    assert list(finding.Names(selection)) == [names[3], names[0]]
+    assert list(finding.Names(listing.views)[1:4]) == names[1:4]
 
 
 def test_one_building_is_split_by_points(tmp_path):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 
 from mtr_tf.data.taskonomy import layout
-from mtr_tf.errors import present
 
 _STEPS = 65534
 
@@ -31,13 +30,20 @@ def unknown(task: str, size: tuple[int, int]) -> np.ndarray:
     return np.full(shape, np.nan if kind == np.float32 else 0, kind)
 
 
+def _span(task: str) -> tuple[float, float]:
+    """(low, high) of the targets of a task that is stored as uint16."""
+    span = layout.DOMAINS[task].span
+    assert span is not None  # noqa: S101
+    return span
+
+
 def encode(task: str, target: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Codes of a target ([h, w] labels or [h, w, C]) that is known where `valid`."""
     shape, kind = spec(task, valid.shape)
     if kind == np.uint8:
         codes = target + 1
     elif kind == np.uint16:
-        low, high = present(layout.DOMAINS[task].span, "a span")
+        low, high = _span(task)
         codes = 1 + np.rint((target - low) / (high - low) * _STEPS)
     else:
         codes = target
@@ -55,7 +61,7 @@ def target(task: str, codes: np.ndarray) -> np.ndarray:
     if codes.dtype == np.uint8:
         return np.where(valid, codes - 1, 0).astype(np.uint8)
     if codes.dtype == np.uint16:
-        low, high = map(np.float32, present(layout.DOMAINS[task].span, "a span"))
+        low, high = map(np.float32, _span(task))
         step = (high - low) / np.float32(_STEPS)
         codes = low + (codes.astype(np.float32) - np.float32(1)) * step
     return np.where(valid, codes, np.float32(0))

@@ -74,7 +74,7 @@ def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if task in layout.DEPTHS:
             valid = module.depth_known(file)
         elif layout.DOMAINS[task].masked_by_depth:
-            surfaces = surfaces_known(files, module)
+            surfaces = surfaces_known(files, module, job["as_released"])
             if surfaces is not None:
                 valid = resizing.nearest(surfaces, file.shape[:2])
         arrays[task] = coding.encode(task, *module.TRANSFORMS[task](file, valid, size))
@@ -95,7 +95,9 @@ def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
     }
 
 
-def surfaces_known(files: Files, module: types.ModuleType) -> np.ndarray | None:
+def surfaces_known(
+    files: Files, module: types.ModuleType, as_released: bool
+) -> np.ndarray | None:
     """Where a view shows a surface, not a hole: bool [H, W]; None if no file tells.
 
     The first of these files that exists decides: distances, depths, Omnidata's masks.
@@ -106,7 +108,7 @@ def surfaces_known(files: Files, module: types.ModuleType) -> np.ndarray | None:
         file = files.read(task)
         if file is not None:
             return module.depth_known(file)
-    if module is released:
+    if as_released:
         return None
     file = files.read(layout.MASK)
     if file is not None:
@@ -132,26 +134,35 @@ def read_file(task: str, path: str) -> np.ndarray:
     Raises:
       InputError: the file is broken, or not of its domain's kind.
     """
-    file = png.decode(png.read_file(path), path)
+    if task == layout.RGB:
+        return _read(path, colour=True)
     if task == layout.MASK:
+        file = _read(path, colour=False)
         return file if file.ndim == 2 else file.max(axis=-1)
-    has_colours = task == layout.RGB or layout.DOMAINS[task].channels > 1
-    if has_colours and file.ndim != 3:
-        raise InputError(
-            f"A file of this domain must have three colours, but '{path}' has "
-            f"{_kind(file)}; download the original again."
-        )
+    domain = layout.DOMAINS[task]
+    file = _read(path, colour=domain.channels > 1)
     if task in layout.DEPTHS and (file.ndim != 2 or file.dtype != np.uint16):
         raise InputError(
             f"Taskonomy's depth files must have one channel of 16 bits, but '{path}' "
             f"has {_kind(file)}; download the original again."
         )
-    if task == "seg" and (file.ndim != 2 or file.max() > len(layout.CLASSES)):
+    labels = domain.stored == np.uint8
+    if labels and (file.ndim != 2 or file.max() > len(layout.CLASSES)):
         content = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
         raise InputError(
             "Taskonomy's labels must be one channel with values from 1 to "
             f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {content}; "
             "download the original again."
+        )
+    return file
+
+
+def _read(path: str, *, colour: bool) -> np.ndarray:
+    file = png.decode(png.read_file(path), path)
+    if colour and file.ndim != 3:
+        raise InputError(
+            f"A file of this domain must have three colours, but '{path}' has "
+            f"{_kind(file)}; download the original again."
         )
     return file
 

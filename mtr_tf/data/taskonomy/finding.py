@@ -20,18 +20,15 @@ import functools
 import hashlib
 import io
 import itertools
-import operator
 import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
-from typing import TypeVar
 
 import numpy as np
 
@@ -40,7 +37,6 @@ from mtr_tf.data.source import given_folder
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
-T = TypeVar("T")
 # Smaller files hold no picture; the released loader takes such labels as missing.
 EMPTY_BYTES = 100
 _LARGEST_LIST = 2**24  # Bytes.
@@ -75,81 +71,70 @@ class Place(NamedTuple):
     size: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class View:
-    """One picture and where the files of its domains are, looked up on access.
+    """One picture and where the files of its domains are.
 
     Attributes:
       building: its name, "" where the folder names none.
       point: number of the point that is looked at.
       view: number of the view of that point.
       stem: how its files' names begin, `point_P_view_V`.
+      places: its files, by task and `layout.RGB`.
     """
 
-    def __init__(self, table: _Table, row: int):
-        """`row` is the number of the view in the table."""
-        self._table, self._row = table, int(row)
-        self.building = table.buildings.things[table.building[self._row]]
-        self.point, self.view = table.point[self._row], table.view[self._row]
-        default = f"point_{self.point}_view_{self.view}"
-        self.stem = table.stems.get(self._row, default)
+    building: str
+    point: int
+    view: int
+    stem: str
+    places: Mapping[str, Place]
 
     @property
     def name(self) -> str:
         """`BUILDING/point_P_view_V`, without the building where there is none."""
         return "/".join(filter(None, (self.building, self.stem)))
 
-    @property
-    def places(self) -> dict[str, Place]:
-        """Its files, by task, `layout.RGB` and `layout.MASK`."""
-        places = {task: self.place(task) for task in _TASKS}
-        return {task: place for task, place in places.items() if place}
-
-    def place(self, task: str) -> Place | None:
-        """Where its file of a task, or one of the others, is; None without one."""
-        cell = self._row * len(_TASKS) + _TASKS.index(task)
-        number = self._table.folder[cell]
-        if number < 0:
-            return None
-        folder, domain = self._table.folders.things[number]
-        return Place(folder, domain, self._table.size[cell])
-
     def path(self, task: str) -> pathlib.Path | None:
-        """The path of `place`."""
-        place = self.place(task)
-        if place is None:
+        """The file of a task or of `layout.RGB`; None where there is none."""
+        if task not in self.places:
             return None
+        place = self.places[task]
         return pathlib.Path(place.folder, f"{self.stem}_domain_{place.domain}.png")
 
 
-class Mapped(Sequence[T]):
-    """A function's values of some things, made on access: all would fill the memory.
+class Views(Sequence[View]):
+    """Views of a folder, created on access from a few numbers each."""
 
-    A slice is another such sequence.
-    """
-
-    def __init__(self, function: Callable[[Any], T], things: Any):
-        self._function, self._things = function, things
+    def __init__(self, table: _Table, rows: np.ndarray):
+        """`rows` are the numbers of the views in the table, in their order here."""
+        self._table, self._rows = table, rows
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._rows)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return type(self)(self._function, self._things[place])
-        return self._function(self._things[place])
-
-
-class Views(Mapped[View]):
-    """Views of a folder, by their numbers in its table."""
+            return Views(self._table, self._rows[place])
+        return self._table.view(int(self._rows[place]))
 
     def select(self, places: Sequence[int]) -> Views:
         """The views at some places of this sequence."""
-        return Views(self._function, self._things[np.asarray(places, np.int64)])
+        return Views(self._table, self._rows[np.asarray(places, np.int64)])
 
 
-def names_of(views: Sequence[View]) -> Sequence[str]:
-    """The names of views."""
-    return Mapped(operator.attrgetter("name"), views)
+class Names(Sequence[str]):
+    """The names of views, created on access."""
+
+    def __init__(self, views: Sequence[View]):
+        self._views = views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Names(self._views[place])
+        return self._views[place].name
 
 
 class _Table:
@@ -160,52 +145,71 @@ class _Table:
 
     def __init__(self):
         self._rows: dict[int, int] = {}  # By building, point and view.
-        self.buildings, self.folders = _Numbers(), _Numbers()
-        self.building, self.folder = array.array("i"), array.array("i")
-        self.point, self.view = array.array("q"), array.array("q")
-        self.size = array.array("q")
-        self.stems: dict[int, str] = {}  # Only those with leading zeros.
+        self._buildings, self._folders = _Numbers(), _Numbers()
+        self._building, self._place = array.array("i"), array.array("i")
+        self._point, self._view = array.array("q"), array.array("q")
+        self._size = array.array("q")
+        self._stems: dict[int, str] = {}  # Only those with leading zeros.
 
     def __len__(self) -> int:
-        return len(self.building)
+        return len(self._building)
 
     def add(
         self, building: str, match: re.Match, task: str, folder: str, size: int
     ) -> None:
         """Adds a file; raises `InputError` if its view already has one of the task."""
         stem, point, view = match[1], int(match[2]), int(match[3])
-        number = self.buildings.of(building)
+        number = self._buildings.of(building)
         key = (number << 120) | (point << 60) | view
         row = self._rows.setdefault(key, len(self._rows))
         if row == len(self):
-            self.building.append(number)
-            self.point.append(point)
-            self.view.append(view)
-            self.folder.extend([-1] * len(_TASKS))
-            self.size.extend([0] * len(_TASKS))
+            self._building.append(number)
+            self._point.append(point)
+            self._view.append(view)
+            self._place.extend([-1] * len(_TASKS))
+            self._size.extend([0] * len(_TASKS))
             if stem != f"point_{point}_view_{view}":
-                self.stems[row] = stem
+                self._stems[row] = stem
         cell = row * len(_TASKS) + _TASKS.index(task)
-        if self.folder[cell] >= 0:
+        if self._place[cell] >= 0:
             raise InputError(
                 "A view must have one file per domain, but "
-                f"'{View(self, row).path(task)}' and "
+                f"'{self.view(row).path(task)}' and "
                 f"'{os.path.join(folder, match[0])}' belong to the same view; remove "
                 "one of them."
             )
-        self.folder[cell] = self.folders.of((folder, match[4]))
-        self.size[cell] = size
+        self._place[cell] = self._folders.of((folder, match[4]))
+        self._size[cell] = size
 
     def views(self) -> Views:
         """The views with a picture, by building, point and view."""
         self._rows.clear()
-        names = self.buildings.things
+        names = self._buildings.things
         rank = np.zeros(len(names), np.int64)
         rank[sorted(range(len(names)), key=names.__getitem__)] = range(len(names))
-        building = rank[np.array(self.building)]
-        order = np.lexsort((np.array(self.view), np.array(self.point), building))
-        pictures = np.array(self.folder).reshape(-1, len(_TASKS))[:, _PICTURE] >= 0
-        return Views(functools.partial(View, self), order[pictures[order]])
+        building = rank[np.array(self._building)]
+        order = np.lexsort((np.array(self._view), np.array(self._point), building))
+        pictures = np.array(self._place).reshape(-1, len(_TASKS))[:, _PICTURE] >= 0
+        return Views(self, order[pictures[order]])
+
+    def view(self, row: int) -> View:
+        """A view by its number."""
+        point, view = self._point[row], self._view[row]
+        return View(
+            self._buildings.things[self._building[row]],
+            point,
+            view,
+            self._stems.get(row, f"point_{point}_view_{view}"),
+            _Places(self, row),
+        )
+
+    def place(self, row: int, task: str) -> Place | None:
+        """Where a view's file of a task is; None if there is none."""
+        cell = row * len(_TASKS) + _TASKS.index(task) if task in _TASKS else -1
+        if cell < 0 or self._place[cell] < 0:
+            return None
+        folder, domain = self._folders.things[self._place[cell]]
+        return Place(folder, domain, self._size[cell])
 
 
 class _Numbers:
@@ -225,6 +229,30 @@ class _Numbers:
             self._number[thing] = len(self.things)
             self.things.append(thing)
         return self._number[thing]
+
+
+class _Places(Mapping[str, Place]):
+    """The files of a view, by task and `layout.RGB`."""
+
+    __slots__ = ("_row", "_table")
+
+    def __init__(self, table: _Table, row: int):
+        self._table, self._row = table, row
+
+    def __getitem__(self, task: str) -> Place:
+        place = self._table.place(self._row, task)
+        if place is None:
+            raise KeyError(task)
+        return place
+
+    def __contains__(self, task: object) -> bool:
+        return self._table.place(self._row, str(task)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (task for task in _TASKS if task in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +287,7 @@ def scan(data_dir: str | None) -> Listing:
     """
     root = given_folder("Taskonomy", data_dir, _WHAT)
     digest = hashlib.sha256()
-    table = _Table()
-    lists: dict[pathlib.Path, bytes] = {}
+    table, lists = _Table(), []
 
     @functools.cache
     def folder_facts(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
@@ -270,9 +297,8 @@ def scan(data_dir: str | None) -> Listing:
 
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
-            path = pathlib.Path(entry.path)
-            lists[path] = files.read_bytes(path, _LARGEST_LIST)
-            digest.update(lists[path])
+            lists.append(pathlib.Path(entry.path))
+            digest.update(_read_list(lists[-1]))
             continue
         match = _FILE.fullmatch(entry.name)
         task = layout.TASK_OF_NAME.get(match[4]) if match else None
@@ -304,9 +330,8 @@ def summary(
     for view in itertools.chain.from_iterable(views_by_split.values()):
         view_count += 1
         buildings.add(view.building)
-        view_tasks = set(view.places)
-        file_counts.update(view_tasks)
-        blind_count += _is_blind(view_tasks, tasks)
+        file_counts.update(iter(view.places))
+        blind_count += _is_blind(view, tasks)
     counts = " and ".join(
         f"{len(views)} {split}" for split, views in views_by_split.items()
     )
@@ -334,10 +359,11 @@ def summary(
     return line + "."
 
 
-def _is_blind(view_tasks: set[str], tasks: Sequence[str]) -> bool:
-    """Whether a view has a target with holes, but no file that shows the holes."""
-    return view_tasks.isdisjoint((*layout.DEPTHS, layout.MASK, *layout.HOLES)) and any(
-        layout.DOMAINS[task].masked_by_depth for task in view_tasks.intersection(tasks)
+def _is_blind(view: View, tasks: Sequence[str]) -> bool:
+    """Whether the view has a target with holes, but no file that shows the holes."""
+    hole_tasks = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
+    return not any(task in view.places for task in hole_tasks) and any(
+        task in view.places and layout.DOMAINS[task].masked_by_depth for task in tasks
     )
 
 
@@ -371,11 +397,11 @@ def list_name(building: str) -> str:
     return building.rsplit("/", 1)[-1].lower()
 
 
-def _read_lists(lists: Mapping[pathlib.Path, bytes]) -> dict[str, str] | None:
+def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
     """Split by building, from files with the columns id, train, val and test."""
     split_of = {}
-    for path, content in lists.items():
-        for row in _rows(path, content):
+    for path in paths:
+        for row in _rows(path):
             row_splits = [SPLITS[name] for name in SPLITS if row[name] == "1"]
             name = list_name(row["id"])
             if name in split_of:
@@ -388,13 +414,13 @@ def _read_lists(lists: Mapping[pathlib.Path, bytes]) -> dict[str, str] | None:
                 )
             if row_splits:
                 split_of[name] = row_splits[0]
-    return split_of if lists else None
+    return split_of if paths else None
 
 
-def _rows(path: pathlib.Path, content: bytes) -> list[dict[str, str]]:
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of a split list, whose columns are checked."""
     try:
-        text = content.decode("utf-8-sig")  # Spreadsheets write a mark first.
+        text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
         reader = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )
@@ -410,3 +436,8 @@ def _rows(path: pathlib.Path, content: bytes) -> list[dict[str, str]]:
             f"'{path}' has {', '.join(columns) or 'none'}; download it again."
         )
     return rows
+
+
+def _read_list(path: pathlib.Path) -> bytes:
+    """The bytes of a split list."""
+    return files.read_bytes(path, _LARGEST_LIST)

@@ -106,7 +106,7 @@ def open_source(
         info = dataclasses.replace(info, ranges=ranges)
     missing_splits = splitting.missing(listing, splits, as_released=as_released)
     unknown_tasks = {
-        split: [t for t in file_tasks if not any(view.place(t) for view in views)]
+        split: [t for t in file_tasks if not any(t in view.places for view in views)]
         for split, views in splits.items()
     }
     return Source(info, load, missing_splits, unknown=unknown_tasks)
@@ -225,7 +225,7 @@ def _columns(
             np.uint8 if labels else np.float32,
         )
         masks[task] = prepared.Derived(codes, coding.mask, size, np.bool_)
-    return Columns(images, targets, masks, finding.names_of(views), _groups(views))
+    return Columns(images, targets, masks, finding.Names(views), _groups(views))
 
 
 def _groups(views: Sequence[View]) -> Groups:

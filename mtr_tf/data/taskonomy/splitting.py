@@ -16,10 +16,8 @@ By the first of these rules that applies:
 from __future__ import annotations
 
 import array
-import operator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 from mtr_tf.data.taskonomy.finding import SPLITS
 from mtr_tf.data.taskonomy.finding import Listing
@@ -40,30 +38,38 @@ def splits(
     Raises:
       InputError: none of the buildings is in the lists; the share is not possible.
     """
-    buildings = {view.building for view in listing.views}
-    by_lists = not validation_share and _by_lists(listing, as_released)
-    by_points = as_released or (len(buildings) == 1 and not by_lists)
-    unit_of = operator.attrgetter("point" if by_points else "building")
-    units = sorted(set(map(unit_of, listing.views)) if by_points else buildings)
-    if by_lists:
-        lists = listing.lists or {}
-        split_of = {name: lists.get(list_name(name), "") for name in units}
+    buildings = sorted({view.building for view in listing.views})
+    if validation_share:
+        return _by_share(listing, validation_share, as_released)
+    if listing.lists is not None and buildings != [""] and not as_released:
+        split_of = {name: listing.lists.get(list_name(name), "") for name in buildings}
+    elif len(buildings) > 1 and not as_released:
+        held_out = buildings[-max(1, len(buildings) // 5) :]
+        split_of = {
+            name: "validation" if name in held_out else "train" for name in buildings
+        }
     else:
-        if validation_share:
-            start = _start_of_share(listing, units, validation_share, as_released)
-        else:
-            start = TRAIN_POINTS if by_points else units[-max(1, len(units) // 5)]
-        split_of = {unit: "train" if unit < start else "validation" for unit in units}
+        split_of = None
     split_places = {split: array.array("q") for split in SPLITS.values()}
     for place, view in enumerate(listing.views):
-        split = split_of[unit_of(view)]
+        if split_of is None:
+            split = "train" if view.point < TRAIN_POINTS else "validation"
+        else:
+            split = split_of[view.building]
         if split:
             split_places[split].append(place)
     if not any(split_places.values()):
         raise InputError(
             "The split lists train_val_test_*.csv must name a building of the folder, "
-            f"but name none of {', '.join(units)}; add the building's list."
+            f"but name none of {', '.join(buildings)}; add the building's list."
         )
+    return _split_views(listing, split_places)
+
+
+def _split_views(
+    listing: Listing, split_places: Mapping[str, Sequence[int]]
+) -> dict[str, Sequence[View]]:
+    """The views of each split that has any, by their places in the listing."""
     return {
         split: listing.views.select(places)
         for split, places in split_places.items()
@@ -71,16 +77,10 @@ def splits(
     }
 
 
-def _by_lists(listing: Listing, as_released: bool) -> bool:
-    """Whether the split lists say which building is in which split."""
-    has_names = any(view.building for view in listing.views)
-    return listing.lists is not None and has_names and not as_released
-
-
-def _start_of_share(
-    listing: Listing, units: Sequence[Any], share: float, as_released: bool
-) -> Any:
-    """The first of the buildings, or of the points of one, that is validation."""
+def _by_share(
+    listing: Listing, share: float, as_released: bool
+) -> dict[str, Sequence[View]]:
+    """Splits by share: the last buildings, or points of one, are validation."""
     if as_released:
         raise InputError(
             "--validation_share and --as_released both choose the validation split; "
@@ -90,12 +90,20 @@ def _start_of_share(
         raise InputError(
             f"--validation_share must be a share, from 0 to 1; got {share!r}."
         )
+    is_single = len({view.building for view in listing.views}) == 1
+    view_units = [view.point if is_single else view.building for view in listing.views]
+    units = sorted(set(view_units))
     if len(units) < 2:
         raise InputError(
             "--validation_share needs at least two points or buildings to divide, but "
             f"there is only one, {listing.views[0].name}; download more of Taskonomy."
         )
-    return units[-min(max(1, round(share * len(units))), len(units) - 1)]
+    count = min(max(1, round(share * len(units))), len(units) - 1)
+    held_out = set(units[-count:])
+    split_places = {"train": array.array("q"), "validation": array.array("q")}
+    for place, unit in enumerate(view_units):
+        split_places["validation" if unit in held_out else "train"].append(place)
+    return _split_views(listing, split_places)
 
 
 def missing(
@@ -105,21 +113,18 @@ def missing(
     as_released: bool = False,
 ) -> dict[str, str]:
     """For each of train and validation that has no view: why, and what to do."""
-    if _by_lists(listing, as_released):
-        reason = "the lists train_val_test_*.csv name no building of the folder for it"
-        cure = "add one"
-    else:
-        side = "below" if "train" in views_by_split else "from there on"
-        reason = (
-            f"points from {TRAIN_POINTS} on are validation, and all points there are "
-            f"lie {side}"
-        )
-        cure = "add other points"
-    cure += ", or divide the views with, for example, --validation_share=0.2"
+    missing_splits = [
+        name for name in ("train", "validation") if name not in views_by_split
+    ]
+    buildings = {view.building for view in listing.views}
+    advice = "divide the views with, for example, --validation_share=0.2"
     if as_released:
-        cure += " (without --as_released)"
+        advice += " (without --as_released)"
+    if listing.lists is not None and buildings != {""} and not as_released:
+        reason = "the lists train_val_test_*.csv name no building of the folder for it"
+        return {name: f"{reason}; add one, or {advice}." for name in missing_splits}
+    reason = f"points from {TRAIN_POINTS} on are validation, and all points there are "
+    reason += "lie " + ("below" if "train" in views_by_split else "from there on")
     return {
-        name: f"{reason}; {cure}."
-        for name in ("train", "validation")
-        if name not in views_by_split
+        name: f"{reason}; add other points, or {advice}." for name in missing_splits
     }

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from mtr_tf.data import prepared
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import examples
 from mtr_tf.data.taskonomy import layout
-from mtr_tf.data.taskonomy.finding import Mapped
 from mtr_tf.data.taskonomy.finding import View
 from mtr_tf.errors import InputError
 
@@ -82,12 +80,9 @@ class Taskonomy(prepared.Builder):
     @property
     def work(self) -> dict[str, prepared.Work]:
         """What the parts of each split are made of."""
-        config = self.builder_config
         return {
-            split: prepared.Work(
-                self.parts, Mapped(functools.partial(_job, config), views), _WORK
-            )
-            for split, views in config.splits.items()
+            split: prepared.Work(self.parts, _Jobs(self.builder_config, views), _WORK)
+            for split, views in self.builder_config.splits.items()
         }
 
     def _split_generators(
@@ -122,7 +117,9 @@ class Taskonomy(prepared.Builder):
     def _list_broken(self) -> None:
         """Warns of all broken files; raises `InputError` if pictures are among them."""
         broken = self.info.metadata[BROKEN]
-        reasons = [reason for task in broken for reason in broken[task]]
+        reasons = [
+            reason for task_reasons in broken.values() for reason in task_reasons
+        ]
         listing = "; ".join(reason.rstrip(".") for reason in reasons)
         if layout.RGB in broken:
             raise InputError(
@@ -137,17 +134,28 @@ class Taskonomy(prepared.Builder):
             )  # fmt: skip
 
 
-def _job(config: TaskonomyConfig, view: View) -> tuple[str, dict[str, Any]]:
-    """The name of a view's part, and the job for `examples.packed`."""
-    places = view.places
-    sizes = sorted((task, place.size) for task, place in places.items())
-    key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
-    return key, {
-        "files": {task: str(view.path(task)) for task in places},
-        "tasks": list(config.tasks),
-        "size": config.size,
-        "as_released": config.as_released,
-    }
+class _Jobs(Sequence):
+    """(name of the part, job for `examples.packed`) of each of some views.
+
+    Created on access: those of a million views would fill the memory.
+    """
+
+    def __init__(self, config: TaskonomyConfig, views: Sequence[View]):
+        self._config, self._views = config, views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, place: Any) -> tuple[str, dict[str, Any]]:
+        view, config = self._views[place], self._config
+        sizes = sorted((task, place.size) for task, place in view.places.items())
+        key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
+        return key, {
+            "files": {task: str(view.path(task)) for task in view.places},
+            "tasks": list(config.tasks),
+            "size": config.size,
+            "as_released": config.as_released,
+        }
 
 
 def _tensor(
