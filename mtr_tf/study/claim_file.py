@@ -1,10 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Claims in a study's file, and the number that each gives per seed.
 
-docs/studies.md says what their keys mean. A positive effect supports the claim. Metrics
-where lower is better are negated, so that higher is always better. With `relative`,
-minus the relative vulnerability, (attacked - clean) / clean, takes the place of the
-metric.
+    [[claims]]
+    id = "E4"                       # what plots and files call it
+    source = "Mao et al. 2020"      # who claims it
+    statement = "..."               # what is claimed
+    attack = "pgd"                  # an attack of the study; then radii, task, metric
+    eps = [2, 4]
+    task = "seg"
+    metric = "miou"
+    better = ["s+d", "s+A"]         # one of: better and than, terms, measure
+    than = ["s"]                    # or { matched = ["s", "s early"] }
+
+A positive effect supports the claim. Metrics where lower is better are negated, so that
+higher is always better. With `relative`, minus the relative vulnerability, (attacked -
+clean) / clean, takes the place of the metric.
+
+- `better` and `than`: the mean over the models of `better` and radii, minus the mean
+  over those of `than`. With `matched`, each model of `better` is compared, per seed,
+  with the one of the matched models whose clean value is nearest to its own: the
+  control for clean accuracy.
+- `terms`: a sum of such means, each times its `weight`. Each term has `variant` (one or
+  several) and the fields in which it differs from the claim.
+- `measure`: `sign` times (`quantity` of measures.json minus `reference`); metrics where
+  lower is better are negated here, too. Its other keys choose records. A list of
+  values is averaged over; each value must be there, and metrics must agree in their
+  direction. `field` names the field to read (value), which is divided by the field
+  `ratio_to` if that is given. `minus` is a table of keys, and of `variants`, that
+  choose what is subtracted. With `within`, the claim is that the number is that near
+  to `reference`, and there is no `margin`.
+- `margin`: the smallest effect that matters; for `relative` claims, as a share.
+- `main`: whether the report leads with this claim; without one, it leads with the first
+  claim that algebra does not decide.
 """
 
 from __future__ import annotations

@@ -97,14 +97,19 @@ class Verdict:
       effect: Mean over seeds, positive as claimed; None if no seed has it. For a claim
         of nearness, the difference from the reference.
       interval: Its 95 % bootstrap interval; None if there is none.
-      over, by_seed, clean, gaps, negated, note: As in its `effects.Effect`.
+      over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
       n: Number of seeds that have the effect.
       p: p of the one-sided sign-flip test that the effect is above 0, or above the
         margin; NaN for a claim of nearness, which is not tested.
       p_corrected: The same, corrected for all directional claims of the study.
       p_opposite: The corrected p that the effect is below 0, or below the margin.
+      by_seed: Effects, `[seeds]`, NaN where there is none.
+      clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
       power: What its seeds can show; None for a claim of nearness or too few seeds.
+      gaps: By how much clean values of `matched` models differ; see `Effect`.
+      negated: For a measure, whether lower values of its metric are better.
+      note: Why the interval is not over images although there are rows; else empty.
     """
 
     claim: Claim

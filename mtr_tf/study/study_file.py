@@ -1,7 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of a study: reads it into the records of `design`.
 
-A study file is TOML; docs/studies.md has an example of its tables and keys.
+A study file is TOML:
+
+    about = "One paragraph: what is asked, on what."
+    seeds = [0, 1, 2, 3]
+    [train]                     # settings of mtr_tf.train, for all variants
+    [attack]                    # settings of mtr_tf.attack, for all attacks
+    [variants."s+A"]            # settings of mtr_tf.train for one kind of model
+    tasks = ["seg", "autoencoder"]
+    note = "shown in the report"
+    init_from = "s"             # begins with this variant's model of the same seed
+    [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
+    variants = ["s+A"]          # which models it is run on; left out: on all
+    source = "s"                # made on this variant's run of the same seed
+    [[claims]]                  # see `claims`
+
 Settings have the names of their flags. The study itself sets what differs between runs
 (seeds, folders), so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
 """
