@@ -15,6 +15,7 @@ from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.report import curves
+from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
 from mtr_tf.study.report import verdicts
@@ -198,7 +199,7 @@ def test_warnings_bear_on_claims_of_that_attack_and_those_models():
         choices = tuple(choice.items())
         point = Point(variant, "pgd50", 2, "seg", "miou", attacked, choices)
         claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
-        return verdicts.warnings_of(claim, all_curves)
+        return evidence.warnings_of(claim, all_curves)
 
     assert lines("a", ("seg",), algorithm="sea") == ["pgd50: weak. [a: seed 0]"]
     assert lines("a", ("seg",)) == ["pgd50: weak. [a: seed 0]"]
@@ -215,7 +216,7 @@ def test_warnings_of_several_metrics_keep_all_seeds():
     all_curves = curves.make(records, ("a",), (0, 1, 2))
     point = Point("a", "pgd50", 2, "seg", "miou", ("seg",), ())
     claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
-    lines = verdicts.warnings_of(claim, all_curves)
+    lines = evidence.warnings_of(claim, all_curves)
     assert lines == ["pgd50: weak. [a: seeds 0, 1, 2]"]
     assert all_curves[0].warnings == {"weak.": {"a": [0, 2]}}
 
@@ -342,7 +343,7 @@ def test_the_plot_of_a_claim_about_the_first_order_has_the_norm_of_its_attack():
     claim = Claim("T", "source", "text", measure=measure | {"variants": ("s+d",)})
     for norm in ("linf", "l2"):
         ids = {plots.measure_id("theory", "s+d", "first_order", norm, "ratio")}
-        assert verdicts.plot_of(claim, [], ids) in ids
+        assert evidence.plot_of(claim, [], ids) in ids
 
 
 def test_numbers_that_do_not_exist_leave_plots_empty(measured):

@@ -13,9 +13,6 @@ tensorboard/            the plots and the verdicts for TensorBoard
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import math
 import pathlib
 from collections import Counter
 from collections.abc import Iterable
@@ -23,12 +20,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mtr_tf import files
 from mtr_tf.show import leaderboard
 from mtr_tf.show import style
-from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.study import claims
 from mtr_tf.study.report import curves
@@ -37,6 +31,8 @@ from mtr_tf.study.report import gallery
 from mtr_tf.study.report import leading
 from mtr_tf.study.report import page
 from mtr_tf.study.report import plots
+from mtr_tf.study.report import resistance
+from mtr_tf.study.report import result_files
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.results import Results
@@ -63,11 +59,9 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     content = _content(results, records, claim_verdicts)
     paths = {plot.id: folder / "plots" / f"{plot.id}.png" for plot in content.plots}
     svgs = {plot.id: style.save(plot.draw, paths[plot.id]) for plot in content.plots}
-    for path in (folder / "plots").glob("*.png"):
-        if path.stem not in svgs:  # Of an earlier report.
-            path.unlink()
-    _write_claims(claim_verdicts, folder)
-    _write_results(records, folder / "results.csv")
+    _remove_old_plots(folder / "plots", svgs)
+    result_files.write_claims(claim_verdicts, folder)
+    result_files.write_results(records, folder / "results.csv")
     leaderboard.write(_leaderboard_records(results), folder / exporting.RECORDS)
     table = verdicts.table(content.verdicts)
     alts = {paths[plot.id]: plot.alt for plot in content.plots}
@@ -76,75 +70,19 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     files.write_text(folder / exporting.PAGE, page.markdown(content))
     if export:
         exporting.write(folder, export, content.shown)
-    parts = (tables.aligned(table), verdicts.tally(content.verdicts), content.mixed)
-    return "\n\n".join(filter(None, parts))
-
-
-_RESULTS = (
-    "variant",
-    "seed",
-    "spec",
-    "attack",
-    "algorithm",
-    "attacked",
-    "norm",
-    "eps",
-    "task",
-    "metric",
-    "unit",
-    "better",
-    "clean",
-    "attacked_value",
-    "relative_vulnerability",
-    "n",
-)
-
-
-def _write_results(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Writes a row per variant, seed, attack, radius, task and metric."""
-    rows = [{name: record.get(name) for name in _RESULTS} for record in records]
-    files.write_csv(path, rows, _RESULTS)
-
-
-def _write_claims(
-    claim_verdicts: Sequence[claims.Verdict], folder: pathlib.Path
-) -> None:
-    """Writes verdicts: all of each, one per line, as JSON; what fits a row, as CSV."""
-    contents = [_plain(dataclasses.asdict(verdict)) for verdict in claim_verdicts]
-    lines = ",\n".join(json.dumps(content, allow_nan=False) for content in contents)
-    files.write_text(folder / "claims.json", f"[\n{lines}\n]\n")
-    names = ("verdict", "effect", "low", "high", "over", "n")
-    names += ("p", "p_corrected", "p_opposite")
-    columns = ("id", "source", "statement", *names, "reason")
-    rows = []
-    for content in contents:
-        claim, (low, high) = content["claim"], content["interval"] or (None, None)
-        row = {name: claim.get(name) for name in columns[:3]}
-        row |= {name: content.get(name) for name in (*names, "reason")}
-        rows.append(row | {"low": low, "high": high})
-    files.write_csv(folder / "claims.csv", rows, columns)
-
-
-def _plain(value: Any) -> Any:
-    """A value in the types of JSON: lists for arrays, None for NaN and infinity."""
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return "\n\n".join(
+        filter(None, (verdicts.terminal(content.verdicts), content.mixed))
+    )
 
 
 def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
     """The leaderboard's records of all models, the seeds of a model together."""
+    by_folder: dict[str, list[dict[str, Any]]] = {}
+    for record in results.records():
+        by_folder.setdefault(record["folder"], []).append(record)
     all_records = []
-    # A cell's records are one after the other.
-    for folder, group in itertools.groupby(results.records(), lambda r: r["folder"]):
-        records, path = list(group), results.workdir / folder
-        first_record = records[0]
+    for folder, records in by_folder.items():
+        first_record, path = records[0], results.workdir / folder
         name = f"{results.study.name}: {first_record['variant']}"
         config = files.read_object(path.parent.parent / "config.json")
         settings = files.read_object(path / "settings.json")
@@ -153,6 +91,13 @@ def _leaderboard_records(results: Results) -> list[dict[str, Any]]:
         for record in leaderboard.of_results(*args):
             all_records.append(record | ({"transfer": source} if source else {}))
     return leaderboard.together(all_records)
+
+
+def _remove_old_plots(folder: pathlib.Path, ids: Iterable[str]) -> None:
+    """Removes the plots of an earlier report that are not in this one."""
+    for path in folder.glob("*.png"):
+        if path.stem not in ids:
+            path.unlink()
 
 
 def _content(
@@ -170,7 +115,7 @@ def _content(
         "first_order": plots.first_order(measures),
         "pixels": plots.pixels(measures),
         "cosines": plots.cosines(measures),
-        "resistance": plots.resistance(base_curves, measures, results.seeds),
+        "resistance": resistance.plots(base_curves, measures, results.seeds),
     }
     ids = {p.id for part in (curve_plots, *theory_plots.values()) for p in part}
     rows = verdicts.rows(claim_verdicts, results.seeds, base_curves, ids)

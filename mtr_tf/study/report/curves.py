@@ -16,7 +16,6 @@ from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.show import text
 from mtr_tf.show.side_by_side import size_of
 from mtr_tf.study.results import CHOICES
-from mtr_tf.study.results import grouped
 
 Record = Mapping[str, Any]
 
@@ -84,17 +83,20 @@ class Curve:
         return f"{self.spec} ({label}on {'+'.join(self.attacked)})"
 
 
-def make(
-    records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int]
-) -> list[Curve]:
+def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int]):
     """All curves that there are records of, in the order of the records.
 
     Args:
       records: Records as `Results.records` returns them.
       variants: Names of the variants, in the order of the study.
       seeds: The seeds of the study.
+
+    Returns:
+      A list of `Curve`.
     """
-    groups = grouped((_key(record), record) for record in records)
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record), []).append(record)
     headlines: dict[str, str] = {}
     for record in records:
         headlines.setdefault(record["task"], record["metric"])
@@ -127,8 +129,7 @@ def _curve(key, records, headlines, variants, seeds) -> Curve:
             kinds[record["eps"]] = ("attacked_value", "attacked_interval")
         for radius, (value, interval) in kinds.items():
             index = seed, np.searchsorted(eps, radius)
-            number = record[value]
-            values[variant][index] = np.nan if number is None else number
+            values[variant][index] = _number(record[value])
             ends[variant][:, *index] = record.get(interval) or (np.nan, np.nan)
     first_record = records[0]
     facts = {
@@ -165,6 +166,10 @@ def with_differences(curves: Sequence[Curve]) -> list[Curve]:
             changes = {"values": values, "ends": {}, "reference": reference}
             all_curves.append(dataclasses.replace(curve, warnings={}, **changes))
     return all_curves
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def images(records: Iterable[Record]) -> str:
@@ -205,14 +210,10 @@ def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
 def warning_lines(by_reason: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
     """A sentence per warning, with the variants and seeds that it is about."""
     return [
-        f"{reason} [{variant_seeds(by_variant)}]"
+        f"{reason} [{'; '.join(_variant_seeds(*item) for item in by_variant.items())}]"
         for reason, by_variant in by_reason.items()
     ]
 
 
-def variant_seeds(by_variant: Mapping[str, Iterable[int]]) -> str:
-    """Variants with their seeds in words: `s: seeds 0, 2; s+d: seed 1`."""
-    return "; ".join(
-        f"{variant}: {text.numbers_in_words(sorted(seeds))}"
-        for variant, seeds in by_variant.items()
-    )
+def _variant_seeds(variant: str, seeds: Iterable[int]) -> str:
+    return f"{variant}: {text.numbers_in_words(sorted(seeds))}"

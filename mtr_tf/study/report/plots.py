@@ -18,10 +18,8 @@ from mtr_tf.show import series
 from mtr_tf.show import style
 from mtr_tf.show import text
 from mtr_tf.show import theory
-from mtr_tf.study import statistics
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.curves import warning_lines
-from mtr_tf.study.results import grouped
 
 Record = Mapping[str, Any]
 
@@ -148,12 +146,6 @@ def measure_id(spec: str, variant: str, *parts: str) -> str:
     return text.identifier("measure", spec, variant, *parts)
 
 
-def _groups(records: Sequence[Record], *names: str) -> list[tuple[tuple, list[Record]]]:
-    """The records by their values of some fields: (values, records), in order."""
-    pairs = ((series.distinct([r], *names)[0], r) for r in records)
-    return list(grouped(pairs).items())
-
-
 def _mean(records: Sequence[Record], name: str = "value") -> str:
     return text.number(series.mean(series.by_seed(records, name)[:, np.newaxis])[0])
 
@@ -166,15 +158,18 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
     """Plots of gradient norms and of attacks over the number of output pixels."""
     plots = []
     norm_records = series.chosen(records, quantity="gradient_norm")
-    names = ("spec", "variant", "measure", "norm")
-    for (spec, variant, measure, norm), members in _groups(norm_records, *names):
+    for kind in series.distinct(norm_records, "spec", "variant", "measure", "norm"):
+        spec, variant, measure, norm = kind
+        members = series.chosen(
+            norm_records, spec=spec, variant=variant, measure=measure, norm=norm
+        )
         place = "random output pixels" if measure == "pixels" else "pixels of a block"
         legend = "Dashes: theory for root mean squares (never less than the mean); "
         dashes = legend if measure == "pixels" else ""
         title = f"{variant}: {norm} gradient norm of n {place}"
         caption = text.capital(f"{dashes}{_seed_list(members)}.")
         draw = functools.partial(theory.plot, theory.pixels, title, members)
-        name = measure_id(spec, variant, measure, norm)
+        name = measure_id(*kind[:2], measure, norm)
         plots.append(
             Plot(name, title, caption, _pixel_alt(members, title), draw, norm == "l2")
         )
@@ -183,7 +178,8 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
 
 def _pixel_alt(records: Sequence[Record], title: str) -> str:
     parts, many_measures = [], len(series.distinct(records, "measure")) > 1
-    for ((task,), measure), task_records in _groups(records, "tasks", "measure"):
+    for (task,), measure in series.distinct(records, "tasks", "measure"):
+        task_records = series.chosen(records, tasks=[task], measure=measure)
         _, (value,) = series.over(task_records, "count", "value")
         ends = series.mean(value)[[0, -1]]
         suffix = f" of {measure}" if many_measures else ""
@@ -195,8 +191,11 @@ def _pixel_alt(records: Sequence[Record], title: str) -> str:
 def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
     plots = []
     pixel_records = series.chosen(records, quantity="attacked_pixels")
-    names = ("spec", "variant", "tasks", "metric")
-    for (spec, variant, (task,), metric), members in _groups(pixel_records, *names):
+    for kind in series.distinct(pixel_records, "spec", "variant", "tasks", "metric"):
+        spec, variant, (task,), metric = kind
+        members = series.chosen(
+            pixel_records, spec=spec, variant=variant, tasks=[task], metric=metric
+        )
         title = f"{variant}: {task} {metric} on n attacked output pixels"
         caption = f"PGD linf eps {members[0]['eps']:g}; dashes: clean; "
         plots.append(
@@ -216,17 +215,17 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
     """Plots of the rise of the loss under PGD and its ratio to first-order theory."""
     plots = []
     rise_records = series.chosen(records, measure="first_order", quantity="rise")
-    names = ("spec", "variant", "norm")
-    for (spec, variant, norm), members in _groups(rise_records, *names):
+    for spec, variant, norm in series.distinct(rise_records, "spec", "variant", "norm"):
+        members = series.chosen(rise_records, spec=spec, variant=variant, norm=norm)
         for ratio in (False, True):
             quantity = "rise of the loss / its first-order prediction"
             if not ratio:
                 quantity = "rise of the loss; dashes: first-order prediction"
             title = f"{variant}: {quantity}"
-            parts = ("first_order", norm, *(("ratio",) if ratio else ()))
+            name = ("first_order", norm, *(("ratio",) if ratio else ()))
             plots.append(
                 Plot(
-                    measure_id(spec, variant, *parts),
+                    measure_id(spec, variant, *name),
                     title,
                     f"{text.capital(_seed_list(members))}.",
                     f"{title}. Ratio at the smallest eps: {_least_ratios(members)}.",
@@ -240,7 +239,8 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
 
 def _least_ratios(records: Sequence[Record]) -> str:
     parts = []
-    for (group,), members in _groups(records, "tasks"):
+    for (group,) in series.distinct(records, "tasks"):
+        members = series.chosen(records, tasks=list(group))
         _, (ratio,) = series.over(members, "eps", "ratio")
         parts.append(f"{'+'.join(group)} {text.number(series.mean(ratio)[0])}")
     return "; ".join(parts)
@@ -278,83 +278,3 @@ def _matrix_words(tasks: Sequence[str], values: np.ndarray) -> str:
         for j in range(i)
     ]
     return "; ".join(pairs) or "one task only"
-
-
-def resistance(
-    curve_list: Sequence[Curve], measures: Sequence[Record], seeds: Sequence[int]
-) -> list[Plot]:
-    """Plots of whether the gradient's norm predicts which nets of a study resist.
-
-    There is one for each attack on one task whose gradients were measured.
-
-    Args:
-      curve_list: All curves of the report, without differences.
-      measures: The records of measures.json; the predicted rise of `first_order`,
-        divided by eps, is the gradient's mean dual norm.
-      seeds: The seeds of the study, in the order of the curves' values.
-    """
-    plots = []
-    for curve in curve_list:
-        if not curve.first or len(curve.attacked) > 1:
-            continue
-        nets = _nets(curve, _gradient_norms(measures, curve), seeds)
-        if len(nets) >= statistics.LEAST_RANKED:
-            plots.append(_resistance_plot(curve, nets))
-    return plots
-
-
-def _gradient_norms(
-    measures: Sequence[Record], curve: Curve
-) -> dict[tuple[str, int], float]:
-    """{(variant, seed): norm of the gradient of the task's loss}."""
-    rise_records = series.chosen(
-        measures,
-        measure="first_order",
-        quantity="rise",
-        tasks=[curve.task],
-        norm=curve.facts["norm"],
-    )
-    # The smallest eps comes last: it is kept.
-    rise_records.sort(key=lambda record: -record["eps"])
-    return {
-        (record["variant"], record["seed"]): record["predicted"] / record["eps"]
-        for record in rise_records
-        if record.get("predicted")
-    }
-
-
-def _nets(
-    curve: Curve, norms: Mapping[tuple[str, int], float], seeds: Sequence[int]
-) -> list[theory.Net]:
-    """The nets with a norm, a value at each radius, and a clean value above 0."""
-    sign = 1 if curve.facts["better"] == "higher" else -1
-    nets = []
-    for variant, values in curve.values.items():
-        for seed, row in zip(seeds, values, strict=True):
-            norm = norms.get((variant, seed))
-            if norm and row[0] > 0 and not np.isnan(row).any():
-                loss = sign * (row[0] - row[1:]) / row[0]
-                nets.append(theory.Net(variant, norm, 100 * loss))
-    return nets
-
-
-def _resistance_plot(curve: Curve, nets: Sequence[theory.Net]) -> Plot:
-    norms = np.array([net.norm for net in nets])
-    losses = np.array([net.lost for net in nets])
-    titles = []
-    for index, eps in enumerate(curve.eps[1:]):
-        rho = statistics.rank_correlation(norms, losses[:, index])
-        ends = statistics.rank_interval(rho, len(nets)) if abs(rho) < 1 else None
-        titles.append(
-            f"eps {eps:g}: ρ {text.number(rho)} ({text.interval(ends, text.number)})"
-        )
-    title = f"{curve.task} {curve.metric} lost under {curve.attack}, by gradient norm"
-    return Plot(
-        text.identifier("resistance", curve.spec, curve.label, curve.task),
-        title,
-        f"{len(nets)} nets, each a mark. ρ: Spearman's rank correlation with its 95 % "
-        "interval, nets taken as independent; above 0, nets of larger gradients lose "
-        "more.",
-        f"{title}: {'; '.join(titles)}.",
-        functools.partial(theory.resistance, title, titles, nets, curve.facts["norm"]),
-    )

@@ -1,34 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdicts in words: for the page, its Markdown, the terminal and TensorBoard.
-
-Each has its evidence beside it: a plot, and the warnings about its attacks.
-"""
+"""The verdicts in words: for the page, its Markdown, the terminal and TensorBoard."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mtr_tf.show import tables
 from mtr_tf.show import text
 from mtr_tf.study import statistics
-from mtr_tf.study.claim_file import Claim
-from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claims import FAILS
 from mtr_tf.study.claims import HOLDS
 from mtr_tf.study.claims import OPEN
 from mtr_tf.study.claims import Verdict
-from mtr_tf.study.report import plots
+from mtr_tf.study.report import evidence
 from mtr_tf.study.report.curves import Curve
-from mtr_tf.study.report.curves import variant_seeds
-from mtr_tf.study.report.curves import warning_lines
-from mtr_tf.study.results import grouped
 
 # {verdict: (sign, class of the style sheet)}. The word always stands beside the colour.
 _LOOKS = {HOLDS: ("✓", "holds"), FAILS: ("✗", "fails"), OPEN: ("?", "open")}
@@ -152,7 +145,7 @@ def rows(
     verdicts: Sequence[Verdict],
     seeds: Sequence[int],
     curves: Sequence[Curve],
-    plot_ids: Collection[str],
+    plots: Iterable[str],
 ) -> list[Row]:
     """The verdicts as they are shown.
 
@@ -160,16 +153,17 @@ def rows(
       verdicts: The verdicts of the study.
       seeds: The seeds of the study, in the order of `Verdict.by_seed`.
       curves: All curves of the report, without differences.
-      plot_ids: The ids of all plots of the report.
+      plots: The ids of all plots of the report.
     """
-    return [_row(verdict, seeds, curves, plot_ids) for verdict in verdicts]
+    plots = frozenset(plots)
+    return [_row(verdict, seeds, curves, plots) for verdict in verdicts]
 
 
 def _row(
     verdict: Verdict,
     seeds: Sequence[int],
     curves: Sequence[Curve],
-    plot_ids: Collection[str],
+    plots: frozenset[str],
 ) -> Row:
     claim = verdict.claim
     write = text.points if claim.relative else text.signed
@@ -190,10 +184,10 @@ def _row(
         probabilities=_probabilities(verdict),
         clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()],
         gaps=_gaps(verdict, write),
-        plot=plot_of(claim, curves, plot_ids),
-        warnings=warnings_of(claim, curves),
+        plot=evidence.plot_of(claim, curves, plots),
+        warnings=evidence.warnings_of(claim, curves),
         algebra=claim.algebra,
-        attack=attack_of(claim, curves),
+        attack=evidence.attack_of(claim, curves),
         main=claim.main,
         note=verdict.note,
         **_power(verdict, write),
@@ -285,9 +279,17 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return [[*head, "p, corrected"], *body]
 
 
+def terminal(rows: Sequence[Row]) -> str:
+    """The table aligned, and the tally."""
+    return f"{tables.aligned(table(rows))}\n\n{tally(rows)}"
+
+
 def mixed(models: Mapping[str, Sequence[int]]) -> str:
     """A sentence about the variants and seeds of `Results.mixed`; empty for none."""
-    listing = variant_seeds(models)
+    listing = "; ".join(
+        f"{variant}: {text.numbers_in_words(seeds)}"
+        for variant, seeds in models.items()
+    )
     return listing and (
         f"The results of some variants [{listing}] are of several models each, trained "
         "apart; delete the folders of their attacks, and repeat mtr_tf.reproduce to "
@@ -297,7 +299,11 @@ def mixed(models: Mapping[str, Sequence[int]]) -> str:
 
 def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The warnings from checks of attacks, with the claims that they concern."""
-    return grouped((warning, row.claim) for row in rows for warning in row.warnings)
+    claims: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            claims.setdefault(warning, []).append(row.claim)
+    return claims
 
 
 def _probability(verdict: Verdict) -> str:
@@ -313,14 +319,16 @@ def _quantity(verdict: Verdict, curves: Sequence[Curve]) -> str:
     claim = verdict.claim
     if claim.measure:
         return _measure_text(claim.measure, verdict.negated)
-    pairs = dict.fromkeys((point.task, point.metric) for point in claim.points)
+    points = [point for term in claim.terms for point in term.points]
+    pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
         return ", ".join(map(" ".join, pairs)) + ", relative to clean"
     units = {(curve.task, curve.metric): curve.facts["unit"] for curve in curves}
-    return ", ".join(
-        " ".join(pair) + (f" [{units[pair]}]" if units.get(pair) else "")
-        for pair in pairs
-    )
+    return ", ".join(_with_unit(*pair, units.get(pair, "")) for pair in pairs)
+
+
+def _with_unit(task: str, metric: str, unit: str) -> str:
+    return f"{task} {metric} [{unit}]" if unit else f"{task} {metric}"
 
 
 def _measure_text(measure: Mapping[str, Any], negated: bool = False) -> str:
@@ -373,81 +381,3 @@ def _mean(values: np.ndarray) -> str:
     """The mean of `[seeds]` without NaN; a dash if there is no number."""
     numbers = values[~np.isnan(values)]
     return text.number(numbers.mean()) if len(numbers) else text.NONE
-
-
-# Evidence.
-
-
-def plot_of(claim: Claim, curves: Sequence[Curve], ids: Collection[str]) -> str | None:
-    """The `id` of the plot that shows a claim's numbers; None if there is none.
-
-    Args:
-      claim: The claim; only its first term counts.
-      curves: All curves of the report.
-      ids: The ids of all plots of the report.
-    """
-    if claim.measure:  # An attack has one norm, which a claim may leave out.
-        candidates = [_measure_plot(claim, norm) for norm in ("l2", "linf")]
-    else:
-        curve = _curve_of(claim, curves)
-        candidates = [curve.id] if curve else []
-    return next((plot for plot in candidates if plot in ids), None)
-
-
-def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
-    """The attack of a claim in words; empty for a measure, or without results."""
-    curve = None if claim.measure else _curve_of(claim, curves)
-    return curve.attack if curve else ""
-
-
-def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
-    """The curve of the first point of a claim; None if there is none."""
-    point = claim.terms[0].points[0]
-    for curve in curves:
-        same_metric = (curve.task, curve.metric) == (point.task, point.metric)
-        if same_metric and _is_under(point, curve):
-            return curve
-    return None
-
-
-def _is_under(point: Point, curve: Curve) -> bool:
-    """Whether a point of a claim and a curve are of the same attack."""
-    same_attack = (point.attack, {*point.attacked}) == (curve.spec, {*curve.attacked})
-    return same_attack and dict(point.choice).items() <= curve.facts.items()
-
-
-def _measure_plot(claim: Claim, norm: str) -> str:
-    """The id of a measure's plot, for the first variant, norm and so on that it names.
-
-    `norm` is used if the claim names no norm.
-    """
-    choice = {name: _first_value(value) for name, value in claim.measure.items()}
-    quantity, kind = choice["quantity"], choice["measure"]
-    norm = choice.get("norm", norm)
-    if kind == "tasks" and "cosine" in quantity:
-        parts = (quantity.removeprefix("mean_"),)
-    elif kind == "tasks":
-        parts = (kind, norm, choice.get("normalisation", "raw"))
-    elif quantity == "attacked_pixels":
-        parts = (quantity, choice.get("tasks", ""), choice.get("metric", ""))
-    elif kind == "first_order":
-        parts = (kind, norm, "ratio")
-    else:
-        parts = (kind, norm)
-    return plots.measure_id(choice["attack"], choice["variants"], *parts)
-
-
-def _first_value(value: Any) -> Any:
-    return value[0] if isinstance(value, list | tuple) and value else value
-
-
-def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
-    """The warnings from checks of attacks on the models that a claim compares."""
-    by_reason: dict[str, dict[str, set[int]]] = {}
-    for curve in curves:
-        variants = {point.variant for point in claim.points if _is_under(point, curve)}
-        for reason, seeds in curve.warnings.items():
-            for variant in (v for v in seeds if v in variants):
-                by_variant = by_reason.setdefault(f"{curve.spec}: {reason}", {})
-                by_variant.setdefault(variant, set()).update(seeds[variant])
-    return warning_lines(by_reason)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mtr_tf.study.report import plots
+from mtr_tf.study.report import resistance
 from mtr_tf.study.report.curves import Curve
 
 SEEDS = (3, 4, 5)
@@ -39,7 +39,7 @@ def measures():
 
 
 def test_the_rank_correlation_is_that_of_all_nets_with_both_numbers():
-    (plot,) = plots.resistance([curve()], measures(), SEEDS)
+    (plot,) = resistance.plots([curve()], measures(), SEEDS)
     norms, drops = [], []
     for variant, values in VALUES.items():
         for norm, row in zip(NORMS[variant], values, strict=True):
@@ -62,7 +62,7 @@ def test_nets_without_a_clean_value_above_0_have_no_share_to_lose(monkeypatch):
     """As with minus PSNR: the share lost from -20 to -25 would have the wrong sign."""
     values = {**VALUES, "s+d": -VALUES["s+d"]}
     monkeypatch.setitem(globals(), "VALUES", values)
-    nets = plots._nets(curve(), plots._gradient_norms(measures(), curve()), SEEDS)
+    nets = resistance._nets(curve(), resistance._norms(measures(), curve()), SEEDS)
     assert [net.variant for net in nets] == ["s"] * 3 + ["s+n"] * 3
 
 
@@ -72,4 +72,4 @@ def test_nets_without_a_clean_value_above_0_have_no_share_to_lose(monkeypatch):
 def test_no_plot_where_norms_are_of_something_else_or_nets_are_few(changes):
     few_nets = changes.pop("few", False)
     records = [r for r in measures() if not few_nets or r["variant"] == "s"]
-    assert plots.resistance([curve(**changes)], records, SEEDS) == []
+    assert resistance.plots([curve(**changes)], records, SEEDS) == []
