@@ -7,10 +7,12 @@ import base64
 import dataclasses
 import io
 import shlex
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
 
 import jinja2
 import numpy as np
@@ -28,9 +30,10 @@ from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.gallery import HEADINGS
 from mtr_tf.study.report.gallery import Gallery
 from mtr_tf.study.report.plots import Plot
-from mtr_tf.study.results import grouped
 
 Cell = Mapping[str, Any]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class Code(str):
@@ -100,14 +103,14 @@ class Content:
     @property
     def curve_plots_by_attack(self) -> dict[str, list[Plot]]:
         """The plots of curves, attack by attack."""
-        return grouped(
+        return _groups(
             zip((curve.attack for curve in self.curves), self.curve_plots, strict=True)
         )
 
     @property
     def cells_by_variant(self) -> dict[str, list[Cell]]:
         """The cells, variant by variant."""
-        return grouped((cell["variant"], cell) for cell in self.cells)
+        return _groups((cell["variant"], cell) for cell in self.cells)
 
     @property
     def done(self) -> list[Cell]:
@@ -123,7 +126,7 @@ class Content:
     def missing(self) -> list[str]:
         """The kinds of cells that are not done yet, each with their seeds."""
         unfinished = [cell for cell in self.cells if cell["state"] != "done"]
-        seeds = grouped(
+        seeds = _groups(
             (_cell_name(cell, seed=False), cell["seed"]) for cell in unfinished
         )
         return [
@@ -132,13 +135,18 @@ class Content:
         ]
 
     @property
+    def warnings(self) -> dict[str, list[str]]:
+        """The warnings from checks of attacks, with the claims that they concern."""
+        return verdicts.warnings(self.verdicts)
+
+    @property
     def clean_tables(self) -> list[Table]:
         """Each metric's mean and deviation over seeds: a table per task and images.
 
         Attacks against the model's own outputs are left out, because clean outputs
         agree with themselves.
         """
-        curves = grouped(
+        curves = _groups(
             (f"{c.task}, {c.images}" if c.images else c.task, c)
             for c in self.curves
             if not c.reference and c.facts.get("targets") != OWN_TARGETS
@@ -182,7 +190,7 @@ def markdown(content: Content) -> str:
 
 
 def _clean_table(task: str, curves: Sequence[Curve], variants: Sequence[str]) -> Table:
-    by_metric = grouped((curve.metric, curve) for curve in curves)
+    by_metric = _groups((curve.metric, curve) for curve in curves)
     head = [
         "variant",
         *(_metric_head(group[0]) for group in by_metric.values()),
@@ -236,6 +244,14 @@ def _mean_and_sd(values: np.ndarray) -> str:
 # Words.
 
 
+def _groups(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
+    """{name: all values that are paired with it}."""
+    groups: dict[_K, list[_V]] = {}
+    for name, value in pairs:
+        groups.setdefault(name, []).append(value)
+    return groups
+
+
 def _cell_name(cell: Cell, seed: bool = True) -> str:
     action = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
     return f"{action} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
@@ -284,10 +300,13 @@ def _command(command: str) -> str:
     return shlex.join(result)
 
 
+def _plot_groups(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
+    """Groups (whether its plots are shown at once, plots), without empty ones."""
+    groups = _groups((plot.first, plot) for plot in plots)
+    return sorted(groups.items(), reverse=True)
+
+
 # Pictures.
-
-
-_WIDEST = 256
 
 
 class _Picture(NamedTuple):
@@ -296,10 +315,11 @@ class _Picture(NamedTuple):
     height: int
 
 
-def _picture(array: np.ndarray) -> _Picture:
-    """uint8 `[H, W, 3]` as PNG, at most `_WIDEST` pixels wide."""
+def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
+    """uint8 `[H, W, 3]` as PNG, at most `widest` pixels wide."""
     image = Image.fromarray(array)
-    image.thumbnail((_WIDEST, image.height))
+    if image.width > widest:
+        image.thumbnail((widest, image.height))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return _Picture(buffer.getvalue(), image.width, image.height)
@@ -346,12 +366,12 @@ _FILTERS: dict[str, Any] = {
     "paragraph": _markdown_paragraph,
     "picture": _picture,
     "powers": verdicts.powers,
+    "ranked": _plot_groups,
     "seconds": _total_time,
     "sentences": leading.sentences,
     "setting": _setting_text,
     "tally": verdicts.tally,
     "time": text.seconds,
-    "warnings": verdicts.warnings,
     "zip": zip,
 }
 
