@@ -128,14 +128,9 @@ class Claim:
         return self.measure.get("within")
 
     @property
-    def points(self) -> list[Point]:
-        """The points of all terms."""
-        return [point for term in self.terms for point in term.points]
-
-    @property
     def variants(self) -> tuple[str, ...]:
         """All variants that the claim is about, each once."""
-        names = [point.variant for point in self.points]
+        names = [point.variant for term in self.terms for point in term.points]
         names += self.measure.get("variants", ())
         return tuple(dict.fromkeys(names))
 

@@ -199,7 +199,7 @@ def _gap_reason(claim: Claim, effect: effects.Effect) -> str:
 def _mixture_reason(claim: Claim, results: Results) -> str:
     """Why numbers of a variant and seed are not of one model; empty if they are."""
     attacks_on: dict[str, set[str]] = {}
-    for point in claim.points:
+    for point in (point for term in claim.terms for point in term.points):
         source = results.study.spec(point.attack).source
         for variant in filter(None, (point.variant, source)):
             attacks_on.setdefault(variant, set()).add(point.attack)

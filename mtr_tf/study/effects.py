@@ -24,10 +24,7 @@ from mtr_tf.study.claim_checks import MEASURE
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
-from mtr_tf.study.results import Record
 from mtr_tf.study.results import Results
-from mtr_tf.study.results import differences
-from mtr_tf.study.results import fits
 from mtr_tf.study.results import value_of
 from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import metrics
@@ -38,6 +35,8 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _MIN_SEEDS = 2  # Fewer seeds are not resampled.
 _ROUNDING = 1e-12  # Sums smaller than this share of what is summed count as 0.
+
+Weighted = tuple[tuple[float, Point], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +98,7 @@ def of(claim: Claim, results: Results) -> Effect:
         not agree in which values are better, or no record has one of them.
     """
     if claim.measure:
+        _check_metrics(claim, results)
         lower_better = _lower_is_better(claim, results)
         by_seed = np.array(
             [_measure_value(claim, results, s, lower_better) for s in results.seeds]
@@ -116,29 +116,20 @@ def _metric_effect(claim: Claim, results: Results) -> Effect:
 
     `matched` models are chosen once, on all images, not anew for each resample.
     """
-    number_of = functools.cache(functools.partial(_Number, claim.relative, results))
-    terms = [_terms(claim, results, i) for i in range(len(results.seeds))]
-    parts = [
-        [
-            (term.weight / len(term.points), number_of(point, i))
-            for term in seed_terms
-            for point in term.points
-        ]
-        for i, seed_terms in enumerate(terms)
-    ]
-    by_seed = np.array(
-        [_sum([weight * number.value for weight, number in part]) for part in parts]
-    )
-    present_parts = [
-        part for part, x in zip(parts, by_seed, strict=True) if not np.isnan(x)
-    ]
-    units, note = _common_units([n for part in present_parts for _, n in part])
+    parts = [_parts(claim, results, i) for i in range(len(results.seeds))]
+    numbers = _Numbers(claim, results)
+    by_seed = np.array([numbers.sum(part, i) for i, part in enumerate(parts)])
+    clean = {v: _clean(claim, results, v) for v in claim.variants}
+    units = numbers.units(parts, by_seed)
 
     def on_images(counts: np.ndarray) -> np.ndarray:
         effects = np.full((len(counts), len(parts)), np.nan)
         for i, part in enumerate(parts):
             if not np.isnan(by_seed[i]):
-                effects[:, i] = sum(w * number.resampled(counts) for w, number in part)
+                effects[:, i] = sum(
+                    weight * numbers.resampled(point, i, counts)
+                    for weight, point in part
+                )
         return effects
 
     count = units.count if units else 0
@@ -147,22 +138,19 @@ def _metric_effect(claim: Claim, results: Results) -> Effect:
     )
     over = "seeds"
     if units:
-        over = (
-            units.over if len(present_parts) < _MIN_SEEDS else f"seeds and {units.over}"
-        )
+        single_seed = (~np.isnan(by_seed)).sum() < _MIN_SEEDS
+        over = units.over if single_seed else f"{over} and {units.over}"
     gaps = None
     if claim.matched:
-        gaps = np.array([_gap(claim, t, results, i) for i, t in enumerate(terms)])
+        gaps = np.array([_gap(claim, results, i) for i in range(len(parts))])
         gaps[np.isnan(by_seed)] = np.nan
-    first_points = {point.variant: point for point in reversed(claim.points)}
-    clean = {v: _clean_of(first_points[v], results) for v in claim.variants}
-    return Effect(by_seed, draws, over, count, clean, gaps, note=note)
+    return Effect(by_seed, draws, over, count, clean, gaps, note=numbers.note)
 
 
-def _gap(claim: Claim, terms: Sequence[Term], results: Results, index: int) -> float:
+def _gap(claim: Claim, results: Results, index: int) -> float:
     """The mean absolute difference of clean values between models and matches."""
     total = 0.0
-    for model, match in zip(terms[::2], terms[1::2], strict=True):
+    for model, match in _pairs(claim, results, index):
         model_clean, match_clean = (
             np.mean([_clean_of(point, results)[index] for point in term.points])
             for term in (model, match)
@@ -174,16 +162,25 @@ def _gap(claim: Claim, terms: Sequence[Term], results: Results, index: int) -> f
     return float(total)
 
 
-def _terms(claim: Claim, results: Results, index: int) -> Sequence[Term]:
-    """The terms for the seed at an index, of `matched` models the nearest alone."""
-    if not claim.matched:
-        return claim.terms
+def _pairs(claim: Claim, results: Results, index: int) -> list[tuple[Term, Term]]:
+    """The models of a `matched` claim, each with its match of nearest clean value."""
     pairs = zip(claim.terms[::2], claim.terms[1::2], strict=True)
     return [
-        term
+        (model, _nearest(model, candidates, results, index))
         for model, candidates in pairs
-        for term in (model, _nearest(model, candidates, results, index))
     ]
+
+
+def _parts(claim: Claim, results: Results, index: int) -> Weighted:
+    """The weighted points of the seed at an index."""
+    terms = claim.terms
+    if claim.matched:
+        terms = tuple(term for pair in _pairs(claim, results, index) for term in pair)
+    return tuple(
+        (term.weight / len(term.points), point)
+        for term in terms
+        for point in term.points
+    )
 
 
 def _nearest(model: Term, candidates: Term, results: Results, index: int) -> Term:
@@ -204,6 +201,11 @@ def _nearest(model: Term, candidates: Term, results: Results, index: int) -> Ter
     return dataclasses.replace(candidates, points=points)
 
 
+def _clean(claim: Claim, results: Results, variant: str) -> np.ndarray:
+    points = [p for term in claim.terms for p in term.points if p.variant == variant]
+    return _clean_of(points[0], results)
+
+
 def _clean_of(point: Point, results: Results) -> np.ndarray:
     """Clean values on the images of the point's own attack, `[seeds]`."""
     return results.values(point.variant, point.attack, 0.0, point.task, point.metric)
@@ -215,22 +217,143 @@ def _sum(values: Sequence[float]) -> float:
     return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
 
 
-class _Number:
-    """The value of a point for the seed at an index; higher is more robust.
+class _Numbers:
+    """Values of points, where higher is more robust; keeps what it has read.
 
     Attributes:
-      fault: A sentence about rows that do not give the value of their record; empty
-        where none were met.
+      note: A sentence about rows that do not give the value of their record; empty if
+        none were met.
     """
 
-    def __init__(self, relative: bool, results: Results, point: Point, index: int):
-        self._relative = relative
+    def __init__(self, claim: Claim, results: Results):
+        self._relative = claim.relative
         self._results = results
-        self._radii = (point.eps, 0.0) if relative else (point.eps,)
-        self._sums = functools.cache(self._read_sums)  # By radius.
-        self._optional_record = results.record(
+        self._rows: dict[tuple[Point, int, bool], np.ndarray | None] = {}
+        self._units: dict[str, resampling.Units | None] = {}
+        self._metrics: dict[tuple[Any, ...], metrics.Metric] = {}
+        self.note = ""
+
+    def value(self, point: Point, index: int) -> float:
+        """The value of a point for the seed at an index; NaN where absent."""
+        record = self._record(point, index)
+        if record is None:
+            return np.nan
+        metric = self._metric(record)
+        values = [
+            np.nan if record[key] is None else record[key]
+            for key in ("clean", "attacked_value" if point.eps else "clean")
+        ]
+        return float(self._robustness(metric, *values))
+
+    def sum(self, part: Weighted, index: int) -> float:
+        """The effect for the seed at an index."""
+        return _sum([weight * self.value(point, index) for weight, point in part])
+
+    def units(
+        self, parts: Sequence[Weighted], by_seed: np.ndarray
+    ) -> resampling.Units | None:
+        """The units of all rows; None if rows are absent, few or of other images."""
+        all_units = []
+        for index, part in enumerate(parts):
+            if np.isnan(by_seed[index]):
+                continue
+            for _, point in part:
+                units = self._units_of(self._existing_record(point, index))
+                if units is None or not self._has_rows(point, index):
+                    return None
+                all_units.append(units)
+        if not all_units or all_units[0].count < resampling.LEAST:
+            return None
+        all_equal = all(
+            np.array_equal(units.of, all_units[0].of) for units in all_units
+        )
+        return all_units[0] if all_equal else None
+
+    def _has_rows(self, point: Point, index: int) -> bool:
+        """Whether there are rows that give the record's values when summed.
+
+        A user's own metric may have the name of another one, or not be such a sum.
+        """
+        record = self._existing_record(point, index)
+        metric = self._metric(record)
+        for clean in {False, self._relative}:
+            value = value_of(record, 0.0 if clean else point.eps)
+            sums = self._unit_sums(point, index, clean)
+            if sums is None or not np.isfinite(value):
+                return False
+            try:
+                rows_value = metric.over(sums)
+            except (ValueError, IndexError):  # Rows of another shape.
+                rows_value = np.nan
+            if not np.isclose(rows_value, value, rtol=1e-4, atol=1e-6):
+                self.note = _mismatch_note(record, value, rows_value)
+                return False
+        return True
+
+    def resampled(self, point: Point, index: int, counts: np.ndarray) -> np.ndarray:
+        """Values for the seed at an index, with units drawn `counts` times.
+
+        Args:
+          point: The point.
+          index: Index of the seed.
+          counts: `[resamples, units]`.
+
+        Returns:
+          `[resamples]`.
+        """
+        record = self._existing_record(point, index)
+        metric, units = self._metric(record), present(self._units_of(record), "units")
+
+        def resample(clean: bool) -> np.ndarray:
+            sums = present(self._unit_sums(point, index, clean), "rows")
+            return intervals.resampled(metric, sums, units, counts)
+
+        attacked = resample(clean=False)
+        clean = resample(clean=True) if self._relative else attacked
+        return self._robustness(metric, clean, attacked)
+
+    def _robustness(self, metric: metrics.Metric, clean: Any, attacked: Any) -> Any:
+        if self._relative:
+            return -metrics.relative_vulnerability(metric, clean, attacked)
+        return attacked if metric.better == "higher" else -attacked
+
+    def _unit_sums(self, point: Point, index: int, clean: bool) -> np.ndarray | None:
+        key = (point, index, clean)
+        if key not in self._rows:
+            record = self._existing_record(point, index)
+            rows = self._results.rows_of(record, 0.0 if clean else point.eps)
+            units = self._units_of(record)
+            self._rows[key] = None
+            if rows is not None and units is not None:
+                self._rows[key] = intervals.summed(self._metric(record), rows, units)
+        return self._rows[key]
+
+    def _metric(self, record: dict[str, Any]) -> metrics.Metric:
+        """The metric of a record, without the classes that the record leaves out."""
+        names = ("folder", "task", "metric", "better")
+        key = tuple(record.get(name) for name in names)
+        if key not in self._metrics:
+            metric = _metric(record)
+            if metric.name in ("miou", "image_miou"):
+                ignored = self._results.ignored_of(record)
+                metric = metrics.without_classes(metric, ignored)
+            self._metrics[key] = metric
+        return self._metrics[key]
+
+    def _units_of(self, record: dict[str, Any]) -> resampling.Units | None:
+        path = f"{record['folder']}/{record.get('clean_rows')}"
+        if path not in self._units:
+            self._units[path] = self._results.units_of(record)
+        return self._units[path]
+
+    def _existing_record(self, point: Point, index: int) -> dict[str, Any]:
+        """The record of a point that has a value at this seed."""
+        return present(self._record(point, index), "record")
+
+    def _record(self, point: Point, index: int) -> dict[str, Any] | None:
+        return self._results.record(
             point.variant,
-            results.seeds[index],
+            self._results.seeds[index],
             point.attack,
             point.eps,
             point.task,
@@ -238,98 +361,6 @@ class _Number:
             point.attacked,
             **dict(point.choice),
         )
-        self.fault = ""
-
-    @property
-    def value(self) -> float:
-        """The value on all images; NaN where there is no record."""
-        record = self._optional_record
-        if record is None:
-            return np.nan
-        return float(self._robustness(*(value_of(record, eps) for eps in self._radii)))
-
-    @property
-    def _record(self) -> dict[str, Any]:
-        """The record of a number that has a value."""
-        return present(self._optional_record, "record")
-
-    @functools.cached_property
-    def _metric(self) -> metrics.Metric:
-        """The metric, without the classes that the record leaves out."""
-        metric = _metric(self._record)
-        if metric.name in ("miou", "image_miou"):
-            ignored = self._results.ignored_of(self._record)
-            return metrics.without_classes(metric, ignored)
-        return metric
-
-    @functools.cached_property
-    def units(self) -> resampling.Units | None:
-        """The units of its images; None without rows."""
-        return self._results.units_of(self._record)
-
-    def has_rows(self) -> bool:
-        """Whether there are rows that give the record's values when summed.
-
-        A user's own metric may have the name of another one, or not be such a sum.
-        """
-        for eps in self._radii:
-            value, sums = value_of(self._record, eps), self._sums(eps)
-            if sums is None or not np.isfinite(value):
-                return False
-            try:
-                rows_value = self._metric.over(sums)
-            except (ValueError, IndexError):  # Rows of another shape.
-                rows_value = np.nan
-            if not np.isclose(rows_value, value, rtol=1e-4, atol=1e-6):
-                self.fault = _mismatch_note(self._record, value, rows_value)
-                return False
-        return True
-
-    def resampled(self, counts: np.ndarray) -> np.ndarray:
-        """Values with units drawn `counts` times.
-
-        Args:
-          counts: `[resamples, units]`.
-
-        Returns:
-          `[resamples]`.
-        """
-        units = present(self.units, "units")
-        all_sums = [present(self._sums(eps), "rows") for eps in self._radii]
-        return self._robustness(
-            *(intervals.resampled(self._metric, s, units, counts) for s in all_sums)
-        )
-
-    def _robustness(self, attacked: Any, clean: Any = None) -> Any:
-        if self._relative:
-            return -metrics.relative_vulnerability(self._metric, clean, attacked)
-        return attacked if self._metric.better == "higher" else -attacked
-
-    def _read_sums(self, eps: float) -> np.ndarray | None:
-        """The sums of rows by unit at a radius; None without rows."""
-        rows = self._results.rows_of(self._record, eps)
-        if rows is None or self.units is None:
-            return None
-        return intervals.summed(self._metric, rows, self.units)
-
-
-def _common_units(
-    numbers: Sequence[_Number],
-) -> tuple[resampling.Units | None, str]:
-    """The units of all rows; None if rows are absent, few or of other images.
-
-    Then the second part says why, if rows do not give the value of their record.
-    """
-    all_units = []
-    for number in numbers:
-        if number.units is None or not number.has_rows():
-            return None, number.fault
-        all_units.append(number.units)
-    if not all_units or all_units[0].count < resampling.LEAST:
-        return None, ""
-    first = all_units[0]
-    all_equal = all(np.array_equal(units.of, first.of) for units in all_units)
-    return (first if all_equal else None), ""
 
 
 def _metric(record: Mapping[str, Any]) -> metrics.Metric:
@@ -381,73 +412,75 @@ def _measure_value(
     nearness, the effect is the signed difference from the reference.
     """
     measure = claim.measure
-    value, *subtrahends = [
-        _variants_mean(claim, side, results, seed) for side in _sides(claim)
-    ]
+    parts = [_variants_mean(claim, results, seed, {})]
+    if measure["minus"]:
+        parts.append(-_variants_mean(claim, results, seed, measure["minus"]))
     sign = -1 if lower_better else 1
-    parts = [value, *(-x for x in subtrahends), -measure["reference"]]
-    return sign * measure["sign"] * _sum(parts)
-
-
-def _sides(claim: Claim) -> list[Mapping[str, Any]]:
-    """The measure of a claim, and the one that is subtracted from it, if any."""
-    minus = claim.measure["minus"]
-    return [claim.measure, *([{**claim.measure, **minus}] if minus else [])]
+    return sign * measure["sign"] * _sum([*parts, -measure["reference"]])
 
 
 def _lower_is_better(claim: Claim, results: Results) -> bool:
     """Whether a measure is of metrics where lower values are better."""
     better = set()
-    for measure in _sides(claim):
+    for changes in ({}, claim.measure["minus"]):
+        measure = {**claim.measure, **changes}
         for variant in measure["variants"]:
-            records = results.measures(measure["attack"], variant)
-            if results.study.has_own_data:
-                _check_metrics(claim, measure, records)
-            matches = _matching_records(measure, records)
-            better |= {record.get("better") for record in matches}
+            records = _matching_records(
+                measure, results.measures(measure["attack"], variant)
+            )
+            better |= {record.get("better") for record in records}
     if better >= {"higher", "lower"}:
         raise InputError(f"claim {claim.id!r}: {claim_checks.MIXED}")
     return "lower" in better
 
 
-def _check_metrics(
-    claim: Claim, measure: Mapping[str, Any], records: Sequence[Record]
-) -> None:
+def _check_metrics(claim: Claim, results: Results) -> None:
     """Raises `InputError` if no record of a measure has one of its metrics.
 
     A study on a user's own data names metrics before it is known which ones exist.
     """
-    keys = {k: measure[k] for k in ("measure", "quantity", "tasks") if k in measure}
-    matches = _matching_records(keys, records)
-    choices = list(dict.fromkeys(r["metric"] for r in matches if "metric" in r))
-    names = measure.get("metric", [])
-    for name in names if isinstance(names, list) else [names]:
-        if choices and name not in choices:
-            raise InputError(
-                f"claim {claim.id!r} asks for the metric {name!r} of "
-                f"{measure['quantity']}, which has {', '.join(choices)}"
-                f"{did_you_mean(name, choices, '; did') or '.'} Name one of these."
+    if not results.study.has_own_data:
+        return
+    for changes in ({}, claim.measure["minus"]):
+        measure = {**claim.measure, **changes}
+        names = measure.get("metric", [])
+        keys = {k: measure[k] for k in ("measure", "quantity", "tasks") if k in measure}
+        for variant in measure["variants"]:
+            records = _matching_records(
+                keys, results.measures(measure["attack"], variant)
             )
+            choices = list(dict.fromkeys(r["metric"] for r in records if "metric" in r))
+            for name in names if isinstance(names, list) else [names]:
+                if choices and name not in choices:
+                    raise InputError(
+                        f"claim {claim.id!r} asks for the metric {name!r} of "
+                        f"{measure['quantity']}, which has {', '.join(choices)}"
+                        f"{did_you_mean(name, choices, '; did') or '.'} Name one of "
+                        "these."
+                    )
 
 
 def _variants_mean(
-    claim: Claim, measure: Mapping[str, Any], results: Results, seed: int
+    claim: Claim, results: Results, seed: int, changes: Mapping[str, Any]
 ) -> float:
-    attack = measure["attack"]
+    measure = {**claim.measure, **changes}
     values = [
-        _records_mean(claim, measure, results.measures(attack, variant, seed))
+        _records_mean(
+            claim, results.measures(measure["attack"], variant, seed), changes
+        )
         for variant in measure["variants"]
     ]
     return float(np.mean(values))
 
 
 def _records_mean(
-    claim: Claim, measure: Mapping[str, Any], records: Sequence[Record]
+    claim: Claim, records: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]
 ) -> float:
     """The mean over the records that a measure chooses; lists choose several values.
 
     NaN unless there is one record for each combination of these values.
     """
+    measure = {**claim.measure, **changes}
     matches = _matching_records(measure, records)
     list_keys = [key for key in MEASURE if isinstance(measure.get(key), list)]
     _check_unique(claim, matches, list_keys)
@@ -465,20 +498,35 @@ def _records_mean(
 
 
 def _matching_records(
-    measure: Mapping[str, Any], records: Sequence[Record]
-) -> list[Record]:
-    conditions = {key: measure[key] for key in MEASURE if key in measure}
-    return [record for record in records if fits(record, conditions)]
+    measure: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    conditions = [(key, measure[key]) for key in MEASURE if key in measure]
+    return [r for r in records if all(_matches(r.get(k), v) for k, v in conditions)]
+
+
+def _matches(value: Any, condition: Any) -> bool:
+    """Whether a value fits; lists of tasks must be equal, others are a choice."""
+    if isinstance(value, list):
+        return sorted(value) == sorted(condition)
+    return value in condition if isinstance(condition, list) else value == condition
 
 
 def _check_unique(
-    claim: Claim, records: Sequence[Record], list_keys: Sequence[str]
+    claim: Claim, records: Sequence[Any], list_keys: Sequence[str]
 ) -> None:
     """Refuses several records for one combination of values that the claim lists."""
-    combinations = {tuple(str(r.get(key)) for key in list_keys) for r in records}
-    if len(combinations) < len(records):
-        keys = [key for key in MEASURE if key not in list_keys]
+    combinations = set()
+    for record in records:
+        combination = tuple(str(record.get(key)) for key in list_keys)
+        if combination not in combinations:
+            combinations.add(combination)
+            continue
+        differences = [
+            f"{key} ({', '.join(sorted({str(r.get(key)) for r in records}))})"
+            for key in MEASURE
+            if key not in list_keys and len({str(r.get(key)) for r in records}) > 1
+        ]
         raise InputError(
             f"claim {claim.id!r}: several records of the measure fit; choose one with "
-            f"{differences(records, keys) or 'fewer of them'}."
+            f"{' and '.join(differences) or 'fewer of them'}."
         )

@@ -7,11 +7,9 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import TypeVar
 
 import numpy as np
 
@@ -25,8 +23,6 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 # Fields in which records of an attack, radius, task and metric may differ; their types.
 CHOICES = {
     "algorithm": str,
@@ -66,26 +62,7 @@ class Results:
         """
         workdir = pathlib.Path(workdir)
         try:
-            content = _json(workdir / "study.json")
-            cells = tuple(_json(workdir / "index.json")["cells"])
-            lists: dict[str, list[Record]] = {"results": [], "measures": []}
-            for cell in cells:
-                if cell["kind"] != "attack" or cell["state"] != "done":
-                    continue
-                origin = {name: cell[name] for name in ("variant", "seed", "folder")}
-                origin["spec"] = cell["attack"]
-                for name, records in lists.items():
-                    path = workdir / cell["folder"] / f"{name}.json"
-                    if path.exists():
-                        records += [record | origin for record in _json(path)]
-            return cls(
-                Study.from_dict(content),
-                workdir,
-                tuple(lists["results"]),
-                tuple(lists["measures"]),
-                cells,
-                dict(content.get("provenance", {})),
-            )
+            return cls._read_all(workdir)
         except InputError:
             raise
         except files.DAMAGED as error:
@@ -94,6 +71,33 @@ class Results:
                 f"{files.reason(error)}); repeat mtr_tf.reproduce to write them "
                 "again."
             ) from error
+
+    @classmethod
+    def _read_all(cls, workdir: pathlib.Path) -> Results:
+        content = _json(workdir / "study.json")
+        cells = tuple(_json(workdir / "index.json")["cells"])
+        result_records, measure_records = [], []
+        for cell in cells:
+            if cell["kind"] != "attack" or cell["state"] != "done":
+                continue
+            origin = {name: cell[name] for name in ("variant", "seed", "folder")}
+            origin["spec"] = cell["attack"]
+            folder = workdir / cell["folder"]
+            for name, all_records in (
+                ("results", result_records),
+                ("measures", measure_records),
+            ):
+                if (folder / f"{name}.json").exists():
+                    records = _json(folder / f"{name}.json")
+                    all_records += [record | origin for record in records]
+        return cls(
+            Study.from_dict(content),
+            workdir,
+            tuple(result_records),
+            tuple(measure_records),
+            cells,
+            dict(content.get("provenance", {})),
+        )
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -136,11 +140,11 @@ class Results:
 
         A lost model is trained again; on another machine, it gets other bits.
         """
-        return grouped(
-            (variant, seed)
-            for (variant, seed), by_attack in sorted(self._models.items())
-            if len(set().union(*by_attack.values())) > 1
-        )
+        seeds_by_variant: dict[str, list[int]] = {}
+        for (variant, seed), by_attack in sorted(self._models.items()):
+            if len(set().union(*by_attack.values())) > 1:
+                seeds_by_variant.setdefault(variant, []).append(seed)
+        return seeds_by_variant
 
     @functools.cached_property
     def _models(self) -> dict[tuple[str, int], dict[str, set[str]]]:
@@ -243,9 +247,15 @@ class Results:
         if "ignored" in record:
             return tuple(record["ignored"])
         run = (self.workdir / record["folder"]).parent.parent
-        tasks = files.read_object(run / "config.json").get("tasks", ())
-        ignored = {task["name"]: task.get("ignored", ()) for task in tasks}
-        return tuple(ignored.get(record["task"], ()))
+        if run not in self._tasks:
+            self._tasks[run] = files.read_object(run / "config.json").get("tasks", ())
+        tasks = (task for task in self._tasks[run] if task["name"] == record["task"])
+        return tuple(next(tasks, {}).get("ignored", ()))
+
+    @functools.cached_property
+    def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
+        """The tasks in the config.json of each run that was read so far."""
+        return {}
 
     def _read(
         self,
@@ -267,15 +277,11 @@ class Results:
     @functools.cached_property
     def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
         """Records by (attack, variant, seed)."""
-        return grouped(((r["spec"], r["variant"], r["seed"]), r) for r in self._found)
-
-
-def grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
-    """{key: all values that are paired with it}, in order."""
-    groups: dict[_K, list[_V]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups
+        index: dict[tuple[str, str, int], list[Record]] = {}
+        for record in self._found:
+            key = (record["spec"], record["variant"], record["seed"])
+            index.setdefault(key, []).append(record)
+        return index
 
 
 def _check_metric(task: str, metric: str, records: Sequence[Record]) -> None:
@@ -298,44 +304,33 @@ def value_of(record: Record | None, eps: float) -> float:
 
 
 def _select(records, attack, variant, seed) -> list[Record]:
-    fields = {"spec": attack, "variant": variant, "seed": seed}
-    return [
-        record
-        for record in records
-        if all(v is None or record[name] == v for name, v in fields.items())
-    ]
+    conditions = {"spec": attack, "variant": variant, "seed": seed}
+    conditions = {
+        name: value for name, value in conditions.items() if value is not None
+    }
+    return [r for r in records if all(r[name] == v for name, v in conditions.items())]
 
 
 def fits(record: Record, fields: Mapping[str, Any]) -> bool:
-    """Whether a record has these fields; lists of tasks may be in any order.
-
-    Any other list in `fields` is a choice of values.
-    """
-    return all(_matches(record.get(name), value) for name, value in fields.items())
-
-
-def _matches(value: Any, condition: Any) -> bool:
-    if isinstance(value, list):
-        return sorted(value) == sorted(condition)
-    return value in condition if isinstance(condition, list) else value == condition
+    """Whether a record has these fields; lists of tasks may be in any order."""
+    return all(
+        sorted(record[name]) == sorted(value)
+        if isinstance(record.get(name), list) and isinstance(value, list)
+        else record.get(name) == value
+        for name, value in fields.items()
+    )
 
 
 def ambiguous(attack: str, records: Sequence[Record], fields: Mapping[str, Any]) -> str:
     """The message for several records of an attack that fit."""
-    names = [name for name in CHOICES if name not in fields]
+    differences = []
+    for name in CHOICES:
+        values = sorted({str(record.get(name)) for record in records})
+        if name not in fields and len(values) > 1:
+            differences.append(f"{name} ({', '.join(values)})")
     return (
         f"attack {attack!r} of the study has several results that fit; choose one "
-        f"with {differences(records, names) or 'another name for one of them'}."
-    )
-
-
-def differences(records: Sequence[Record], names: Iterable[str]) -> str:
-    """The fields among `names` in which records differ, with their values, in words."""
-    texts = {name: sorted({str(r.get(name)) for r in records}) for name in names}
-    return " and ".join(
-        f"{name} ({', '.join(values)})"
-        for name, values in texts.items()
-        if len(values) > 1
+        f"with {' and '.join(differences) or 'another name for one of them'}."
     )
 
 
