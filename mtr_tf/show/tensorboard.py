@@ -25,11 +25,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import pathlib
 import re
-import socket
-import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -64,8 +61,6 @@ _GAP = 2  # Pixels of white between tiles.
 _HEADING = 48  # Pixels above the columns for their headings, of two lines.
 _FONT_SIZE = 20  # Readable where a page shows the picture at half its size.
 _MARK = ".mtr_tf"  # Ends the names of event files that this module may remove.
-# The names that `Board` gives: TIME.HOST.PID.NUMBER.SUFFIX; a training has no suffix.
-_TRAINING_FILE = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?")
 _BY_EPS = "_by_eps"
 _SCALE = 100  # Steps are radii times this, unless they lie too close.
 _POINTS, _REPEATS = 40, 8  # Points of a line between two radii, and at each radius.
@@ -329,7 +324,7 @@ class Board:
           folder: Of the run; None: nothing is written.
           anew: Whether to remove the files that earlier boards with `anew` have left in
             the folder. Files of a training, which may continue after a stop, are never
-            removed here (see `keep_until`).
+            removed here (see `event_files`).
           tasks: All tasks of the numbers; None: the eleven.
         """
         self._tasks = tasks
@@ -437,82 +432,6 @@ def _remove_earlier(folder: pathlib.Path) -> None:
     """Removes the event files of earlier boards with `anew`."""
     for file in folder.glob(f"events.out.tfevents.*{_MARK}*"):
         file.unlink()
-
-
-# A training that continues.
-
-
-def keep_until(
-    folder: pathlib.Path,
-    step: int,
-    places: Mapping[pathlib.Path, Callable[[str], str]],
-) -> None:
-    """Merges the events of several folders into one file, keeping steps 1 to `step`.
-
-    A training that was killed may have written steps after its last checkpoint, which
-    it repeats when it continues. Readers take files in the order of their names, which
-    begin with the time; that of the merged file sorts before that of the training's
-    next file.
-
-    The next start of the training writes step 0 again. The merged file begins a new
-    session, which tells readers that have the old files open to forget them.
-
-    Args:
-      folder: Where the merged file is written.
-      step: The last step that is kept.
-      places: {folder with event files, `folder` among them: function from an old tag
-        to the new one}.
-    """
-    sources = {
-        file: rename
-        for place, rename in places.items()
-        for file in files.listed(place)
-        if _TRAINING_FILE.fullmatch(file.name)
-    }
-    if not sources:
-        return
-    folder.mkdir(exist_ok=True)
-    files.clear_leftovers(*places)
-    events = {}
-    for file, rename in sources.items():
-        for event in _events(file):
-            if 0 < event.step <= step:
-                for value in event.summary.value:
-                    value.tag = rename(value.tag)
-                tags = tuple(value.tag for value in event.summary.value)
-                events[event.step, tags] = event
-    stamp = f"{int(time.time()) - 1:010d}.{socket.gethostname()}.{os.getpid()}"
-    path = folder / "before"  # A name that readers ignore, until it is complete.
-    with (
-        files.whole_file(path) as temp_path,
-        tf.io.TFRecordWriter(str(temp_path)) as writer,
-    ):
-        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        session_start = {"session_log": start}  # Twice: readers skip the first one.
-        for fields in ({"file_version": "brain.Event:2"}, session_start, session_start):
-            event = tf.compat.v1.Event(wall_time=time.time(), **fields)
-            writer.write(event.SerializeToString())
-        for key in sorted(events, key=lambda key: key[0]):
-            writer.write(events[key].SerializeToString())
-    merged_file = path.rename(folder / f"events.out.tfevents.{stamp}.0.before")
-    for file in sources:
-        if file != merged_file:
-            file.unlink()
-    for place in reversed(list(places)):
-        with contextlib.suppress(OSError):  # It is not empty.
-            place.rmdir()
-
-
-def _events(file: pathlib.Path) -> Iterator[tf.compat.v1.Event]:
-    """The events of a file with a summary, up to where a killed process stopped."""
-    records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
-    while True:
-        try:
-            event = tf.compat.v1.Event.FromString(next(records))
-        except (StopIteration, tf.errors.DataLossError, ValueError):
-            return
-        if event.HasField("summary"):
-            yield event
 
 
 # Attacks.

@@ -25,6 +25,7 @@ from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
 from mtr_tf.models import compiling
 from mtr_tf.runs.workers import Workers
+from mtr_tf.show import event_files
 from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
@@ -203,7 +204,7 @@ class Monitor:
             workdir / place: functools.partial(tensorboard.of_kind, kind=kind)
             for place, kind in kinds.items()
         }
-        tensorboard.keep_until(workdir / "train", first, places)
+        event_files.keep_until(workdir / "train", first, places)
         return Board(workdir / "train", tasks=self.tasks)
 
     def _jit(self, steps: int, replicas: int) -> bool:

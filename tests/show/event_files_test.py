@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtr_tf.show import event_files
 from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 
@@ -20,7 +21,7 @@ TAG = "total/loss"
 
 def train(folder: pathlib.Path, first: int, last: int, start: int) -> None:
     """Writes what one start of a training writes: its settings and its steps."""
-    tensorboard.keep_until(folder, first, {folder: str})
+    event_files.keep_until(folder, first, {folder: str})
     board = Board(folder)
     board.settings({"start": start})
     for step in range(first + 1, last + 1):
@@ -131,7 +132,7 @@ def test_an_older_run_that_goes_on_becomes_one(tmp_path):
     for start, place in enumerate(places):
         train(place, 0, 5, start)
     for repeat in range(2):
-        tensorboard.keep_until(tmp_path / "train", 4, places)
+        event_files.keep_until(tmp_path / "train", 4, places)
         assert [path.name for path in tmp_path.iterdir()] == ["train"]
         events = EventAccumulator(str(tmp_path / "train")).Reload()
         for start, kind in enumerate(kinds.values()):
@@ -146,5 +147,5 @@ def test_an_older_run_that_goes_on_becomes_one(tmp_path):
 
 def test_a_first_start_leaves_nothing(tmp_path):
     folder = tmp_path / "train"
-    tensorboard.keep_until(folder, 0, {folder: str})
+    event_files.keep_until(folder, 0, {folder: str})
     assert not folder.exists()
