@@ -183,6 +183,23 @@ def _with_losses(objective: base.Objective, names: tuple[str, ...]) -> Any:
     return objective.with_losses(names)
 
 
+def member_at_lengths(
+    attack: base.Attack,
+    number: int,
+    objective: base.Objective,
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    epsilon: tf.Tensor,
+    step_size: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the images of an ensemble's member alone, from the ensemble's keys.
+
+    The lengths replace those of the attack; see `base.Attack.with_lengths`.
+    """
+    keys = member_keys(keys, number)
+    return attack.at_lengths(objective, x, keys, epsilon, step_size)
+
+
 def member_keys(keys: tf.Tensor, number: int) -> tf.Tensor:
     """Returns a member's keys, int64 [batch, 2], made from those of its ensemble."""
     return tf.map_fn(lambda key: threat.fold_in(key, number), keys)

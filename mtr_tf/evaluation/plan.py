@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -358,21 +359,26 @@ class Cell:
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family.
 
-        It is made and checked here; the compiled step binds only the numbers, unless
-        the record keeps those that it was made with.
+        It is made and checked here; the compiled step binds only the numbers.
         """
-        is_fixed = self._keeps_lengths
-        if is_fixed and not self.eps:  # A record may refuse 0.
-            return lambda objective, x, seed, *_: x
-        lengths = self.numbers if is_fixed else (1.0, 1.0)  # Any, to be replaced.
-        record = self.attack.make(self.threat.norm, *lengths)
+        if self._keeps_lengths:
+            return self._build_fixed()
+        attack = self.attack.make(self.threat.norm, 1.0, 1.0)  # Any lengths.
+        if self.place < 0:
+            return attack.at_lengths
+        # This gives the same images as `attacks.Worst`.
+        return functools.partial(ensemble.member_at_lengths, attack, self.place)
 
-        def attack(objective, x, seed, *numbers):
-            # A member gives the same images as within `attacks.Worst`.
-            keys = seed if self.place < 0 else ensemble.member_keys(seed, self.place)
-            if is_fixed:
-                return record(objective, x, keys)
-            return record.at_lengths(objective, x, keys, *numbers)
+    def _build_fixed(self) -> Callable[..., tf.Tensor]:
+        """Like `build`, but with a record that is made for the numbers of this cell."""
+        if not self.eps:  # A record may refuse 0.
+            return lambda objective, x, seed, *_: x
+        fixed_attack = self.attack.make(self.threat.norm, *self.numbers)
+
+        def attack(objective, x, seed, *_):
+            is_member = self.place >= 0
+            keys = ensemble.member_keys(seed, self.place) if is_member else seed
+            return fixed_attack(objective, x, keys)
 
         return attack
 
