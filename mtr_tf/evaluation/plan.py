@@ -339,6 +339,7 @@ class Cell:
 
     def judged(self, judge: str) -> Cell:
         """The cell judged by "harm" or "loss", with "auto" resolved to one of them."""
+        judging.check(judge)
         goal = dataclasses.replace(self.objective, judge=self._judge(judge))
         return dataclasses.replace(self, objective=goal)
 
