@@ -118,14 +118,8 @@ def _measure(args: argparse.Namespace, folder: pathlib.Path, count: int) -> dict
         preparation = _run_child(args, "prepare", folder)
     final_bytes = _Space.of(store)
     opening = _run_child(args, "open", folder)
-    memory = lazy_memory = (0.0, 0.0)
-    if args.train:
-        flags = ["--dataset=taskonomy", f"--data_dir={source}"]
-        flags += [f"--image_size={args.image_size}"]
-        memory = _peak_memory(folder, "run", flags)
-        os.environ["DATA_SCALE_COUNT"] = str(count)
-        flags = [f"--dataset={pathlib.Path(__file__).stem}:own"]
-        lazy_memory = _peak_memory(folder, "own", flags, flags)
+    train, attack = _peak_memory(args, folder) if args.train else (0.0, 0.0)
+    lazy_memory = _lazy_peak_memory(folder, count) if args.train else (0.0, 0.0)
     return {
         "pictures": count,
         "find s": preparation["find s"],
@@ -137,8 +131,8 @@ def _measure(args: argparse.Namespace, folder: pathlib.Path, count: int) -> dict
         "prepare MB": preparation["MB"],
         "open s": opening["s"],
         "open MB": opening["MB"],
-        "train MB": memory[0],
-        "attack MB": memory[1],
+        "train MB": train,
+        "attack MB": attack,
         "own: train MB": lazy_memory[0],
         "own: attack MB": lazy_memory[1],
     }
@@ -232,6 +226,17 @@ def _prepare(args: argparse.Namespace) -> dict:
 _CHILDREN = {"prepare": _prepare, "open": _open}
 
 
+def _peak_memory(args: argparse.Namespace, folder: pathlib.Path) -> tuple[float, float]:
+    """The peak memory, in MB, of an epoch of training and of an attack."""
+    run = folder / "run"
+    train = ["--dataset=taskonomy", f"--data_dir={folder / 'taskonomy'}"]
+    train += ["--tasks=seg,depth", "--model=tiny", f"--image_size={args.image_size}"]
+    train += ["--epochs=1", "--eval_examples=64", "--eval_steps=1", f"--workdir={run}"]
+    attack = [f"--ckpt={run}", "--steps=1", "--eps=8", "--nochecks"]
+    attack += ["--attack_tasks=seg"]
+    return _command(folder, "train", train), _command(folder, "attack", attack)
+
+
 def own() -> dict:
     """Examples that are made when they are read; DATA_SCALE_COUNT is their number."""
     count = int(os.environ["DATA_SCALE_COUNT"])
@@ -258,21 +263,13 @@ class _LazyExamples:
         return {"image": image, "targets": targets}
 
 
-def _peak_memory(
-    folder: pathlib.Path, run: str, data: Sequence[str], attack_data: Sequence[str] = ()
-) -> tuple[float, float]:
-    """The peak memory, in MB, of an epoch of training and of an attack.
-
-    Args:
-      folder: For the run.
-      run: Its name.
-      data: The flags of the data set.
-      attack_data: Those that the attack needs.
-    """
-    workdir = folder / run
-    train = [*data, "--tasks=seg,depth", "--model=tiny", f"--workdir={workdir}"]
+def _lazy_peak_memory(folder: pathlib.Path, count: int) -> tuple[float, float]:
+    """Like `_peak_memory`, for custom data that is read lazily."""
+    os.environ["DATA_SCALE_COUNT"] = str(count)
+    dataset_flag, run = f"--dataset={pathlib.Path(__file__).stem}:own", folder / "own"
+    train = [dataset_flag, "--tasks=seg,depth", "--model=tiny", f"--workdir={run}"]
     train += ["--epochs=1", "--eval_examples=64", "--eval_steps=1"]
-    attack = [*attack_data, f"--ckpt={workdir}", "--steps=1", "--eps=8", "--nochecks"]
+    attack = [dataset_flag, f"--ckpt={run}", "--steps=1", "--eps=8", "--nochecks"]
     attack += ["--attack_tasks=seg"]
     return _command(folder, "train", train), _command(folder, "attack", attack)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -133,12 +132,11 @@ class _Process:
         # PyTorch compiles in this time, too.
         self._seconds = args.seconds * (2 if self._part.startswith("torch") else 1)
         self._what: Record = {"part": self._part, "what": name}
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read at the end)
         self._process = subprocess.Popen(
             [sys.executable, __file__, *flags, *["--tiny"] * args.tiny],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
@@ -146,12 +144,18 @@ class _Process:
         self._ended = False
         self._said: queue.Queue[Record | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
+        self._errors: list[str] = []
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
 
     def _listen(self) -> None:
         for line in self._process.stdout:
             if (record := _parse_record(line)) is not None:
                 self._said.put(record)
         self._said.put(None)
+
+    def _read_errors(self) -> None:
+        self._errors.extend(self._process.stderr)
 
     def _next(self, deadline: float) -> Record | None:
         """The next record of the process; None at its end, or after the deadline.
@@ -181,7 +185,7 @@ class _Process:
         while not self._ended and (record := self._next(deadline)) is not None:
             yield {"part": self._part, **record}
         if self._process.wait() and "error" not in self._what:
-            self._errors.seek(0)
+            self._reader.join(5)
             error_lines = [line.strip() for line in self._errors if line.strip()]
             self._what["error"] = (error_lines or ["no word"])[-1][:300]
         if "error" in self._what:
@@ -399,23 +403,23 @@ def _batch_sizes(args: argparse.Namespace) -> list[int]:
     return sorted(map(int, args.batch_sizes.split(",")), reverse=True)
 
 
-# {part: (jit, dtype) of the cases of each group}; bfloat16 is --fast.
-_ATTACKS = {
-    "attack": [
-        [("on", "float32")],
-        [("on", "bfloat16")],
-        [("off", "float32"), ("off", "bfloat16")],
-    ],
-    "float16": [[("on", "float16")]],
-}
-
-
-def _attack(part: str, args: argparse.Namespace) -> list[list[Case]]:
-    """The library's PGD."""
+def _attack(args: argparse.Namespace) -> list[list[Case]]:
+    """The library's PGD, with XLA and without, in float32 and with --fast."""
     return [
         [_attack_case(args, batch, dtype, jit) for jit, dtype in group]
         for batch in _batch_sizes(args)
-        for group in _ATTACKS[part]
+        for group in (
+            [("on", "float32")],
+            [("on", "bfloat16")],
+            [("off", "float32"), ("off", "bfloat16")],
+        )
+    ]
+
+
+def _float16(args: argparse.Namespace) -> list[list[Case]]:
+    """The library's PGD in float16."""
+    return [
+        [_attack_case(args, batch, "float16", "on")] for batch in _batch_sizes(args)
     ]
 
 
@@ -468,34 +472,34 @@ def _limit(args: argparse.Namespace) -> list[list[Case]]:
 _ALL_TASKS = "all"  # Tasks.
 
 
-# {part: (model, tasks, jit, policy) of each group of cases}.
-_TRAININGS = {
-    "train": [
-        ("resnet18", "seg,depth", "on", "float32"),
-        ("resnet18", "seg,depth", "off", "float32"),
-        ("resnet18", _ALL_TASKS, "on", "float32"),
-    ],
-    "more_train": [
-        ("small", "seg,depth", "on", "float32"),
-        ("small", "seg,depth", "off", "float32"),
-        ("resnet18", _ALL_TASKS, "off", "float32"),
-        ("resnet18", "seg,depth", "on", "mixed_bfloat16"),
-    ],
-    # As the paper does. The tasks share a decoder: this is the net of `_problem`, and
-    # so PyTorch's.
-    "drn_train": [
-        ("drn_d_22", "seg,depth,autoencoder", "on", "float32"),
-        ("drn_d_22", "seg,depth,autoencoder", "on", "mixed_bfloat16"),
-    ],
-}
+def _train(args: argparse.Namespace) -> list[list[Case]]:
+    """Training steps at 64 px: the library's loop with its input, and the bare step."""
+    return [
+        _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
+        _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "on", "float32"),
+    ]
 
 
-def _train(part: str, args: argparse.Namespace) -> list[list[Case]]:
-    """Training steps, at 64 px or of DRN-D-22 on crops of 256, batch 16.
+def _more_train(args: argparse.Namespace) -> list[list[Case]]:
+    """Training steps of a small net, of all tasks without XLA, and in bfloat16."""
+    return [
+        _training_cases(args, "small", "seg,depth", "on", "float32"),
+        _training_cases(args, "small", "seg,depth", "off", "float32"),
+        _training_cases(args, "resnet18", _ALL_TASKS, "off", "float32"),
+        _training_cases(args, "resnet18", "seg,depth", "on", "mixed_bfloat16"),
+    ]
 
-    Of each net the bare step, and the library's loop with its input.
+
+def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
+    """Training DRN-D-22 on crops of 256, batch 16, as the paper does.
+
+    The tasks share a decoder: this is the net of `_problem`, and so PyTorch's.
     """
-    return [_training_cases(args, *training) for training in _TRAININGS[part]]
+    return [
+        _training_cases(args, "drn_d_22", "seg,depth,autoencoder", "on", policy)
+        for policy in ("float32", "mixed_bfloat16")
+    ]
 
 
 def _training_cases(
@@ -510,19 +514,23 @@ def _training_cases(
         name = f"{model}, all tasks, jit={jit}"
     description = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
     description |= {"jit": jit, "model": model}
+    state: dict[str, Any] = {}
 
-    @functools.cache
-    def steps() -> _Steps:
+    def bare() -> Record:
         from mtr_tf import tasks
 
         task_names = tuple(tasks.TASKS) if names == _ALL_TASKS else tasks.resolve(names)
-        return _Steps(
+        state["steps"] = _Steps(
             model, task_names, jit == "on", policy, (side, side), batch, width
         )
+        return state["steps"].bare(args)
+
+    def product() -> Record:
+        return state["steps"].product(args)
 
     return [
-        ({**description, "what": f"step, {name}"}, lambda: steps().bare(args)),
-        ({**description, "what": f"loop, {name}"}, lambda: steps().product(args)),
+        ({**description, "what": f"step, {name}"}, bare),
+        ({**description, "what": f"loop, {name}"}, product),
     ]
 
 
@@ -560,6 +568,7 @@ class _Steps:
         learner = step_lib.Learner(net, optimizer, losses, weighting, 0.0, batch)
         self._step = step_lib.compile_step(learner, self._strategy, jit)
         self._steps = step_lib.compile_steps(learner, self._strategy, step=self._step)
+        self._batch = batch
         spec, _ = net_spec.describe(net)
         self._gflop = 3e-9 * net_spec.forward_flops(spec, *sides)
         rng = np.random.default_rng(0)
@@ -620,37 +629,40 @@ class _Steps:
         return {**record, "gflop": self._gflop}
 
 
-_HALF, _FULL = "bfloat16", "float32"
-# {part: (kind, whether torch.compile is used, (dtype, channels_last) of the cases)}.
-_TORCH = {
-    "torch": ("pgd", False, [(d, c) for c in (False, True) for d in (_HALF, _FULL)]),
-    "torch_train": (
-        "train",
-        False,
-        [(d, c) for d in (_FULL, _HALF) for c in (False, True)],
-    ),
-    "torch_compile": ("pgd", True, [(_HALF, True), (_FULL, True)]),
-}
-
-
-def _torch(part: str, args: argparse.Namespace) -> list[Iterator[Case]]:
-    """PyTorch's PGD on the same net, or training steps as ours of DRN-D-22."""
-    kind, compiles, layouts = _TORCH[part]
-    batches, size = _batch_sizes(args), args.image_size
-    if kind == "train":
-        batches, size = ([2], "32") if args.tiny else ([16], "256")
+def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
+    """PyTorch's eager PGD on the same net."""
     cases = [
-        {
-            "kind": kind,
-            "dtype": dtype,
-            "channels_last": channels_last,
-            "compile": compiles,
-            "batch": batch,
-        }
-        for batch in batches
-        for dtype, channels_last in layouts
+        {"kind": "pgd", "dtype": d, "channels_last": c, "compile": False, "batch": b}
+        for b in _batch_sizes(args)
+        for d, c in (
+            ("bfloat16", False),
+            ("float32", False),
+            ("bfloat16", True),
+            ("float32", True),
+        )
     ]
-    return [_torch_cases(args, cases, size)]
+    return [_torch_cases(args, cases, args.image_size)]
+
+
+def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
+    """PyTorch's eager training steps of DRN-D-22, crops of 256, batch 16."""
+    cases = [
+        {"kind": "train", "dtype": d, "channels_last": c, "compile": False, "batch": b}
+        for b in ((2,) if args.tiny else (16,))
+        for d in ("float32", "bfloat16")
+        for c in (False, True)
+    ]
+    return [_torch_cases(args, cases, "32" if args.tiny else "256")]
+
+
+def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
+    """PGD with torch.compile."""
+    cases = [
+        {"kind": "pgd", "dtype": d, "channels_last": True, "compile": True, "batch": b}
+        for b in _batch_sizes(args)
+        for d in ("bfloat16", "float32")
+    ]
+    return [_torch_cases(args, cases, args.image_size)]
 
 
 def _torch_cases(
@@ -663,11 +675,11 @@ def _torch_cases(
     _import(False)
     args = argparse.Namespace(**{**vars(args), "image_size": size})
     problem, spec, arrays, gflop = _problem(args, 1)
-    import numpy as np
+    import net_spec
 
     with tempfile.TemporaryDirectory() as folder:
         weights = pathlib.Path(folder, "weights.npz")
-        np.savez(weights, **arrays)
+        net_spec.save(weights, arrays)
         settings = {
             "spec": spec,
             "weights": str(weights),
@@ -707,18 +719,18 @@ def _torch_environment() -> dict[str, str]:
 
 _PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "matmul": _matmul,
-    "attack": functools.partial(_attack, "attack"),
-    "train": functools.partial(_train, "train"),
-    "torch": functools.partial(_torch, "torch"),
-    "more_train": functools.partial(_train, "more_train"),
-    "drn_train": functools.partial(_train, "drn_train"),
-    "float16": functools.partial(_attack, "float16"),
+    "attack": _attack,
+    "train": _train,
+    "torch": _torch,
+    "more_train": _more_train,
+    "drn_train": _drn_train,
+    "float16": _float16,
     "limit": _limit,
-    "free_attack": functools.partial(_attack, "attack"),
-    "free_train": functools.partial(_train, "train"),
-    "free_drn_train": functools.partial(_train, "drn_train"),
-    "torch_train": functools.partial(_torch, "torch_train"),
-    "torch_compile": functools.partial(_torch, "torch_compile"),
+    "free_attack": _attack,
+    "free_train": _train,
+    "free_drn_train": _drn_train,
+    "torch_train": _torch_train,
+    "torch_compile": _torch_compile,
 }
 # Parts whose kernels need not be deterministic; the others use deterministic ones, as
 # the commands do.

@@ -20,10 +20,10 @@ import json
 import math
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -166,17 +166,19 @@ def _run_command(
     args: argparse.Namespace, folder: pathlib.Path, name: str, command: Sequence[str]
 ) -> Ended:
     """Runs a command and writes its output to FOLDER/NAME.log."""
-    start = time.perf_counter()
+    start, last = time.perf_counter(), ""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    timer = threading.Timer(args.seconds, process.kill)
+    timer.start()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.log", "w+") as log:
-        output = {"stdout": log, "stderr": subprocess.STDOUT}
-        try:
-            code = subprocess.run(command, timeout=args.seconds, **output).returncode
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGKILL
-        log.seek(0)
-        lines = [line.strip() for line in log if line.strip()]
-    last = lines[-1] if lines else ""
+    with open(folder / f"{name}.log", "w") as log:
+        for line in process.stdout:
+            log.write(line)
+            last = line.strip() or last
+    code = process.wait()
+    timer.cancel()
     if code < 0:
         last = f"ended after {args.seconds:g} s: {last}"
     return Ended(code, last[:300], time.perf_counter() - start)

@@ -78,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     origin = directory.environment() | {"command": _command(argv)}
     train = {k: v for k, v in configs[0].to_dict().items() if k != "seed"}
     parts = {"made": origin, "settings": vars(args), "train": train}
-    without_sets = [{k: v for k, v in net.items() if k not in _SETS} for net in nets]
-    parts |= {"means": means, "nets": without_sets}
+    parts |= {"means": means, "nets": [_drop_sets(net) for net in nets]}
     folder = pathlib.Path(args.folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "theory.json", _json_lines(parts))
@@ -245,6 +244,10 @@ def _norms_of_means(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """`[N, S]`: the norm of the mean of the gradients of each set of tasks."""
     sizes = gradients_lib.members(scale.shape[1]).sum(axis=1)
     return gradients_lib.l2_of_sums(products, scale) / sizes
+
+
+def _drop_sets(net: Numbers) -> Numbers:
+    return {name: value for name, value in net.items() if name not in _SETS}
 
 
 def _round(value: Any) -> Any:

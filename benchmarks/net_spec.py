@@ -8,6 +8,7 @@ are settings of that convolution.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,25 +22,30 @@ _Arrays = dict[str, np.ndarray]
 
 
 def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
-    """Returns the specification and {name of a node.name of a weight: array}."""
+    """Returns the specification and {name of a node/name of a weight: array}."""
     image = model.layers[0].name
     nodes = [{"name": image, "inputs": [], "op": "input"}]
     arrays, names = {}, {id(model.input): image}
     for node in folding._nodes(model, model.output.values()):
         layer, (output,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
-        settings, weights = _node(layer)
+        settings, weights = _node(layer, nodes, inputs)
         if settings is None:  # The layer changes nothing.
             names[id(output)] = inputs[0]
             continue
         names[id(output)] = layer.name
         nodes.append({"name": layer.name, "inputs": inputs, **settings})
-        arrays |= {f"{layer.name}.{key}": np.array(a) for key, a in weights.items()}
+        arrays |= {f"{layer.name}/{key}": np.array(a) for key, a in weights.items()}
     outputs = {task: names[id(tensor)] for task, tensor in model.output.items()}
     return {"nodes": _merge_padding(nodes, outputs), "outputs": outputs}, arrays
 
 
-def _node(layer: Any) -> tuple[dict | None, dict]:
+def save(path: pathlib.Path, arrays: _Arrays) -> None:
+    """Writes the weights as .npz, in which slashes are dots."""
+    np.savez(path, **{name.replace("/", "."): array for name, array in arrays.items()})
+
+
+def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
     """Returns the settings and weights of a layer; None for one that does nothing."""
     if isinstance(layer, keras.layers.Rescaling):
         weights = {"scale": layer.scale, "offset": layer.offset}
@@ -54,7 +60,7 @@ def _node(layer: Any) -> tuple[dict | None, dict]:
         return {"op": "pad", "size": layer.padding[0][0]}, {}
     if isinstance(layer, keras.layers.MaxPooling2D):
         size, stride = layer.pool_size[0], layer.strides[0]
-        return {"op": "pool", "size": size, "stride": stride}, {}
+        return {"op": "pool", "size": size, "stride": stride, "same": True}, {}
     if isinstance(layer, own_layers.BilinearUpSampling):
         return {"op": "up", "factor": layer.factor, "edge": layer.replicate}, {}
     if isinstance(layer, keras.layers.BatchNormalization):

@@ -31,7 +31,6 @@ startup.import_tensorflow()  # Without its start-up noise.
 
 import keras
 import numpy as np
-import problems
 import tensorflow as tf
 import timing
 
@@ -40,6 +39,7 @@ from mtr_tf.models import layers
 from mtr_tf.models import resnet
 
 _CLASSES = 8
+_PEERS = ("foolbox", "foolbox compiled", "art", "art compiled", "cleverhans")
 _KEEPS = {"limit": "", "mtr_tf": "best"}  # Which point is returned; else the last.
 _EQUAL = 0.999  # Of the highest loss: rounding changes some signs.
 _COLUMNS = {
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "peers", rounds=7)
-    parser.add_argument("--peers", default=",".join(_ADAPTERS), help="comma-separated")
+    parser.add_argument("--peers", default=",".join(_PEERS), help="comma-separated")
     parser.add_argument("--image_size", type=int, default=64, help="height and width")
     parser.add_argument("--width", type=int, default=16, help="of the first layer")
     parser.add_argument("--epsilon", type=float, default=8, help="l-inf, of 255")
@@ -124,7 +124,11 @@ def _train(model: keras.Model, steps: int) -> None:
 
 def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
     def prepare(model, x, y, args):
-        objective = _problem(model, x, y).objective()
+        # A classifier is a segmentation net of one pixel.
+        logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
+        dense = keras.Model(model.input, {"seg": logits})
+        targets, masks = {"seg": y[:, None, None]}, {"seg": tf.ones((len(y), 1, 1))}
+        objective = attacks.objective(dense, targets, masks)
         attack = attacks.PGD(
             args.epsilon / 255,
             args.step_size / 255,
@@ -135,14 +139,6 @@ def _mtr_tf(keep: str) -> Callable[..., Callable[[], tf.Tensor]]:
         return lambda: attack(objective, x)
 
     return prepare
-
-
-def _problem(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> problems.Problem:
-    """The classifier as a segmentation net of one pixel."""
-    logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
-    dense = keras.Model(model.input, {"seg": logits})
-    targets, masks = {"seg": y[:, None, None]}, {"seg": tf.ones((len(y), 1, 1))}
-    return problems.Problem(dense, ("seg",), x, targets, masks)
 
 
 def _peer_model(model: keras.Model, compiled: bool) -> Callable[..., tf.Tensor]:
@@ -244,7 +240,7 @@ def _measure(
 ) -> list[dict]:
     """Returns the rows of one batch size: the limit, the library, then the peers."""
     x, y = _patterns(size, args.image_size, -2)
-    runs = {"limit": _problem(model, x, y).passes(args.steps, plain=True)}
+    runs = {"limit": _limit(model, x, y, args.steps)}
     for name, prepare in contestants.items():
         runs[name] = prepare(model, x, y, args)
     times = timing.alternate(runs, args.rounds)
@@ -259,6 +255,25 @@ def _measure(
         }
         for name, duration in times.items()
     ]
+
+
+def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
+    """Returns a function that runs a compiled forward-backward pass `steps` times."""
+
+    @tf.function
+    def gradient(x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x, training=False)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+        return tape.gradient(loss, x)
+
+    def run():
+        for _ in range(steps):
+            result = gradient(x, y)
+        return result
+
+    return run
 
 
 def _loss(model, images: np.ndarray, y) -> float:

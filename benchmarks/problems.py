@@ -42,20 +42,19 @@ class Problem:
         model = self.model if model is None else model
         return attacks.objective(model, self.targets, self.masks, self.names, **options)
 
-    def passes(
-        self, count: int, plain: bool = False, jit: bool = False
+    def gradient(
+        self, plain: bool = False, jit: bool = False
     ) -> Callable[[], tf.Tensor]:
-        """Returns the limit: a function that takes the gradient `count` times.
+        """Returns the compiled gradient by the images, written without the library.
 
-        It is the compiled gradient by the images, written without the library. Its
-        losses are the library's, which take less time on CPU than TensorFlow's
+        Its losses are the library's, which take less time on CPU than TensorFlow's
         cross-entropy, or, with `plain`, losses as a user of TensorFlow would write
         them. With `jit`, XLA compiles it.
         """
         loss_of = _plain_losses if plain else tasks_lib.task_losses
 
         @tf.function(jit_compile=jit)
-        def gradient(x, targets, masks):
+        def compiled(x, targets, masks):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 outputs = self.model(x, training=False)
@@ -63,9 +62,17 @@ class Problem:
                 loss = tf.add_n(list(losses.values()))
             return tape.gradient(loss, x)
 
+        return lambda: compiled(self.x, self.targets, self.masks)
+
+    def passes(
+        self, count: int, plain: bool = False, jit: bool = False
+    ) -> Callable[[], tf.Tensor]:
+        """Returns the limit: a function that calls the gradient `count` times."""
+        gradient = self.gradient(plain, jit)
+
         def run():
             for _ in range(count):
-                result = gradient(self.x, self.targets, self.masks)
+                result = gradient()
             return result
 
         return run

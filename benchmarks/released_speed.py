@@ -23,7 +23,6 @@ from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 
-import net_spec
 import numpy as np
 import problems
 import timing
@@ -107,40 +106,18 @@ def _torch_loops(
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Returns PGD in PyTorch, written in three ways; images as in Keras."""
     import torch
-    import torch_spec
+    import torch_drn
 
-    spec, arrays = net_spec.describe(problem.model)
-    net = torch_spec.Net(spec, arrays).eval()
-    first = next(
-        i for i, node in enumerate(spec["nodes"]) if node["name"].startswith("decoder")
-    )
-    encoder, decoder = spec["nodes"][:first], spec["nodes"][first:]
+    net = torch_drn.Net(problem.model, problem.names).eval()
     x = torch.tensor(np.transpose(problem.x.numpy(), (0, 3, 1, 2)))
     targets = {name: _torch_target(t) for name, t in problem.targets.items()}
-
-    def one_head(x, task, earlier):
-        """Returns the output of a task, from the image or from earlier values."""
-        others = [f"_{name}" for name in problem.names if name != task]
-        nodes = [
-            node
-            for node in (decoder if earlier else spec["nodes"])
-            if not node["name"].endswith(tuple(others))
-        ]
-        return net.values(x, nodes, earlier)[spec["outputs"][task]]
-
-    def network_per_head(x):
-        return {task: one_head(x, task, {}) for task in problem.names}
-
-    def decoder_per_head(x):
-        features = net.values(x, encoder, {})
-        return {task: one_head(x, task, features) for task in problem.names}
 
     def loop(forward, weights):
         net.requires_grad_(weights)
         point = x
         for _ in range(steps):
             point = point.detach().requires_grad_()
-            losses = torch_spec.losses(forward(point), targets)
+            losses = _torch_losses(forward(point), targets)
             if weights:
                 net.zero_grad()
                 losses.backward()
@@ -152,11 +129,11 @@ def _torch_loops(
         return np.transpose(point.numpy(), (0, 2, 3, 1))
 
     return {
-        _NAIVE: lambda: loop(network_per_head, True),
+        _NAIVE: lambda: loop(net.network_per_head, True),
         "PyTorch, decoder per task, weight gradients": lambda: loop(
-            decoder_per_head, True
+            net.decoder_per_head, True
         ),
-        _BEST: lambda: loop(net, False),
+        _BEST: lambda: loop(net.trunk_once, False),
     }
 
 
@@ -165,6 +142,18 @@ def _torch_target(target):
 
     target = torch.tensor(target.numpy())
     return target.permute(0, 3, 1, 2) if target.ndim == 4 else target.long()
+
+
+def _torch_losses(outputs, targets):
+    """Returns the sum of the tasks' losses, each a mean, as in mtr_tf.losses."""
+    from torch.nn import functional
+
+    losses = {
+        "seg": functional.cross_entropy,
+        "depth": functional.l1_loss,
+        "autoencoder": functional.mse_loss,
+    }
+    return sum(losses[name](outputs[name], target) for name, target in targets.items())
 
 
 if __name__ == "__main__":

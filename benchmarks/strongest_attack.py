@@ -185,13 +185,20 @@ def _is_own_loss(loss: str, task: tasks_lib.Task) -> bool:
 
 def _make(attack: str, epsilon: float, budget: int) -> attacks.Attack:
     """Returns the attack with `budget` gradients; ensembles divide them."""
-    if attack == "worst":
-        names = ("apgd", "pgd", "square")  # As --attack=worst by default.
-        members = [attacks.make(n, epsilon, steps=budget // len(names)) for n in names]
-        return attacks.Worst(tuple(members))
+    if attack == "pgd":
+        return attacks.PGD(epsilon, epsilon / 4, budget)
+    if attack == "apgd":
+        return attacks.APGD(epsilon, budget)
     if attack == "sea":
-        budget //= len(ensemble.SEA_LOSSES)
-    return attacks.make(attack, epsilon, steps=budget)
+        return attacks.SEA(epsilon, budget // len(ensemble.SEA_LOSSES))
+    third = budget // 3  # As --attack=worst by default.
+    return attacks.Worst(
+        (
+            attacks.APGD(epsilon, third),
+            attacks.PGD(epsilon, epsilon / 4, third),
+            attacks.Square(epsilon, third),
+        )
+    )
 
 
 def _metric_values(problem: problems.Problem, x: Any, metrics: dict) -> list[float]:

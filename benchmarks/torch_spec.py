@@ -3,7 +3,6 @@
 
 This program needs only PyTorch and NumPy, so that it can run under another Python than
 TensorFlow's. It prints a JSON object per line, each as soon as it is measured.
-`released_speed.py` imports the net.
 
     python benchmarks/torch_spec.py SETTINGS.json
 """
@@ -14,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,18 +44,8 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes the nodes one after the other."""
-        values = self.values(x, self.spec["nodes"], {})
-        return {task: values[name] for task, name in self.spec["outputs"].items()}
-
-    def values(
-        self,
-        x: torch.Tensor,
-        nodes: Sequence[dict[str, Any]],
-        earlier: dict[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        """Returns {name: value} of some nodes, and of those computed `earlier`."""
-        values = dict(earlier)
-        for node in nodes:
+        values = {}
+        for node in self.spec["nodes"]:
             inputs = [values[name] for name in node["inputs"]]
             if node["op"] == "input":
                 value = x
@@ -73,7 +61,7 @@ class Net(nn.Module):
             else:
                 value = self.parts[node["name"]](inputs[0])
             values[node["name"]] = value
-        return values
+        return {task: values[name] for task, name in self.spec["outputs"].items()}
 
 
 class _Rescale(nn.Module):
@@ -118,17 +106,16 @@ def _conv(node, weights):
         node["dilation"],
         bias=node["bias"],
     )
-    return _with_weights(convolution, node, weights)
+    convolution.weight.data = weights["kernel"].permute(3, 2, 0, 1).contiguous()
+    if node["bias"]:
+        convolution.bias.data = weights["bias"]
+    return convolution
 
 
 def _transposed(node, weights):
     convolution = nn.ConvTranspose2d(
         node["in"], node["out"], node["size"], node["stride"], bias=node["bias"]
     )
-    return _with_weights(convolution, node, weights)
-
-
-def _with_weights(convolution, node, weights):
     convolution.weight.data = weights["kernel"].permute(3, 2, 0, 1).contiguous()
     if node["bias"]:
         convolution.bias.data = weights["bias"]
@@ -138,8 +125,10 @@ def _with_weights(convolution, node, weights):
 def _norm(node, weights):
     norm = nn.BatchNorm2d(len(weights["gamma"]), node["epsilon"])
     norm.weight.data, norm.bias.data = weights["gamma"], weights["beta"]
-    norm.running_mean = weights["moving_mean"]
-    norm.running_var = weights["moving_variance"]
+    norm.running_mean, norm.running_var = (
+        weights["moving_mean"],
+        weights["moving_variance"],
+    )
     return norm
 
 

@@ -361,6 +361,7 @@ def test_nets_in_pytorch_are_ours(name, script):
     for variable in model.non_trainable_variables:
         variable.assign(variable + 0.3 * rng.random(variable.shape))
     spec, arrays = script("net_spec").describe(model)
+    arrays = {name.replace("/", "."): array for name, array in arrays.items()}
     net = script("torch_spec").Net(spec, arrays).eval()
     x = rng.random((2, 32, 32, 3), np.float32)
     outputs = net(torch.tensor(x).permute(0, 3, 1, 2))
