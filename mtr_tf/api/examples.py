@@ -99,7 +99,7 @@ def one_by_one(
         if np.ndim(image) != _BATCH:
             yield {"image": image, **by_name}
             continue
-        _check_rows(by_name, len(image))
+        _check_rows({"target": targets, "mask": masks, "input": inputs}, len(image))
         for i in range(len(image)):
             rows = {
                 key: {name: values[i] for name, values in arrays.items()}
@@ -113,7 +113,7 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
     for what, values in parts.items():
         if not isinstance(values, Mapping):
             raise InputError(
-                f"The {what} of a batch must be a dict by name, such as "
+                f"The {what}s of a batch must be a dict by name, such as "
                 f'{{"camera": array}}, of arrays; got one of type '
                 f"{type(values).__name__}."
             )
@@ -122,8 +122,7 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
             if rows != count:
                 raise InputError(
                     "A batch must have one row for each of its images, but its "
-                    f"{what[:-1]} {name} has {rows} rows for {count} images; give as "
-                    "many."
+                    f"{what} {name} has {rows} rows for {count} images; give as many."
                 )
 
 

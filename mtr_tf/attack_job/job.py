@@ -282,16 +282,19 @@ class Job:
         usual.
         """
         config, parts = self.config, []
-        map_note = self._restriction(lambda task: task.is_map)
         if config.targets == OWN_TARGETS:
             agreement = "agreement with the model's own clean outputs (--targets=own)"
             parts.append(agreement)
         if config.source_ckpt:
             parts.append(f"attacked images made on {config.source_ckpt}")
         if config.attack_pixels:
-            parts.append(f"{config.attack_pixels} output pixels attacked{map_note}")
+            parts.append(
+                f"{config.attack_pixels} output pixels attacked{self._map_note}"
+            )
         if config.attack_block:
-            parts.append(f"output pixels {config.attack_block} attacked{map_note}")
+            parts.append(
+                f"output pixels {config.attack_block} attacked{self._map_note}"
+            )
         if config.attack_classes:
             names = ", ".join(config.attack_classes)
             note = self._restriction(lambda task: task.discrete)
@@ -299,6 +302,10 @@ class Job:
         if config.attack_pixels or config.attack_block or config.attack_classes:
             parts.append("metrics over all pixels")
         return "; ".join(parts)
+
+    @property
+    def _map_note(self) -> str:
+        return self._restriction(lambda task: task.is_map)
 
     def _restriction(self, restricts: Callable[[Task], bool]) -> str:
         """Names the attacked tasks that a choice of pixels restricts; empty if all."""

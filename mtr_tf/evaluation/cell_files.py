@@ -57,11 +57,14 @@ class Result:
       wanted: For a targeted attack, {task: {metric: {"clean": float or None,
         "attacked": ...}}} against the wanted targets; else empty.
       wanted_rows: The rows of the attacked images behind `wanted`.
-      aimed_rows: As `aimed` of `evaluator.Evaluation`.
-      before_rows: As `before` of `evaluator.Evaluation`.
+      aimed_rows: For an attack on some of the output pixels, rows of the attacked tasks
+        on the attacked images, over these pixels and against the attack's targets.
+      before_rows: For an attack judged by comparison with the clean images, rows of the
+        attacked tasks on the clean images, over the same pixels and against the same
+        targets; and rows of the spared tasks.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
-      unchanged: As `unchanged` of `evaluator.Evaluation`; also None in files of
-        versions without it.
+      unchanged: bool `[count]`, whether the attack left an image as it was; None for
+        the clean images, and in files of versions without it.
       consistent_rows: How well outputs that determine each other agree (`consistency`);
         empty if there are none, and in files of versions without it.
       half: The half precision that gradients were taken in by `--fast`; "" without it,

@@ -72,8 +72,9 @@ class Evaluation:
       wanted: For a targeted attack, rows of the attacked images against the wanted
         targets; else empty.
       unmoved: The same for the clean images.
-      aimed: For an attack on some output pixels, rows of the attacked images over these
-        pixels, against the targets of `wanted` or else of `attacked`; else empty.
+      aimed: For an attack on some output pixels, rows of the attacked tasks on the
+        attacked images over these pixels, against the targets of `wanted` or else of
+        `attacked`; else empty.
       before: Where attacks are judged by comparison with the clean images, rows of the
         clean images over the attack's pixels, against its targets, with the tasks that
         it spares; else empty.

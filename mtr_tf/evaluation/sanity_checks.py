@@ -348,11 +348,19 @@ class _Evaluations:
         return attack(objective, x, seed)
 
     def pgd(
-        self, epsilon: float, step_size: float, steps: int, **settings: Any
+        self,
+        epsilon: float,
+        step_size: float,
+        steps: int,
+        *,
+        seed: int | None = None,
+        single_images: bool = False,
     ) -> Evaluation:
         """The last points of PGD; with `single_images`, of a few images one by one."""
         numbers = (epsilon, step_size, steps)
-        return self._run(self._pgd, numbers=numbers, **settings)
+        return self._run(
+            self._pgd, numbers=numbers, seed=seed, single_images=single_images
+        )
 
     def far(self, epsilon: float, steps: int) -> Evaluation:
         """PGD far from the image; for classes with a loss that leaves no pixel right.

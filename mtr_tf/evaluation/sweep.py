@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -147,7 +146,9 @@ def run(
         part_cells = parts(all_cells, count)[number - 1]
     results = finished(part_cells, store, predictions) if workers.chief else {}
     flags = workers.of_chief([cell in results for cell in part_cells])
-    finished_cells = set(itertools.compress(part_cells, flags))
+    finished_cells = {
+        cell for cell, is_finished in zip(part_cells, flags, strict=True) if is_finished
+    }
     cost = {cell: _cost(subject, cell) for cell in part_cells}
     pending = _by_family(cell for cell in part_cells if cell not in finished_cells)
     if finished_cells:
@@ -316,6 +317,7 @@ def _worst_result(
     wanted_rows = worst_case.take(choice, [result.wanted_rows for result in results])
     rows = worst_case.combine(cell, results, choice)
     unchanged = [r.unchanged for r in results if r.unchanged is not None]
+    consistent_rows = [r.consistent_rows for r in results]
     return dataclasses.replace(
         results[0],
         cell=cell,
@@ -329,7 +331,9 @@ def _worst_result(
         unchanged=worst_case.chosen(choice, unchanged)
         if len(unchanged) == len(results)
         else None,
-        consistent_rows=worst_case.take(choice, [r.consistent_rows for r in results]),
+        consistent_rows=worst_case.take(choice, consistent_rows)
+        if all(consistent_rows)
+        else {},
     )
 
 

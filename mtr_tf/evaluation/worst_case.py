@@ -107,9 +107,7 @@ def chosen(choice: np.ndarray, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def take(choice: np.ndarray, rows: Sequence[Rows]) -> dict[str, dict[str, np.ndarray]]:
-    """The rows of each image under the attack chosen for it; empty if one has none."""
-    if not all(rows):
-        return {}
+    """The rows of each image under the attack chosen for it."""
     return {
         task: {name: chosen(choice, [r[task][name] for r in rows]) for name in by_name}
         for task, by_name in rows[0].items()

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from mtr_tf import attacks
 from mtr_tf.attacks import threat
 
 # The strength of each severity from 1 to 5.
@@ -46,12 +45,17 @@ def corrupted(
       keys: int64 `[batch, 2]`, a seed for the noise of each image.
       channels: The channels to corrupt; empty: all.
     """
-
-    def corrupt(_: None, x: tf.Tensor) -> tf.Tensor:
-        part = _CORRUPTIONS[name](x, tf.cast(strength, tf.float32), keys)
-        return tf.ensure_shape(tf.clip_by_value(part, 0.0, 1.0), x.shape)
-
-    return attacks.on_channels(corrupt, channels)(None, tf.cast(images, tf.float32))
+    floats = tf.cast(images, tf.float32)
+    count = floats.shape[-1]
+    selection = tuple(channels) or tuple(range(count))
+    strength = tf.cast(strength, tf.float32)
+    part = _CORRUPTIONS[name](tf.gather(floats, selection, axis=-1), strength, keys)
+    part = tf.ensure_shape(tf.clip_by_value(part, 0.0, 1.0), [*floats.shape[:3], None])
+    positions = {channel: position for position, channel in enumerate(selection)}
+    order = [
+        positions.get(channel, len(selection) + channel) for channel in range(count)
+    ]
+    return tf.gather(tf.concat([part, floats], axis=-1), order, axis=-1)
 
 
 def _map_images(

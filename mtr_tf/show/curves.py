@@ -185,7 +185,8 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
 def points_of(records: Sequence[Record]) -> list[tuple[float, float | None, Any, Any]]:
     """(eps, value, low, high) of each radius, ascending, first the clean one at 0.
 
-    The records are of one task and metric under one attack.
+    The records, one or more, are of one task and metric under one attack; those at a
+    radius of 0 are left out.
     """
     clean = (0.0, records[0]["clean"], *records[0]["clean_interval"])
     attacked = [

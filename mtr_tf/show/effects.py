@@ -21,7 +21,8 @@ _LOOKS = {
 }
 _WIDTH = 3.9  # Inches: what a phone shows without scaling it down.
 _ROW, _EDGE = 0.3, 0.55  # Inches of a row, and of a panel's axis and title.
-_UNIT_LETTERS, _LINE_HEIGHT = 40, 0.17  # Of a unit's line; inches of a further one.
+_UNIT_LETTERS = 40  # Of a unit, in one line.
+_LINE_HEIGHT = 0.17  # Inches of a further line.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,7 @@ def loss_scalars(
     """{<task>/loss: loss} of {task: loss}, and `total/loss`, their weighted sum."""
     scalars = {f"{task}/loss": float(value) for task, value in losses.items()}
     terms = ((1.0 if weights is None else weights[t]) * v for t, v in losses.items())
-    # Without tasks that no image has, whose loss is NaN.
+    # The loss of a task that no image has is NaN.
     total = float(sum(term for term in terms if not math.isnan(term)))
     return scalars | {"total/loss": total}
 
