@@ -142,6 +142,7 @@ def test_models_on_several_replicas_have_the_numbers_of_one(batch, mirrored):
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
     """Later epochs check a model with a softmax anew, but not the data."""
     images, targets = batch

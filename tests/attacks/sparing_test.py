@@ -132,7 +132,8 @@ def every_attack(norm="linf"):
         yield attacks.Worst((attacks.Noise(EPS, draws=20), attacks.FGSM(EPS)))
 
 
-@pytest.mark.parametrize("norm", ["linf", slow("l2")])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_attack_spares_the_other_of_two_linear_heads(norm):
     slope, spared_slope = slopes_of(9, 3)
     x = np.full((2, 1, 9, 1), 0.5, np.float32)

@@ -151,7 +151,7 @@ def test_a_negative_loss_that_divides_is_refused_compiled_or_not(jit):
         evaluator.run(make_columns(), batch_size=4)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [slow(False), True])
 def test_a_negative_loss_of_a_later_image_is_refused_compiled_or_not(jit):
     """Under XLA it counted as 1e-12, and its task outweighed all others."""
 
@@ -207,7 +207,7 @@ def test_the_attack_stays_in_its_ball_and_raises_the_losses(reference):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "replicas"), [slow(1, 1), (3, 1), slow(2, 2), (8, 2)]
+    ("batch_size", "replicas"), [slow(1, 1), (3, 1), slow(2, 2), slow(8, 2)]
 )
 def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, replicas):
     strategy = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")

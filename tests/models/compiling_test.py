@@ -320,7 +320,8 @@ def evaluated(jit, strategy=None):
     return evaluator.run(columns(5, SIZE), batch_size=4)
 
 
-@pytest.mark.parametrize("replicas", [1, slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_evaluation(replicas, mirrored):
     strategy = mirrored if replicas == 2 else None
     reference, compiled = (evaluated(jit, strategy) for jit in (False, True))
