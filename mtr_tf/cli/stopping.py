@@ -74,7 +74,7 @@ class _Watch:
                 continue
             if self.came and now - self.came > _ONE_SIGNAL_SECONDS:
                 _say("ended at once.")
-                os._exit(128 + data[0])
+                os._exit(exit_code(data[0]))
             self.came = self.came or now
 
 
@@ -214,9 +214,12 @@ def told(stop: KeyboardInterrupt | None, sentence: str) -> str:
     return f"stopped by {name}. {(stop and ' '.join(stop.args)) or sentence}"
 
 
-def exit_code() -> int:
-    """The exit code of a process that the signal has stopped: 130 or 143."""
-    return 128 + (signum() or signal.SIGINT)
+def exit_code(number: int = 0) -> int:
+    """The exit code of a process that a signal has ended: 130 or 143.
+
+    `number` is the signal's; 0 stands for the signal that has asked to stop.
+    """
+    return 128 + (number or signum() or signal.SIGINT)
 
 
 def _say(line: str) -> None:

@@ -258,11 +258,13 @@ class Evaluator:
         rows, image_index = in_order(results, index)
         if "unchanged" in rows:
             rows["unchanged"] = rows["unchanged"].astype(bool)
-        if examples:
-            rows["examples"] = _join_examples(
-                examples, keep_examples, self._image_channels
-            )
-        return Evaluation(image_index, **rows)
+        return Evaluation(
+            image_index,
+            **rows,
+            examples=_join_examples(examples, keep_examples, self._image_channels)
+            if examples
+            else None,
+        )
 
     def _check_models(self, batch: Mapping[str, Any]) -> None:
         """Checks the attacked model on a few images, before anything is compiled.

@@ -354,6 +354,10 @@ class _FirstLook:
         image, packed = np.split(x, [self.channels], axis=-1)
         return np.concatenate([change(image), packed], -1) if packed.size else change(x)
 
+    @property
+    def _count(self) -> int:
+        return len(self.batch["image"])
+
     @functools.cached_property
     def outputs(self) -> dict[str, np.ndarray]:
         return self.call(self.batch["image"])
@@ -430,7 +434,7 @@ class _FirstLook:
                 warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{causes} "
                     f"({record.metrics[0].name} {scores[0]:.3g}, a constant's is "
-                    f"{guess[0]:.3g}, on {len(self.batch['image'])} images)."
+                    f"{guess[0]:.3g}, on {self._count} images)."
                 )
         return warnings
 
@@ -458,7 +462,7 @@ class _FirstLook:
             f"{self.name} does far better on images {cure.images}, so it is probably "
             f"attacked in the wrong way; {cure.advice} ({task.name} "
             f"{task.metrics[0].name} {cured_score:.2g} instead of {score:.2g}, on "
-            f"{len(self.batch['image'])} images)."
+            f"{self._count} images)."
         ]
 
     def _best_cure(
@@ -503,7 +507,7 @@ class _FirstLook:
             return tape.gradient(list(losses.values()), images)
 
         count = 0
-        for i in range(0, len(self.batch["image"]), self.size):
+        for i in range(0, self._count, self.size):
             arguments = tf.nest.map_structure(
                 lambda array, i=i: tf.constant(array[i : i + self.size]),
                 [self.batch[kind] for kind in ("image", "targets", "masks")],
@@ -518,7 +522,7 @@ class _FirstLook:
         return [
             f"the gradient of {self.name}'s losses is not finite, although its "
             f"outputs are: attacks treat NaN as 0, and may be too weak ({count} of "
-            f"{len(self.batch['image'])} images)."
+            f"{self._count} images)."
         ]
 
     def _error(self, task: str, scores: np.ndarray) -> float:

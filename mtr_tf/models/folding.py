@@ -399,12 +399,13 @@ def _exact_ids(model: keras.Model) -> set[int]:
         reads = [id(tensor) for node in nodes for tensor in node.input_tensors]
         if isinstance(layer, keras.layers.MaxPooling2D) or inputs & set(reads):
             layers.append(layer)
-    return {
-        id(inner_layer)
+    inner_layers = [
+        inner_layer
         for layer in layers
-        if isinstance(layer, keras.Layer)  # Operations have no precision of their own.
+        if isinstance(layer, keras.Layer)
         for inner_layer in layer._flatten_layers()
-    }
+    ]
+    return {id(layer) for layer in (*layers, *inner_layers)}
 
 
 # A convolution with the batch norm after it, and the Rescaling before it, in one.
